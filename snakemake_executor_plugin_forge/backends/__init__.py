@@ -1,0 +1,1 @@
+"""Where jobs run. A backend starts supervisors and brings their verdicts back."""

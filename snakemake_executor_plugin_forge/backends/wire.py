@@ -1,0 +1,91 @@
+"""Frames on a stream socket between Snakemake, nursery and supervisors: kind, job name, body.
+
+All three are Forge's own processes, forked from one another; nothing that a job can write to goes through here.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_HEAD = struct.Struct("=BHQ")
+_CHUNK = 1 << 18
+
+
+class Kind(enum.IntEnum):
+    """What a frame says."""
+
+    RUN = 1  # downwards: start this attempt
+    CANCEL = 2  # downwards: TERM, grace, KILL; no name means all; the body is the reason
+    KILL = 3  # downwards: the same without grace
+    BURY = 4  # downwards: clear up after a supervisor that died
+    QUIT = 5  # downwards: no more jobs will come
+    READY = 6  # upwards: the host as probed
+    DONE = 7  # upwards: the verdict
+    REFUSED = 8  # upwards: it could not even be started; the body says why
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message."""
+
+    kind: Kind
+    name: str = ""
+    body: bytes = b""
+
+    def encode(self) -> bytes:
+        """To bytes."""
+        name = self.name.encode()
+        return _HEAD.pack(self.kind, len(name), len(self.body)) + name + self.body
+
+
+class Channel:
+    """A socket that speaks frames. ``receive`` is for non-blocking use behind a selector."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+        self.closed = False
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._socket.fileno()
+
+    def send(self, frame: Frame) -> None:
+        """Send all of it; a dead peer is noticed by :meth:`receive`, so it is no error here."""
+        try:
+            self._socket.sendall(frame.encode())
+        except (BrokenPipeError, ConnectionResetError):
+            self.closed = True
+
+    def receive(self) -> Iterator[Frame]:
+        """The frames that one read completes; sets ``closed`` at the end of the stream."""
+        try:
+            data = self._socket.recv(_CHUNK)
+        except (ConnectionResetError, InterruptedError):
+            data = b""
+        if not data:
+            self.closed = True
+        self._buffer += data
+        while (frame := self._next()) is not None:
+            yield frame
+
+    def _next(self) -> Frame | None:
+        if len(self._buffer) < _HEAD.size:
+            return None
+        kind, name_size, body_size = _HEAD.unpack_from(self._buffer)
+        end = _HEAD.size + name_size + body_size
+        if len(self._buffer) < end:
+            return None
+        name = self._buffer[_HEAD.size : _HEAD.size + name_size].decode()
+        body = bytes(self._buffer[_HEAD.size + name_size : end])
+        del self._buffer[:end]
+        return Frame(Kind(kind), name, body)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.closed = True
+        self._socket.close()

@@ -1,0 +1,180 @@
+"""A job as Snakemake's own call: encoded in Snakemake, carried out in the sandbox.
+
+The arguments are those that Snakemake's local executor would give to its ``run_wrapper``, passed on untouched, so that
+the meaning of a rule is Snakemake's and not ours. What every forked process has already (the workflow, its rules, its
+line maps) travels as a name.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from snakemake.exceptions import format_exception_to_string
+from snakemake.executors.local import run_wrapper
+from snakemake.logging import logger
+from snakemake.rules import Rule
+from snakemake.shell import shell
+
+from .model import LaunchSpec
+from .sandbox.syscalls import set_process_name
+
+_SIGNALLED = 128
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, workflow: Any) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._workflow = workflow
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, Rule):
+            return ("rule", obj.name)
+        if obj is self._workflow:
+            return ("workflow", None)
+        if obj is self._workflow.linemaps:
+            return ("linemaps", None)
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, workflow: Any) -> None:
+        super().__init__(file)
+        self._workflow = workflow
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, name = pid
+        match kind:
+            case "rule":
+                return self._workflow.get_rule(name)
+            case "workflow":
+                return self._workflow
+            case "linemaps":
+                return self._workflow.linemaps
+        raise pickle.UnpicklingError(f"unknown reference {pid!r}")
+
+
+def encode_call(arguments: tuple[Any, ...], workflow: Any) -> bytes:
+    """The arguments of ``run_wrapper`` as bytes.
+
+    Raises:
+        pickle.PicklingError, TypeError, AttributeError: for arguments that cannot be pickled (a lambda or an open
+            file in ``params``, an object of a class that the Snakefile defines).
+    """
+    buffer = io.BytesIO()
+    _Pickler(buffer, workflow).dump(("call", arguments))
+    return buffer.getvalue()
+
+
+def encode_command(command: str) -> bytes:
+    """A shell command (an inner ``snakemake``) as bytes."""
+    return pickle.dumps(("command", command))
+
+
+class Executor:
+    """Carries out encoded calls; lives in the nursery, works in the job."""
+
+    def __init__(self, workflow: Any) -> None:
+        self._workflow = workflow
+
+    def prepare(self) -> None:
+        """In the nursery, right after it was forked: cut what belongs to Snakemake's own process.
+
+        Exit handlers and event loops are Snakemake's; log records of a job go to its stderr, because the files and
+        sockets of Snakemake's log handlers are closed here.
+        """
+        atexit._clear()
+        runners = getattr(self._workflow, "_async_runners", None)
+        if runners:
+            self._kept = list(runners.values())  # never closed here: they share sockets with Snakemake
+            runners.clear()
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(_has_text)
+        logger.addHandler(handler)
+
+    def execute(self, payload: bytes, spec: LaunchSpec, scratch: str) -> dict[str, object]:
+        """In the job: run it, and say how it went in plain values."""
+        set_process_name("forge-job")
+        signal.signal(signal.SIGTERM, _on_term)
+        kind, content = _Unpickler(io.BytesIO(payload), self._workflow).load()
+        if kind == "command":
+            return _result(subprocess.run(["bash", "-c", content], check=False).returncode)
+        return self._call(content, scratch)
+
+    def _call(self, arguments: tuple[Any, ...], scratch: str) -> dict[str, object]:
+        for argument in arguments:
+            if hasattr(argument, "_cores") and hasattr(argument, "tmpdir"):
+                argument.tmpdir = scratch  # the rule's resources: shell() makes them the environment's TMPDIR
+        result: dict[str, object]
+        try:
+            run_wrapper(*arguments)
+            result = _result(0)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            result = _result(_exit_code(stop), f"{type(stop).__name__}: {stop}")
+        except BaseException as error:
+            result = _result(_failed_command(error), format_exception_to_string(error, self._workflow.linemaps))
+        return _leave(result)
+
+
+def _has_text(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.INFO and bool(record.msg) and record.msg != "None"
+
+
+def _on_term(number: int, frame: object) -> None:
+    """TERM goes to every process of a job. One that waits for a command lets the command end it."""
+    del frame
+    try:
+        waiting = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        waiting = False
+    if not waiting:
+        raise SystemExit(_SIGNALLED + number)
+
+
+def _exit_code(stop: BaseException) -> int:
+    code = getattr(stop, "code", None)
+    return code if isinstance(code, int) else 1
+
+
+def _failed_command(error: BaseException | None) -> int | None:
+    """The exit status of the command that made a rule fail, somewhere in the chain of causes."""
+    seen = 0
+    while error is not None and seen < 50:
+        if isinstance(error, subprocess.CalledProcessError):
+            return error.returncode
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
+
+
+def _result(code: int | None, error: str | None = None) -> dict[str, object]:
+    if code is not None and code < 0:
+        return {"exit_code": None, "signal": -code, "error": error}
+    return {"exit_code": 1 if code is None else code, "signal": None, "error": error}
+
+
+def _leave(result: dict[str, object]) -> dict[str, object]:
+    """What an interpreter does at its end: threads that are no daemons, exit handlers, buffers."""
+    try:
+        threading._shutdown()
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util._exit_function()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException as error:
+        if result.get("exit_code") == 0:
+            return _result(1, f"{type(error).__name__} at the end of the job: {error}")
+    shell.cleanup()
+    return result

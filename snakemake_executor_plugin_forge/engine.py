@@ -1,0 +1,161 @@
+"""The story of a run and of each of its jobs, from Snakemake's request to the verdict. See docs/explanation/job.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from .backends.local import LocalBackend
+from .backends.nursery import Orders
+from .errors import HostError
+from .model import RECORD_SCHEMA, Config, Done, Host, JobRequest, RunContext
+from .plan import PRIVATE_DIRECTORIES, check_requirement, check_resources, plan
+from .record.jobdir import now
+from .supervisor import Execute
+from .units import parse_share, show_bytes
+
+STATE_DIRECTORY = ".snakemake/forge"
+
+
+class Engine:
+    """One run: owns the backend, plans every job, brings every verdict back."""
+
+    def __init__(self, config: Config, prepare: Callable[[], None], execute: Execute, exposed: list[str]) -> None:
+        """Start the backend and open the record of the run.
+
+        Args:
+            prepare: called in the nursery right after the fork.
+            execute: called in each job's process.
+            exposed: paths that every job must see (workflow sources, environments, caches).
+
+        Raises:
+            ForgeError: if this host cannot do what the settings ask for, or the record cannot be written.
+        """
+        self.config = config
+        workdir = os.path.realpath(os.getcwd())
+        state = f"{workdir}/{STATE_DIRECTORY}"
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}"
+        self._run_dir = f"{state}/runs/{run_id}"
+        self._make_run_dir()
+        orders = Orders(run_id, config.run_memory, config.run_pids, prepare, execute, keep=())
+        self._backend = LocalBackend(orders)
+        host = self._backend.host
+        self._run = RunContext(
+            run_id=run_id,
+            workdir=workdir,
+            state_dir=state,
+            run_memory_bytes=parse_share(config.run_memory, host.memory_bytes, "--forge-run-memory"),
+            run_pids=config.run_pids,
+            exposed=tuple(_below_private([workdir, *exposed])),
+        )
+        self._count = 0
+        try:
+            check_requirement(config.require, host)
+        except HostError:
+            self._backend.close()
+            raise
+        self._write_run()
+
+    def _make_run_dir(self) -> None:
+        try:
+            os.makedirs(self._run_dir)
+        except OSError as error:
+            raise HostError(
+                f"the record of this run cannot be written to {self._run_dir}: {error.strerror}. "
+                "Make the working directory writable, or start Snakemake in another one with --directory."
+            ) from error
+
+    @property
+    def host(self) -> Host:
+        """The host as probed."""
+        return self._backend.host
+
+    def isolation_line(self) -> str:
+        """What this run's jobs are enclosed in, in one line."""
+        host, run = self.host, self._run
+        if host.cgroup == "none":
+            limits = f"no memory, CPU and process limits ({host.cgroup_note})"
+        else:
+            limits = f"limits by {host.cgroup}, {show_bytes(run.run_memory_bytes)} for all jobs together"
+        return f"Forge: {limits}; {', '.join(host.mechanisms)}; network {self.config.network}."
+
+    def check(self, rule: str, resources: dict[str, object]) -> None:
+        """Refuse a rule's resources before anything runs.
+
+        Raises:
+            UsageError: see :func:`.plan.check_resources`.
+        """
+        check_resources(rule, resources, self._run.run_memory_bytes)
+
+    def submit(self, request: JobRequest, payload: bytes, by_hand: str, how: str, done: Done) -> str:
+        """Plan one attempt and start it; ``done`` gets its verdict, in another thread.
+
+        Returns:
+            The attempt's name.
+
+        Raises:
+            UsageError: for resources that cannot be met; nothing has been started then.
+        """
+        self._count += 1
+        spec = plan(request, self._count, by_hand, how, self.config, self.host, self._run)
+        self._backend.submit(spec, payload, done)
+        return spec.name
+
+    def cancel(self, name: str, reason: str) -> None:
+        """End one attempt."""
+        self._backend.cancel(name, reason)
+
+    def cancel_all(self, reason: str) -> None:
+        """End every attempt, TERM first, and wait until all are dead. A second Ctrl-C cuts the grace short."""
+        patience = self.config.grace_seconds + 30
+        self._backend.cancel_all(reason, grace=True)
+        try:
+            self._backend.wait_idle(patience)
+        except KeyboardInterrupt:
+            self._backend.cancel_all(f"{reason}, twice", grace=False)
+            self._backend.wait_idle(patience)
+
+    def close(self) -> None:
+        """End the run: no process, cgroup or temporary directory of it is left."""
+        self._backend.close()
+        self._write_run(ended=now())
+
+    def _write_run(self, ended: str | None = None) -> None:
+        with open(f"/proc/{os.getpid()}/stat", encoding="utf-8", errors="replace") as file:
+            start_time = int(file.read().rpartition(")")[2].split()[19])
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot_id = file.read().strip()
+        record = {
+            "schema": RECORD_SCHEMA,
+            "run": self._run.run_id,
+            "pid": os.getpid(),
+            "start_time": start_time,
+            "boot_id": boot_id,
+            "host": socket.gethostname(),
+            "command": sys.argv,
+            "workdir": self._run.workdir,
+            "isolation": self.isolation_line(),
+            "cgroup": self.host.cgroup_note,
+            "memory_bytes": self._run.run_memory_bytes,
+            "started": datetime.fromtimestamp(time.time(), UTC).isoformat(),
+            "ended": ended,
+        }
+        path = f"{self._run_dir}/run.json"
+        if ended is not None:
+            with open(path, encoding="utf-8") as old:
+                record["started"] = json.load(old)["started"]
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+        os.rename(f"{path}.new", path)
+
+
+def _below_private(paths: list[str]) -> list[str]:
+    """Those of the paths that a private directory would cover; the others are visible anyway."""
+    real = {os.path.realpath(p) for p in paths if p} | {os.path.abspath(p) for p in paths if p}
+    return sorted(p for p in real if p.startswith(tuple(d + "/" for d in PRIVATE_DIRECTORIES)))

@@ -1,0 +1,365 @@
+"""Snakemake's side of Forge: translates its jobs to requests and verdicts to its callbacks, and decides nothing.
+
+Imported at every start of Snakemake, whichever executor is used: everything that is Forge's own is imported when an
+Executor is made, not before.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pickle
+import shlex
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.real import RealExecutor
+from snakemake_interface_executor_plugins.settings import ExecMode
+
+from .errors import ForgeError
+
+if TYPE_CHECKING:
+    from .model import JobRequest, Verdict
+
+
+class Executor(RealExecutor):  # type: ignore[misc]
+    """``--executor forge``."""
+
+    def __post_init__(self) -> None:
+        """Start the run, if there is anything to run.
+
+        Raises:
+            WorkflowError: in Snakemake's own terms, for whatever keeps Forge from starting.
+        """
+        self._engine: Any = None
+        self._signals_taken = False
+        self._stopped_by = "Ctrl-C"
+        self._cache_pool: concurrent.futures.ThreadPoolExecutor | None = None
+        if len(self.dag) == 0:
+            return
+        try:
+            self._start()
+        except ForgeError as error:
+            self._close()
+            raise WorkflowError(str(error)) from error
+
+    def _start(self) -> None:
+        # Imported here and not above: see the module's docstring.
+        from .calls import Executor as Calls
+        from .engine import Engine
+        from .settings import to_config
+
+        calls = Calls(self.workflow)
+        config = to_config(self.executor_settings)
+        self._engine = Engine(config, calls.prepare, calls.execute, self._always_visible())
+        for rule in {job.rule for job in self.dag.needrun_jobs() if not job.is_group()}:
+            if not rule.norun:
+                self._engine.check(rule.name, _static_resources(rule))
+        self.logger.info(self._engine.isolation_line())
+
+    def _always_visible(self) -> list[str]:
+        """Paths outside the working directory that jobs need although nobody declares them."""
+        workflow = self.workflow
+        deployment = workflow.deployment_settings
+        persistence = workflow.persistence
+        paths = [
+            workflow.basedir,
+            sys.prefix,
+            sys.base_prefix,
+            *(p for p in sys.path if os.path.isdir(p)),
+            *(os.path.dirname(str(f)) for f in workflow.included_stack),
+            *(os.path.dirname(str(f)) for f in workflow.linemaps),
+            *(os.path.dirname(str(f)) for f in workflow.configfiles),
+            workflow.sourcecache.cache_path,
+            workflow.sourcecache.runtime_cache_path,
+            persistence.shadow_path,
+            persistence.conda_env_path,
+            persistence.container_img_path,
+            deployment.conda_prefix,
+            deployment.apptainer_prefix,
+            *(getattr(workflow, "runtime_paths", None) or ()),
+        ]
+        return [os.fspath(p) for p in paths if p and not str(p).startswith(("http:", "https:"))]
+
+    # -- what Snakemake asks for -----------------------------------------------------------------------------------
+
+    def run_jobs(self, jobs: list[Any]) -> None:
+        """Start jobs. On the scheduler's thread: nothing here may block."""
+        self._take_signals()
+        super().run_jobs(jobs)
+
+    def run_job(self, job: Any) -> None:
+        """Start one job or, if it is a pipe or service group, all of its members together."""
+        info = SubmittedJobInfo(job=job)
+        if job.is_group():
+            _Group(self, info).start()
+            return
+        arguments = self.arguments(job)
+        self.report_job_submission(info)
+        if job.is_norun:
+            self.report_job_success(info)
+        elif self._uses_cache(job):
+            self._pool().submit(self._fetch_or_run, info, arguments)
+        else:
+            self.submit(job, arguments, lambda verdict: self.conclude(info, verdict))
+
+    def arguments(self, job: Any) -> tuple[Any, ...]:
+        """Prepare a job as the local executor does, which yields the arguments of its ``run_wrapper``."""
+        from snakemake.executors.local import Executor as LocalExecutor
+
+        arguments: tuple[Any, ...] = LocalExecutor.job_args_and_prepare(self, job)
+        return arguments
+
+    def submit(self, job: Any, arguments: tuple[Any, ...], done: Any) -> str | None:
+        """Hand a prepared job over; None (and ``done`` is never called) if its resources cannot be met."""
+        from .calls import encode_call, encode_command
+
+        try:
+            payload, how = encode_call(arguments, self.workflow), "nursery"
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            payload = encode_command(self.format_job_exec(job))
+            how = f"inner snakemake, because its arguments cannot be pickled: {error}"
+            if job.shadow_dir:  # the inner Snakemake makes its own
+                shutil.rmtree(job.shadow_dir, ignore_errors=True)
+                job.shadow_dir = None
+        name: str = self._engine.submit(self._request(job), payload, self._by_hand(job), how, done)
+        return name
+
+    def _request(self, job: Any) -> JobRequest:
+        from .model import JobRequest
+
+        return JobRequest(
+            rule=job.rule.name,
+            wildcards={k: str(v) for k, v in (job.wildcards_dict or {}).items()},
+            attempt=job.attempt,
+            threads=job.threads,
+            resources=dict(job.resources.items()),
+            command=job.shellcmd,
+            inputs=tuple(str(f) for f in job.input),
+            outputs=tuple(str(f) for f in job.output),
+            logs=tuple(str(f) for f in (*job.log, *([job.benchmark] if job.benchmark else []))),
+            interactive=self.workflow.execution_settings.debug or bool(self.dag.is_edit_notebook_job(job)),
+        )
+
+    def _by_hand(self, job: Any) -> str:
+        if job.shellcmd is not None and not self.workflow.deployment_settings.deployment_method:
+            return str(job.shellcmd)
+        return str(self.format_job_exec(job))
+
+    # -- what comes back (in the backend's thread) -----------------------------------------------------------------
+
+    def conclude(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
+        """Tell Snakemake how a job ended."""
+        for note in verdict.notes:
+            self.logger.warning(f"Rule {info.job.rule.name}, jobid {info.job.jobid}: {note}.")
+        if not verdict.ok:
+            self.report_failure(info, verdict)
+        elif self._uses_cache(info.job):
+            self._pool().submit(self._store_and_report, info)
+        else:
+            self.report_job_success(info)
+
+    def report_failure(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
+        """The verdict in words, the end of stderr and the paths, where Snakemake's users look for them."""
+        if verdict.error:
+            self.logger.error(verdict.error)
+        lines = [verdict.reason]
+        tail = verdict.stderr_tail.strip().splitlines()[-10:]
+        if tail:
+            lines += ["last lines of stderr:", *(f"    {line}" for line in tail)]
+        lines.append(f"record: {verdict.directory}")
+        logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
+        logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
+        self.report_job_error(info, msg="\n".join(lines), aux_logs=logs)
+
+    # -- between-workflow caching ----------------------------------------------------------------------------------
+
+    def _uses_cache(self, job: Any) -> bool:
+        cache = self.workflow.workflow_settings.cache
+        return cache is not None and bool(job.rule.cache) and bool(getattr(job.rule.cache, "output", True))
+
+    def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+        if self._cache_pool is None:
+            self._cache_pool = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge-cache")
+        return self._cache_pool
+
+    def _fetch_or_run(self, info: SubmittedJobInfo, arguments: tuple[Any, ...]) -> None:
+        from snakemake.exceptions import CacheMissException
+
+        job = info.job
+        try:
+            self.workflow.async_run(job.rule.cache.fetch(job))
+        except CacheMissException:
+            self.submit_or_report(info, arguments)
+        except Exception as error:
+            self.report_job_error(info, msg=f"the output cache failed: {error}")
+        else:
+            self.report_job_success(info)
+
+    def _store_and_report(self, info: SubmittedJobInfo) -> None:
+        try:
+            self.workflow.async_run(info.job.rule.cache.store(info.job))
+        except Exception as error:
+            self.report_job_error(info, msg=f"the output cache failed: {error}")
+        else:
+            self.report_job_success(info)
+
+    def submit_or_report(self, info: SubmittedJobInfo, arguments: tuple[Any, ...]) -> None:
+        """Submit; what cannot be met becomes this job's error and nobody else's."""
+        try:
+            self.submit(info.job, arguments, lambda verdict: self.conclude(info, verdict))
+        except ForgeError as error:
+            self.report_job_error(info, msg=str(error))
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _take_signals(self) -> None:
+        """SIGTERM and SIGHUP end the run as Ctrl-C does.
+
+        Done here, because the scheduler sets its own handler (finish the running jobs) after it has made its executor.
+        A SIGHUP that is ignored (nohup) stays ignored.
+        """
+        if self._signals_taken or threading.current_thread() is not threading.main_thread():
+            return
+        self._signals_taken = True
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        del frame
+        self._stopped_by = signal.Signals(number).name
+        raise KeyboardInterrupt
+
+    def cancel(self) -> None:
+        """The run was interrupted: end all jobs, then let Snakemake clear up after them as after failed ones."""
+        if self._engine is None:
+            return
+        self._engine.cancel_all(f"Snakemake was stopped by {self._stopped_by}")
+        self._settle()
+        self._close()
+
+    def _settle(self) -> None:
+        """What the scheduler will not do any more after an interrupt.
+
+        It would leave half-written outputs and incomplete markers of jobs that were ended, and forget jobs that had
+        finished just before.
+        """
+        scheduler = self.workflow.scheduler
+        lock = getattr(scheduler, "_lock", threading.Lock())
+        with lock:
+            if hasattr(scheduler, "_finish_jobs") and getattr(scheduler, "_tofinish", None):
+                scheduler._finish_jobs()
+            for job in list(getattr(scheduler, "_toerror", ())):
+                self.workflow.async_run(job.postprocess(error=True))
+
+    def shutdown(self) -> None:
+        """The run is over."""
+        self._close()
+
+    def _close(self) -> None:
+        engine, self._engine = self._engine, None
+        if self._cache_pool is not None:
+            self._cache_pool.shutdown()
+        if engine is not None:
+            engine.close()
+
+    # -- for RealExecutor: how an inner Snakemake is called ---------------------------------------------------------
+
+    @property
+    def cores(self) -> Any:
+        """Cores for an inner Snakemake."""
+        return self.workflow.resource_settings.cores
+
+    def get_exec_mode(self) -> ExecMode:
+        """An inner Snakemake runs exactly one job."""
+        return ExecMode.SUBPROCESS
+
+    @property
+    def job_specific_local_groupid(self) -> bool:
+        """As the local executor."""
+        return False
+
+    def get_job_exec_prefix(self, job: Any) -> str:
+        """As the local executor."""
+        del job
+        return f"cd {shlex.quote(str(self.workflow.workdir_init))}"
+
+    def get_python_executable(self) -> str:
+        """This interpreter."""
+        return shlex.quote(sys.executable)
+
+    def additional_general_args(self) -> str:
+        """As the local executor."""
+        return "--quiet progress rules host"
+
+
+class _Group:
+    """A pipe or service group: all members run at the same time, each in a sandbox of its own.
+
+    Services are ended when all others have succeeded. The first failure ends the rest.
+    """
+
+    def __init__(self, executor: Executor, info: SubmittedJobInfo) -> None:
+        self._executor = executor
+        self._info = info
+        self._lock = threading.Lock()
+        self._names: dict[str, Any] = {}  # attempt to job, of those that run
+        self._consumers = 0
+        self._failure: tuple[Any, Verdict] | None = None
+
+    def start(self) -> None:
+        """Prepare and start every member."""
+        executor, members = self._executor, list(self._info.job)
+        prepared = [(job, executor.arguments(job)) for job in sorted(members, key=lambda job: not job.is_service)]
+        executor.report_job_submission(self._info)
+        self._consumers = sum(not job.is_service for job in members)
+        with self._lock:  # no verdict is looked at before all have started
+            for job, arguments in prepared:
+                name = executor.submit(job, arguments, lambda verdict, job=job: self._done(job, verdict))
+                self._names[name or ""] = job
+
+    def _done(self, job: Any, verdict: Verdict) -> None:
+        with self._lock:
+            self._names = {name: other for name, other in self._names.items() if other is not job}
+            ended_service = job.is_service and self._consumers == 0
+            if not verdict.ok and not ended_service and self._failure is None:
+                self._failure = (job, verdict)
+                self._end(self._names, f"{job.rule.name}, a member of the same group, failed")
+            if not job.is_service:
+                self._consumers -= 1
+                if self._consumers == 0 and self._failure is None:
+                    self._end(self._names, "all jobs that use this service are done")
+            finished = not self._names
+        if finished:
+            self._report()
+
+    def _end(self, names: Iterable[str], reason: str) -> None:
+        for name in names:
+            self._executor._engine.cancel(name, reason)
+
+    def _report(self) -> None:
+        if self._failure is None:
+            self._executor.report_job_success(self._info)
+        else:
+            self._executor.report_failure(self._info, self._failure[1])
+
+
+def _static_resources(rule: Any) -> dict[str, object]:
+    """The resources of a rule that are known without a job: plain values, no functions."""
+    known: dict[str, object] = {}
+    for name, resource in rule.resources.items():
+        if callable(resource):
+            continue
+        if hasattr(resource, "is_evaluable"):  # Snakemake >= 9.14 wraps them
+            if resource.is_evaluable():
+                continue
+            resource = resource.value
+        known[name] = resource
+    return known

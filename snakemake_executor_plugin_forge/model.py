@@ -1,0 +1,269 @@
+"""The nouns of Forge: frozen values that pass between its parts. Nothing here does anything.
+
+Units are in the names: ``*_bytes``, ``*_seconds``. ``None`` as a limit means "not limited by this job's own
+declaration" (the limits of the run still hold).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+RECORD_SCHEMA = 1
+"""Version of the JSON in ``spec.json``, ``verdict.json`` and ``events.jsonl``; see docs/reference/record.md."""
+
+
+class Outcome(enum.StrEnum):
+    """How an attempt ended. The strings are those of the JSON."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    PIDS = "pids"
+    DISK = "disk"
+    VIOLATION = "violation"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+class CpuMode(enum.StrEnum):
+    """What ``threads`` means to the kernel: a hard cap, a weight among the jobs, or nothing."""
+
+    CAP = "cap"
+    SHARE = "share"
+    OFF = "off"
+
+
+class Network(enum.StrEnum):
+    """Whether a job sees the host's network (``on``) or only a loopback of its own (``off``)."""
+
+    ON = "on"
+    OFF = "off"
+
+
+class KeepScratch(enum.StrEnum):
+    """Whose scratch directories stay after the end of an attempt."""
+
+    NEVER = "never"
+    FAILED = "failed"
+    ALWAYS = "always"
+
+
+class Require(enum.StrEnum):
+    """The isolation below which Forge refuses to start."""
+
+    NONE = "none"
+    LIMITS = "limits"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the kernel lets one job have."""
+
+    memory_bytes: int | None
+    cpus: int
+    pids: int | None
+    wall_seconds: float | None
+    disk_bytes: int | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The ``limits`` object of the record."""
+        return {
+            "memory_bytes": self.memory_bytes,
+            "cpus": self.cpus,
+            "pids": self.pids,
+            "seconds": self.wall_seconds,
+            "disk_bytes": self.disk_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """The isolation that a job really got, for the record and for the line at the start of a run."""
+
+    limits: str  # "cgroup-v2", "cgroup-v1" or "none"
+    files: str  # the file policy in force
+    mechanisms: tuple[str, ...]
+    network: Network
+
+    def as_json(self) -> dict[str, object]:
+        """The ``isolation`` object of the record."""
+        return {
+            "limits": self.limits,
+            "files": self.files,
+            "mechanisms": list(self.mechanisms),
+            "network": str(self.network),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What Snakemake wants done, in Forge's words. Built by the executor, decided upon by the plan."""
+
+    rule: str
+    wildcards: Mapping[str, str]
+    attempt: int
+    threads: int
+    resources: Mapping[str, object]
+    command: str | None  # the rendered shell command, where the rule has one
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    logs: tuple[str, ...] = ()
+    interactive: bool = False  # --debug and --edit-notebook need the terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of a run, checked and in the units of the kernel. See settings.py for the flags."""
+
+    require: Require = Require.NONE
+    cpu: CpuMode = CpuMode.CAP
+    network: Network = Network.ON
+    keep_scratch: KeepScratch = KeepScratch.NEVER
+    scratch_dir: str | None = None
+    memory_bytes: int | None = None
+    pids: int | None = 4096
+    wall_seconds: float | None = None
+    grace_seconds: float = 10.0
+    run_memory: str = "90%"
+    run_pids: int | None = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What this host has and lets Forge do, as probed once at the start of the run."""
+
+    memory_bytes: int
+    cpus: int
+    cgroup: str  # "cgroup-v2", "cgroup-v1" or "none"
+    cgroup_note: str  # where, or why not and what to do
+    namespaces: str  # "root", "user" or "none"
+    namespaces_note: str
+    mechanisms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all jobs of a run share."""
+
+    run_id: str
+    workdir: str
+    state_dir: str  # <workdir>/.snakemake/forge
+    run_memory_bytes: int
+    run_pids: int | None
+    exposed: tuple[str, ...]  # paths that must stay visible although they lie below a private directory
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """Everything that the supervisor needs to run one attempt. Decided by plan.py; carried out by supervisor.py."""
+
+    name: str  # unique in the run; names the cgroup, the scratch and the job directory
+    rule: str
+    wildcards: Mapping[str, str]
+    attempt: int
+    command: str | None
+    by_hand: str  # shell text that runs the same job by hand
+    how: str  # "nursery" or "inner snakemake", with the reason
+    limits: Limits
+    cpu_mode: CpuMode
+    network: Network
+    grace_seconds: float
+    keep_scratch: KeepScratch
+    workdir: str
+    job_dir: str
+    scratch_base: str
+    exposed: tuple[str, ...]
+    carried: tuple[str, ...]  # outputs that lie directly in a private directory: moved out after success
+    environment: Mapping[str, str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    isolation: Isolation
+    runtime: str = "host"
+    backend: str = "local"
+    interactive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt used, from the kernel's counters; 0 where a counter is missing on this host."""
+
+    memory_peak_bytes: int = 0
+    memory_anon_peak_bytes: int = 0
+    cpu_seconds: float = 0.0
+    io_read_bytes: int = 0
+    io_write_bytes: int = 0
+    pids_peak: int = 0
+    scratch_peak_bytes: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        """The ``usage`` object of the record."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the supervisor saw of an attempt, before anything is concluded from it."""
+
+    exit_code: int | None  # of the job's own command
+    signal: int | None
+    error: str | None  # Snakemake's own words for a failed rule
+    timed_out: bool = False
+    cancelled: str | None = None  # why
+    setup_error: str | None = None
+    oom_kills: int = 0
+    run_oom: bool = False
+    pids_hits: int = 0
+    leftover: tuple[str, ...] = ()  # processes that the job left behind, killed by Forge
+    stderr_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an attempt ended, in one word, in one sentence and in numbers."""
+
+    outcome: Outcome
+    reason: str
+    exit_code: int | None
+    signal: int | None
+    usage: Usage
+    started: str  # ISO 8601, UTC
+    seconds: float
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+    stderr_tail: str = ""
+    directory: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the outputs may be believed."""
+        return self.outcome is Outcome.SUCCEEDED
+
+
+Done = Callable[[Verdict], None]
+
+
+class Backend(Protocol):
+    """Where jobs run. ``done`` is called once for every submitted job, from a thread of the backend's own."""
+
+    name: str
+
+    def submit(self, spec: LaunchSpec, payload: bytes, done: Done) -> None:
+        """Start one attempt; returns at once. ``payload`` is what the job executes, opaque to the backend."""
+
+    def cancel(self, name: str, reason: str) -> None:
+        """End the attempt ``name`` (TERM, grace, kill); its ``done`` is still called."""
+
+    def cancel_all(self, reason: str, grace: bool) -> None:
+        """End every attempt; without ``grace`` at once."""
+
+    def wait_idle(self, timeout_seconds: float) -> bool:
+        """Wait until no attempt is left; False if some are after the time."""
+
+    def close(self) -> None:
+        """Give back everything: processes, cgroups, files."""

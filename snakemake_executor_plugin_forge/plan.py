@@ -1,0 +1,220 @@
+"""Decisions, and nothing else: what Snakemake asks for and what the host has, to what shall be done.
+
+Every function here is pure: no file, no process, no clock. ``check_resources`` refuses nonsense before anything
+runs, ``plan`` turns a request into a :class:`LaunchSpec`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+
+from .errors import RequirementError, UsageError
+from .model import (
+    Config,
+    CpuMode,
+    Host,
+    Isolation,
+    JobRequest,
+    KeepScratch,
+    LaunchSpec,
+    Limits,
+    Network,
+    Require,
+    RunContext,
+)
+from .units import MEBIBYTE, show_bytes
+
+PRIVATE_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these names are the point
+"""Directories of which every job has its own, empty one."""
+
+MIN_MEMORY_BYTES = 12 * MEBIBYTE
+"""Below this not even ``shell: "true"`` runs: the forked process that starts the job needs 5 to 9 MiB of its own
+(measured with Snakemake 9.27 on cgroup v1; see docs/explanation/job.md)."""
+
+FORGE_RESOURCES: Mapping[str, type[CpuMode] | type[Network] | type[KeepScratch]] = {
+    "forge_cpu": CpuMode,
+    "forge_network": Network,
+    "forge_keep_scratch": KeepScratch,
+}
+"""The resources with which a rule overrides a setting of the run."""
+
+
+def check_resources(rule: str, resources: Mapping[str, object], run_memory_bytes: int) -> None:
+    """Refuse resources that no job could run with.
+
+    Raises:
+        UsageError: names the rule, the resource, its value and what would be right.
+    """
+    memory = _number(rule, resources, "mem_mb")
+    if memory is not None:
+        size = int(memory * MEBIBYTE)
+        if size < MIN_MEMORY_BYTES:
+            raise UsageError(
+                f"Rule {rule}: mem_mb={memory:g} is less than the {MIN_MEMORY_BYTES // MEBIBYTE} MB "
+                "that starting any job takes. Raise mem_mb, or leave it out to be limited by the run alone."
+            )
+        if size > run_memory_bytes:
+            raise UsageError(
+                f"Rule {rule}: mem_mb={memory:g} is more than the {show_bytes(run_memory_bytes)} "
+                f"({run_memory_bytes // MEBIBYTE} MB) that the jobs of this run may use together on this host. "
+                "Lower mem_mb, or raise --forge-run-memory if the host has more."
+            )
+    _number(rule, resources, "runtime")
+    _number(rule, resources, "disk_mb")
+    for key, value in resources.items():
+        if key.startswith("forge_"):
+            _check_forge_resource(rule, key, value)
+
+
+def _check_forge_resource(rule: str, key: str, value: object) -> None:
+    if key not in FORGE_RESOURCES:
+        near = difflib.get_close_matches(key, FORGE_RESOURCES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else f" Known are {', '.join(FORGE_RESOURCES)}."
+        raise UsageError(f"Rule {rule}: resource {key}={value!r} is not known to Forge.{hint}")
+    allowed = [str(v) for v in FORGE_RESOURCES[key]]
+    if str(value) not in allowed:
+        raise UsageError(f"Rule {rule}: resource {key}={value!r} is not one of {', '.join(allowed)}.")
+
+
+def _number(rule: str, resources: Mapping[str, object], key: str) -> float | None:
+    """A resource as a positive number; None if it is not there or not known yet (Snakemake's ``<TBD>``)."""
+    value = resources.get(key)
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if value <= 0:
+        unit = {"runtime": "minutes", "mem_mb": "MB", "disk_mb": "MB"}[key]
+        raise UsageError(f"Rule {rule}: {key}={value:g} must be above zero ({unit}).")
+    return float(value)
+
+
+def check_requirement(require: Require, host: Host) -> None:
+    """Refuse a host that enforces less than the user demands.
+
+    Raises:
+        RequirementError: names what is missing and what would mend it.
+    """
+    if require is Require.NONE:
+        return
+    missing = []
+    if host.cgroup == "none":
+        missing.append(f"limits of memory, CPU and processes ({host.cgroup_note})")
+    if require is Require.FULL and host.namespaces == "none":
+        missing.append(f"namespaces ({host.namespaces_note})")
+    if missing:
+        raise RequirementError(
+            f"--forge-require={require}: this host does not give Forge {' nor '.join(missing)}."
+        )
+
+
+def plan(
+    request: JobRequest, number: int, by_hand: str, how: str, config: Config, host: Host, run: RunContext
+) -> LaunchSpec:
+    """Decide how one attempt is run.
+
+    Args:
+        number: counts the attempts of this run; makes the name unique.
+        by_hand: shell text that runs the same job without Forge.
+        how: how the job is started, for the record.
+
+    Raises:
+        UsageError: for resources that cannot be met (see :func:`check_resources`).
+    """
+    check_resources(request.rule, request.resources, run.run_memory_bytes)
+    limits = _limits(request, config)
+    network = Network(str(request.resources.get("forge_network", config.network)))
+    name = f"{number:05d}-{_slug(request.rule)}"
+    job_dir = f"{run.state_dir}/runs/{run.run_id}/{name}"
+    scratch_base = config.scratch_dir or str(request.resources.get("tmpdir") or PRIVATE_DIRECTORIES[0])
+    scratch_base = posixpath.normpath(posixpath.join(run.workdir, scratch_base))
+    paths = [posixpath.normpath(posixpath.join(run.workdir, p)) for p in _all_paths(request)]
+    outputs = [posixpath.normpath(posixpath.join(run.workdir, p)) for p in (*request.outputs, *request.logs)]
+    carried = tuple(p for p in outputs if posixpath.dirname(p) in PRIVATE_DIRECTORIES)
+    return LaunchSpec(
+        name=name,
+        rule=request.rule,
+        wildcards=request.wildcards,
+        attempt=request.attempt,
+        command=request.command,
+        by_hand=by_hand,
+        how=how,
+        limits=limits,
+        cpu_mode=CpuMode(str(request.resources.get("forge_cpu", config.cpu))),
+        network=network,
+        grace_seconds=config.grace_seconds,
+        keep_scratch=KeepScratch(str(request.resources.get("forge_keep_scratch", config.keep_scratch))),
+        workdir=run.workdir,
+        job_dir=job_dir,
+        scratch_base=f"{scratch_base}/forge-{run.run_id}",
+        exposed=exposures(paths, run.exposed, set(carried)),
+        carried=carried,
+        environment=_environment(limits, job_dir),
+        inputs=request.inputs,
+        outputs=request.outputs,
+        isolation=_isolation(host, network),
+        interactive=request.interactive,
+    )
+
+
+def exposures(paths: Iterable[str], always: tuple[str, ...], carried: set[str]) -> tuple[str, ...]:
+    """The paths below private directories that a job must see all the same, outermost first.
+
+    A file is seen with its whole directory (tools look for an index beside it), unless that is the private
+    directory itself.
+    """
+    wanted = list(always)
+    for path in paths:
+        private = _private_parent(path)
+        if private is None or path in carried:
+            continue
+        parent = posixpath.dirname(path)
+        wanted.append(path if parent == private else parent)
+    chosen: list[str] = []
+    for path in sorted(set(wanted), key=lambda p: (p.count("/"), p)):
+        if not any(path == c or path.startswith(c + "/") for c in chosen):
+            chosen.append(path)
+    return tuple(chosen)
+
+
+def _private_parent(path: str) -> str | None:
+    return next((d for d in PRIVATE_DIRECTORIES if path.startswith(d + "/")), None)
+
+
+def _all_paths(request: JobRequest) -> Iterable[str]:
+    return (*request.inputs, *request.outputs, *request.logs)
+
+
+def _limits(request: JobRequest, config: Config) -> Limits:
+    memory = _number(request.rule, request.resources, "mem_mb")
+    runtime = _number(request.rule, request.resources, "runtime")
+    disk = _number(request.rule, request.resources, "disk_mb")
+    return Limits(
+        memory_bytes=int(memory * MEBIBYTE) if memory is not None else config.memory_bytes,
+        cpus=max(1, request.threads),
+        pids=config.pids,
+        wall_seconds=runtime * 60 if runtime is not None else config.wall_seconds,
+        disk_bytes=int(disk * MEBIBYTE) if disk is not None else None,
+    )
+
+
+def _environment(limits: Limits, job_dir: str) -> dict[str, str]:
+    variables = {
+        "FORGE_JOB_DIR": job_dir,
+        "FORGE_CPUS": str(limits.cpus),
+        "FORGE_RUNTIME": "host",
+    }
+    if limits.memory_bytes is not None:
+        variables["FORGE_MEMORY_BYTES"] = str(limits.memory_bytes)
+    return variables
+
+
+def _isolation(host: Host, network: Network) -> Isolation:
+    mechanisms = host.mechanisms + (("net-ns",) if network is Network.OFF else ())
+    return Isolation(limits=host.cgroup, files="open", mechanisms=mechanisms, network=network)
+
+
+def _slug(text: str) -> str:
+    """A rule's name as a part of a file name (anonymous rules are numbers, module rules can be anything)."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:80]

@@ -1,0 +1,1 @@
+"""What an attempt leaves behind: the job directory and the ways to read it again."""

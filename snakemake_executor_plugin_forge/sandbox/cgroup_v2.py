@@ -1,0 +1,114 @@
+"""Control groups version 2: one directory per job. Documentation/admin-guide/cgroup-v2.rst of the kernel."""
+
+from __future__ import annotations
+
+import os
+
+from ..model import CpuMode, Limits
+from . import cgroup
+from .cgroup import Counters
+
+CONTROLLERS = ("memory", "cpu", "pids")
+_DEFAULT_WEIGHT = 100
+_MAX_WEIGHT = 10_000
+
+
+class V2Job:
+    """The cgroup of one job."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def attach_self(self) -> None:
+        """See :class:`.cgroup.JobCgroup`."""
+        cgroup.write(f"{self._path}/cgroup.procs", 0)
+
+    def pids(self) -> list[int]:
+        """See :class:`.cgroup.JobCgroup`."""
+        return cgroup.member_pids(self._path)
+
+    def counters(self) -> Counters:
+        """See :class:`.cgroup.JobCgroup`. Peaks that the kernel is too old for are 0, and sampled by the caller."""
+        path = self._path
+        stat = cgroup.read_table(f"{path}/memory.stat")
+        current = cgroup.read_number(f"{path}/memory.current")
+        return Counters(
+            memory_bytes=current,
+            memory_peak_bytes=cgroup.read_number(f"{path}/memory.peak") or current,
+            memory_anon_bytes=stat.get("anon", 0) + stat.get("shmem", 0),
+            cpu_seconds=cgroup.read_table(f"{path}/cpu.stat").get("usage_usec", 0) / 1e6,
+            pids_peak=cgroup.read_number(f"{path}/pids.peak") or cgroup.read_number(f"{path}/pids.current"),
+            oom_kills=self.oom_kills(),
+            pids_hits=cgroup.read_table(f"{path}/pids.events").get("max", 0),
+        )
+
+    def oom_kills(self) -> int:
+        """See :class:`.cgroup.JobCgroup`."""
+        return cgroup.read_table(f"{self._path}/memory.events").get("oom_kill", 0)
+
+    def remove(self) -> bool:
+        """See :class:`.cgroup.JobCgroup`."""
+        return cgroup.remove_tree(self._path)
+
+
+class V2Run:
+    """The cgroup of the run; its children get the memory, cpu and pids controllers."""
+
+    version = "cgroup-v2"
+
+    def __init__(self, path: str, memory_bytes: int, pids: int | None, *, make: bool = True) -> None:
+        """Make the directory, hand the controllers down and set the limits of the run.
+
+        Args:
+            make: False if the directory is there already (a scope that systemd delegated).
+
+        Raises:
+            OSError: where the kernel refuses, for example EBUSY for a cgroup that has processes of its own.
+        """
+        self.place = path
+        if make:
+            os.mkdir(path)
+        try:
+            cgroup.write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in CONTROLLERS))
+            cgroup.write(f"{path}/memory.max", memory_bytes)
+            if os.path.exists(f"{path}/memory.swap.max"):
+                cgroup.write(f"{path}/memory.swap.max", 0)
+            cgroup.write(f"{path}/pids.max", "max" if pids is None else pids)
+        except OSError:
+            if make:
+                cgroup.remove_tree(path)
+            raise
+
+    def create_job(self, name: str, limits: Limits, cpu: CpuMode) -> V2Job:
+        """See :class:`.cgroup.RunCgroup`."""
+        path = f"{self.place}/{name}"
+        job = V2Job(path)
+        os.mkdir(path)
+        try:
+            if limits.memory_bytes is not None:
+                cgroup.write(f"{path}/memory.max", limits.memory_bytes)
+            cgroup.write(f"{path}/memory.oom.group", 1)
+            if limits.pids is not None:
+                cgroup.write(f"{path}/pids.max", limits.pids)
+            if cpu is CpuMode.CAP:
+                quota = limits.cpus * cgroup.PERIOD_MICROSECONDS
+                cgroup.write(f"{path}/cpu.max", f"{quota} {cgroup.PERIOD_MICROSECONDS}")
+            if cpu is not CpuMode.OFF:
+                cgroup.write(f"{path}/cpu.weight", min(_MAX_WEIGHT, _DEFAULT_WEIGHT * limits.cpus))
+        except OSError:
+            job.remove()
+            raise
+        return job
+
+    def job(self, name: str) -> V2Job | None:
+        """See :class:`.cgroup.RunCgroup`."""
+        path = f"{self.place}/{name}"
+        return V2Job(path) if os.path.isdir(path) else None
+
+    def oom_kills(self) -> int:
+        """See :class:`.cgroup.RunCgroup`: memory.events.local counts what this very cgroup's limit caused."""
+        return cgroup.read_table(f"{self.place}/memory.events.local").get("oom", 0)
+
+    def remove(self) -> None:
+        """See :class:`.cgroup.RunCgroup`."""
+        cgroup.remove_tree(self.place)

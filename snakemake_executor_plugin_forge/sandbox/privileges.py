@@ -1,0 +1,56 @@
+"""What a job may not do: capabilities, new privileges, file descriptors, signals, core dumps."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+from . import syscalls
+
+# What a root user's ordinary programs need (tar restores owners, tools work in other users' directories) and no
+# more: neither mounting nor devices, raw sockets, ptrace of others, kernel modules nor reading files by handle.
+_KEPT_BY_ROOT = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7}
+
+
+def last_capability() -> int:
+    """The kernel's highest capability number: proc_sys_kernel(5)."""
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        return int(file.read())
+
+
+def drop(last: int) -> None:
+    """Give up capabilities and the way to new ones (no_new_privs of prctl(2)); an ordinary user keeps none."""
+    kept = frozenset(_KEPT_BY_ROOT.values()) if os.geteuid() == 0 else frozenset[int]()
+    syscalls.keep_capabilities(kept, last)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def close_descriptors(keep: tuple[int, ...]) -> None:
+    """Close every descriptor above 2 but ``keep``."""
+    previous = 2
+    for fd in sorted(fd for fd in keep if fd > 2):
+        os.closerange(previous + 1, fd)
+        previous = fd
+    os.closerange(previous + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def reset_signals() -> None:
+    """Every signal back to its default: what Snakemake has set must not leak into jobs.
+
+    SIGPIPE too: Python ignores it, its children shall not. ``run:`` code expects Python's own way, which
+    subprocess restores for its children by itself.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def limit_resources(file_bytes: int | None) -> None:
+    """No core dumps in the working directory; no file larger than ``file_bytes``: setrlimit(2)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if file_bytes is not None:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        limit = file_bytes if hard == resource.RLIM_INFINITY else min(file_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""A Debian 12 guest with systemd and pure cgroup v2 to try containment in, under qemu.
+
+    guest.py build           build the image (also done by the first run)
+    guest.py run SCRIPT      boot, run SCRIPT as root in the guest, print what it prints, power off
+
+In the guest SCRIPT finds the checkout, the host's Python and the virtual environment at the same absolute paths
+as on the host, read-only; the variables FORGE_GUEST=1, FORGE_GUEST_CHECKOUT and FORGE_GUEST_PYTHON; a directory
+/host that comes back to the host; a directory /work that everybody can write to, on ext4; and the command
+`as-tester COMMAND`, which runs COMMAND as an ordinary user with a delegated cgroup.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import guest_image
+import guest_python
+from guest_cache import GuestError, which
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+COMMAND_LINE = (
+    "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on systemd.show_status=0 "
+    "systemd.unified_cgroup_hierarchy=1"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one run in the guest."""
+
+    status: int
+    output: str  # of the script, both streams
+    console: str  # of the kernel and systemd
+    seconds: float
+
+
+def boot(script: str, share: Path, *, timeout: float = 900, memory: str = "1536M", cpus: int = 2) -> Result:
+    """Boots the guest, runs a script as root in it and powers it off.
+
+    `share` is the directory of the host that the guest sees as /host. Raises GuestError when there is no guest
+    or when it ends without the script's exit status.
+    """
+    guest_image.install(guest_image.TO_BOOT)
+    control = share / ".guest"
+    control.mkdir(parents=True)
+    (control / "script").write_text(script)
+    (control / "env").write_text(_environment())
+    (control / "mounts").write_text(_mounts())
+    with guest_image.image() as image, guest_python.disk() as python:
+        command = _qemu(image, python, share, ["-m", memory, "-smp", str(cpus)])
+        start = time.monotonic()
+        ended = _run(command, control / "console", timeout)
+        return _result(control, ended, time.monotonic() - start)
+
+
+def _mounts() -> str:
+    """What the guest is to mount, in the form that guest_files/forge-guest-run.sh reads."""
+    wanted = [("9p", "checkout", CHECKOUT), *(("disk", name, path) for name, path in guest_python.places())]
+    for _, _, path in wanted:
+        if re.search(r"[\s,]", str(path)):
+            raise GuestError(f"the path {path} cannot be shown to the guest: use one without blanks and commas")
+    wanted.sort(key=lambda item: item[2])  # a directory before what lies in it
+    return "".join(f"{kind}\t{source}\t{path}\n" for kind, source, path in wanted)
+
+
+def _environment() -> str:
+    """Shell assignments for the script's environment."""
+    variables = {
+        "FORGE_GUEST": "1",
+        "FORGE_GUEST_CHECKOUT": str(CHECKOUT),
+        "FORGE_GUEST_PYTHON": str(Path(sys.prefix) / "bin/python"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+def _accelerator() -> list[str]:
+    """KVM if it works, else emulation. /dev/kvm alone proves nothing: the CPU must say that it can."""
+    with contextlib.suppress(OSError):
+        if os.access("/dev/kvm", os.R_OK | os.W_OK) and re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()):
+            return ["-accel", "kvm", "-cpu", "host"]
+    # Nehalem: the oldest CPU that today's binary wheels (numpy) run on; more features make emulation slower
+    return ["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]
+
+
+def _qemu(image: Path, python: Path, share: Path, size: list[str]) -> list[str]:
+    """The command that boots the guest. setpriv ends qemu when this process ends, however it does."""
+    qemu = which("qemu-system-x86_64") or "qemu-system-x86_64"
+    command = [which("setpriv") or "setpriv", "--pdeathsig", "KILL", qemu, "-M", "pc", *_accelerator(), *size]
+    command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot", "-serial", "stdio"]
+    command += ["-kernel", f"{image}/vmlinux", "-initrd", f"{image}/initrd.gz", "-append", COMMAND_LINE]
+    command += ["-device", "virtio-rng-pci"]
+    for disk in (f"{image}/root.img", f"{python}/python.img"):  # /dev/vda, /dev/vdb; what is written is thrown away
+        command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
+    for tag, path, readonly in (("host", share, "off"), ("checkout", CHECKOUT, "on")):
+        options = f"path={path},security_model=none,multidevs=remap,readonly={readonly}"
+        command += ["-fsdev", f"local,id={tag},{options}", "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    return command
+
+
+def _run(command: list[str], console: Path, timeout: float) -> str:
+    """Runs qemu to its end; returns in words how it ended."""
+    with open(console, "wb") as stream:
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            return f"was stopped after {timeout:.0f} s"
+        except OSError as error:
+            return f"could not be started: {error}"
+    return f"ended with status {done.returncode}"
+
+
+def _result(control: Path, ended: str, seconds: float) -> Result:
+    """What the guest left behind."""
+
+    def read(name: str) -> str:
+        path = control / name
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    status = read("status").strip()
+    if not status:
+        raise GuestError(
+            f"The guest did not finish its script: qemu {ended}, {seconds:.0f} s after the start.\n"
+            f"--- the script's output, last lines ({control / 'output'})\n{tail(read('output'))}\n"
+            f"--- the console, last lines ({control / 'console'})\n{tail(read('console'))}"
+        )
+    return Result(int(status), read("output"), read("console"), seconds)
+
+
+def tail(text: str, lines: int = 40) -> str:
+    """The last lines of a text."""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build")
+    run = commands.add_parser("run")
+    run.add_argument("script", type=Path)
+    run.add_argument("--timeout", type=float, default=900, help="seconds until the guest is stopped")
+    chosen = parser.parse_args()
+    try:
+        if chosen.command == "build":
+            with guest_image.image() as image:
+                print(image)
+            return 0
+        share = Path(tempfile.mkdtemp(prefix="forge-guest-"))
+        result = boot(chosen.script.read_text(), share, timeout=chosen.timeout)
+    except GuestError as error:
+        print(error, file=sys.stderr)
+        return 125
+    sys.stdout.write(result.output)
+    print(f"guest: exit status {result.status}, {result.seconds:.1f} s, /host is in {share}", file=sys.stderr)
+    return result.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

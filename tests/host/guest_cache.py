@@ -1,0 +1,90 @@
+"""A directory of built things, each named by a hash of what it is made from.
+
+An entry is built once, under a lock, in a neighbouring directory that is renamed when it is complete: whoever
+sees an entry sees all of it. Entries in use are never removed; of the others the newest few are kept.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+KEEP = 3
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+class GuestError(Exception):
+    """The guest cannot be built, started or heard. The message says what happened and what to do."""
+
+
+def root() -> Path:
+    """The cache directory of all guests."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forge-guest"
+
+
+def which(program: str) -> str | None:
+    """Where a program is; an ordinary user's PATH often lacks the system administrator's directories."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}")
+
+
+def run(command: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Runs a build step; returns its standard output. Raises GuestError with the end of what it wrote."""
+    environment = {**os.environ, **(env or {}), "PATH": f"{os.environ.get('PATH', os.defpath)}:{SBIN}"}
+    shown = " ".join(str(word) for word in command)
+    try:
+        done = subprocess.run(
+            [str(word) for word in command], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    except OSError as error:
+        raise GuestError(f"cannot start a build step of the guest: {error}\n  command: {shown}") from error
+    if done.returncode:
+        end = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
+        raise GuestError(f"a build step of the guest failed with status {done.returncode}\n  command: {shown}\n{end}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def entry(kind: str, key: str, build: Callable[[Path], None]) -> Iterator[Path]:
+    """The entry `<kind>-<key>`, built by build(directory) if it is not there. It is kept while in the context."""
+    base = root()
+    base.mkdir(parents=True, exist_ok=True)
+    directory = base / f"{kind}-{key}"
+    with open(base / f"{kind}-{key}.lock", "w") as lock:
+        while True:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if directory.is_dir():
+                break
+            fcntl.flock(lock, fcntl.LOCK_EX)  # not atomic: somebody else may have built it meanwhile
+            if not directory.is_dir():
+                _build(directory, build)
+                _prune(kind, directory)
+        with contextlib.suppress(OSError):  # the cache may belong to somebody else
+            os.utime(directory)
+        yield directory
+
+
+def _build(directory: Path, build: Callable[[Path], None]) -> None:
+    """Builds an entry beside its place and moves it there."""
+    partial = directory.with_name(directory.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    try:
+        build(partial)
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _prune(kind: str, newest: Path) -> None:
+    """Removes entries of this kind that nobody uses, but for the most recently used ones."""
+    found = [path for path in newest.parent.glob(f"{kind}-*") if path.is_dir() and path.suffix != ".partial"]
+    others = sorted((path for path in found if path != newest), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in others[KEEP - 1 :]:
+        with open(old.with_name(old.name + ".lock"), "w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old)
