@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from .errors import SandboxError
@@ -21,7 +22,7 @@ from .record.jobdir import JobDirectory, now, write_verdict
 from .record.streams import Stream
 from .sandbox.cgroup import Counters, JobCgroup, RunCgroup
 from .sandbox.enter import Base, Started, enter, start
-from .sandbox.scratch import Scratch, remove_left
+from .sandbox.scratch import Scratch, remove_slot, slot_path
 
 Execute = Callable[[bytes, LaunchSpec, str], dict[str, object]]
 """What a job does once it is inside: payload, spec and scratch to ``{"exit_code", "signal", "error"}``."""
@@ -43,9 +44,49 @@ class Control(Protocol):
         """Reason and whether there is time for grace; None if it was nothing."""
 
 
-def supervise(
-    spec: LaunchSpec, payload: bytes, base: Base, group: RunCgroup | None, execute: Execute, control: Control
-) -> Verdict:
+class Slots:
+    """The scratch directory that a supervisor keeps from one job to the next."""
+
+    def __init__(self, private: tuple[str, ...]) -> None:
+        self._private = private
+        self._free: Scratch | None = None
+
+    def take(self, base: str) -> Scratch:
+        """An empty scratch directory below ``base``.
+
+        Raises:
+            SandboxError: if it cannot be made.
+        """
+        free, self._free = self._free, None
+        if free is not None and free.base == base:
+            return free
+        if free is not None:
+            free.remove()
+        return Scratch(base, self._private)
+
+    def give_back(self, scratch: Scratch) -> None:
+        """Empty it for the next job."""
+        scratch.end()
+        self._free = scratch
+
+    def close(self) -> None:
+        """Remove it."""
+        if self._free is not None:
+            self._free.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a supervisor has for all of its attempts."""
+
+    base: Base
+    group: RunCgroup | None
+    slots: Slots
+    execute: Execute
+    control: Control
+
+
+def supervise(spec: LaunchSpec, payload: bytes, tools: Tools) -> Verdict:
     """Run one attempt and record it. Whatever it started is dead when this returns.
 
     Raises:
@@ -54,10 +95,10 @@ def supervise(
     record = JobDirectory(spec)
     with ExitStack() as stack:
         stack.callback(record.close)
-        attempt = _Attempt(spec, base, group, control, record, stack)
+        attempt = _Attempt(spec, tools, record, stack)
         try:
             attempt.prepare()
-            attempt.launch(payload, execute)
+            attempt.launch(payload)
             attempt.watch()
         except (OSError, SandboxError) as error:
             attempt.fail_setup(error)
@@ -75,16 +116,14 @@ class _Attempt:
     def __init__(
         self,
         spec: LaunchSpec,
-        base: Base,
-        group: RunCgroup | None,
-        control: Control,
+        tools: Tools,
         record: JobDirectory,
         stack: ExitStack,
     ) -> None:
         self._spec = spec
-        self._base = base
-        self._group = group
-        self._control = control
+        self._tools = tools
+        self._group = tools.group
+        self._control = tools.control
         self._record = record
         self._stack = stack
         self._cgroup: JobCgroup | None = None
@@ -116,12 +155,13 @@ class _Attempt:
         if self._group is not None:
             self._run_oom_before = self._group.oom_kills()
             self._cgroup = self._group.create_job(spec.name, spec.limits, spec.cpu_mode)
-        self._scratch = Scratch(spec.scratch_base, spec.name, self._base.private)
+        self._scratch = self._tools.slots.take(spec.scratch_base)
+        self._scratch.begin(spec.name)
         self._streams = (Stream(self._record.stdout, 1), Stream(self._record.stderr, 2))
         for stream in self._streams:
             self._stack.callback(stream.close)
 
-    def launch(self, payload: bytes, execute: Execute) -> None:
+    def launch(self, payload: bytes) -> None:
         """Fork the job into its sandbox."""
         assert self._streams is not None
         self._result_fd, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -129,7 +169,7 @@ class _Attempt:
         os.set_blocking(write_end, True)
         self._begin = time.monotonic()
         try:
-            self._started = start(self._base, lambda: self._in_the_job(payload, execute, write_end))
+            self._started = start(self._tools.base, lambda: self._in_the_job(payload, write_end))
         finally:
             os.close(write_end)
             for stream in self._streams:
@@ -138,11 +178,11 @@ class _Attempt:
         self._stack.callback(os.close, self._pidfd)
         self._record.event("started", pid=self._started.pid)
 
-    def _in_the_job(self, payload: bytes, execute: Execute, result_fd: int) -> NoReturn:
+    def _in_the_job(self, payload: bytes, result_fd: int) -> NoReturn:
         """The forked process: enter, execute, say how it went. Never returns into the supervisor's code."""
         code = _SETUP_FAILED
         try:
-            result = self._enter_and_execute(payload, execute, result_fd)
+            result = self._enter_and_execute(payload, result_fd)
             code = 0 if result.get("exit_code") == 0 and not result.get("error") else 1
             _write_all(result_fd, json.dumps(result).encode())
         except BaseException as error:
@@ -151,7 +191,7 @@ class _Attempt:
         finally:
             os._exit(code)
 
-    def _enter_and_execute(self, payload: bytes, execute: Execute, result_fd: int) -> dict[str, object]:
+    def _enter_and_execute(self, payload: bytes, result_fd: int) -> dict[str, object]:
         assert self._streams is not None and self._scratch is not None
         if not self._spec.interactive:
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -160,12 +200,12 @@ class _Attempt:
                 os.dup2(stream.write_end, number)
         scratch = self._scratch
         try:
-            enter(self._spec, self._base, self._cgroup, scratch.path, scratch.private, keep=(result_fd,))
+            enter(self._spec, self._tools.base, self._cgroup, scratch, keep=(result_fd,))
         except OSError as error:
             return {"setup_error": str(error)}
-        temporary = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH"), scratch.path)
+        temporary = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH"), scratch.seen_path)
         os.environ.update(self._spec.environment | temporary)
-        return execute(payload, self._spec, scratch.path)
+        return self._tools.execute(payload, self._spec, scratch.seen_path)
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 
@@ -359,9 +399,12 @@ class _Attempt:
         if self._cgroup is not None and not _remove_patiently(self._cgroup):
             self._record.event("residue", what="cgroup", name=self._spec.name)
         keep = self._spec.keep_scratch
-        if self._scratch is None or keep is KeepScratch.ALWAYS or (keep is KeepScratch.FAILED and not verdict.ok):
+        if self._scratch is None:
             return
-        self._scratch.remove()
+        if keep is KeepScratch.ALWAYS or (keep is KeepScratch.FAILED and not verdict.ok):
+            self._record.event("scratch kept", directory=self._scratch.path)
+            return
+        self._tools.slots.give_back(self._scratch)
 
     def show_rest(self) -> None:
         """Bring the terminal up to date, after everything that matters is on disk."""
@@ -369,7 +412,7 @@ class _Attempt:
             stream.show(wait=True)
 
 
-def bury(spec: LaunchSpec, group: RunCgroup | None) -> Verdict:
+def bury(spec: LaunchSpec, group: RunCgroup | None, dead_pid: int) -> Verdict:
     """Clear up after a supervisor that died: kill, remove, and record the attempt as lost."""
     job = group.job(spec.name) if group is not None else None
     if job is not None:
@@ -380,7 +423,7 @@ def bury(spec: LaunchSpec, group: RunCgroup | None) -> Verdict:
                     os.kill(pid, signal.SIGKILL)
             select.poll().poll(2)
         _remove_patiently(job)
-    remove_left(spec.scratch_base, spec.name)
+    remove_slot(spec.scratch_base, slot_path(spec.scratch_base, dead_pid))
     verdict = lost(spec, "its supervisor was killed from outside; whatever it had started is dead, run it again")
     os.makedirs(spec.job_dir, exist_ok=True)
     write_verdict(spec, verdict)

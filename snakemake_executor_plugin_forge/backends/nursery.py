@@ -27,9 +27,9 @@ from ..errors import NurseryError
 from ..model import Host, LaunchSpec
 from ..sandbox import privileges, syscalls
 from ..sandbox.cgroup import RunCgroup
-from ..sandbox.enter import ROOT_MECHANISMS, USER_MECHANISMS, Base, prepare
+from ..sandbox.enter import ROOT_MECHANISMS, USER_MECHANISMS, prepare
 from ..sandbox.probe import host_memory_bytes, open_run_cgroup
-from ..supervisor import Execute, bury, lost, supervise
+from ..supervisor import Execute, Slots, Tools, bury, lost, supervise
 from ..units import parse_share
 from .wire import Channel, Frame, Kind
 
@@ -220,11 +220,11 @@ class _Nursery:
             return
         self.busy.pop(job.name, None)
         if job.kind is Kind.BURY:  # the one who should bury died as well: say so rather than try for ever
-            spec, _ = pickle.loads(job.body)
+            (spec, _), _ = pickle.loads(job.body)
             verdict = lost(spec, "its supervisor and the one that cleared up after it were killed")
             self.upward.send(Frame(Kind.DONE, job.name, pickle.dumps(verdict)))
             return
-        self._start(Frame(Kind.BURY, job.name, job.body))
+        self._start(Frame(Kind.BURY, job.name, pickle.dumps((pickle.loads(job.body), worker.pid))))
 
 
 # -- in the supervisor's process -------------------------------------------------------------------------------------
@@ -261,23 +261,25 @@ def _supervisor(orders: Orders, group: RunCgroup | None, sock: socket.socket) ->
             channel.send(Frame(Kind.REFUSED, body=str(error).encode()))
             return
         channel.send(Frame(Kind.READY))
+        tools = Tools(base, group, Slots(base.private), orders.execute, _Orders(channel))
         while not channel.closed:
             for frame in channel.receive():
-                _attend(frame, base, group, orders.execute, channel)
+                _attend(frame, tools, channel)
+        tools.slots.close()
         code = 0
     finally:
         os._exit(code)
 
 
-def _attend(frame: Frame, base: Base, group: RunCgroup | None, execute: Execute, channel: Channel) -> None:
-    if frame.kind not in (Kind.RUN, Kind.BURY):
+def _attend(frame: Frame, tools: Tools, channel: Channel) -> None:
+    if frame.kind is Kind.RUN:
+        spec, payload = pickle.loads(frame.body)
+    elif frame.kind is Kind.BURY:
+        (spec, payload), dead_pid = pickle.loads(frame.body)
+    else:
         return  # an order to end a job that has ended already
-    spec, payload = pickle.loads(frame.body)
     try:
-        if frame.kind is Kind.RUN:
-            verdict = supervise(spec, payload, base, group, execute, _Orders(channel))
-        else:
-            verdict = bury(spec, group)
+        verdict = supervise(spec, payload, tools) if frame.kind is Kind.RUN else bury(spec, tools.group, dead_pid)
     except OSError as error:
         verdict = lost(spec, f"its record could not be written: {error}")
     channel.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict)))

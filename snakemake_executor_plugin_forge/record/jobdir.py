@@ -62,7 +62,7 @@ class JobDirectory:
             "runtime": spec.runtime,
             "backend": spec.backend,
             "workdir": spec.workdir,
-            "scratch": f"{spec.scratch_base}/{spec.name}/scratch",
+            "scratch_base": spec.scratch_base,
             "inputs": list(spec.inputs),
             "outputs": list(spec.outputs),
         }

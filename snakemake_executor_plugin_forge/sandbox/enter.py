@@ -15,6 +15,7 @@ from ..model import LaunchSpec, Network
 from ..plan import PRIVATE_DIRECTORIES
 from . import mounts, privileges, syscalls
 from .cgroup import JobCgroup
+from .scratch import Scratch
 
 ROOT_MECHANISMS = ("mount-ns", "pid-ns", "ipc-ns", "uts-ns", "no-new-privs", "capabilities")
 USER_MECHANISMS = ("user-ns", *ROOT_MECHANISMS)
@@ -103,15 +104,13 @@ def enter(
     spec: LaunchSpec,
     base: Base,
     cgroup: JobCgroup | None,
-    scratch: str,
-    private: dict[str, str],
+    scratch: Scratch,
     keep: tuple[int, ...],
 ) -> None:
     """Lock this process, just forked by :func:`start`, into its sandbox. Streams are the caller's business.
 
     Args:
-        scratch: the job's temporary directory; stays visible at its own path.
-        private: see :func:`.mounts.enter_view`.
+        scratch: the job's temporary directory.
         keep: descriptors that stay open.
 
     Raises:
@@ -127,8 +126,7 @@ def enter(
     syscalls.unshare(flags)
     if spec.network is Network.OFF:
         syscalls.raise_loopback()
-    exposed = (*spec.exposed, scratch) if scratch.startswith(PRIVATE_DIRECTORIES) else spec.exposed
-    mounts.enter_view(private, exposed, spec.limits.memory_bytes, new_proc=True)
+    mounts.enter_view(scratch.private, spec.exposed, spec.limits.memory_bytes, new_proc=True)
     os.chdir(spec.workdir)
     privileges.limit_resources(spec.limits.disk_bytes)
     privileges.drop(base.last_capability)

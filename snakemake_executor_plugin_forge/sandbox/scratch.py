@@ -1,4 +1,9 @@
-"""The private temporary directories of one job, on disk: made before it, measured and removed after it."""
+"""The private temporary directory of a job, on disk: made before it, measured and emptied after it.
+
+A supervisor keeps one *slot* and uses it for one job after the other, because making and deleting directories costs
+more than anything else here: ext4 searches past recently deleted inodes. In the slot is the job's $TMPDIR, renamed for
+each job; the slot itself is what the job sees as /tmp and /var/tmp.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +14,68 @@ from contextlib import suppress
 
 from ..errors import SandboxError
 
-_PARTS = {"/tmp": "tmp", "/var/tmp": "var-tmp"}  # noqa: S108
+SEEN_AS = ("/tmp", "/var/tmp")  # noqa: S108
 
 
 class Scratch:
-    """``<base>/<name>/`` with ``scratch`` ($TMPDIR), ``tmp`` and ``var-tmp`` (seen as /tmp and /var/tmp)."""
+    """``<base>/slot-<pid>`` (seen as /tmp) with ``forge-<job>`` ($TMPDIR) in it."""
 
-    def __init__(self, base: str, name: str, private: tuple[str, ...]) -> None:
-        """Make the directories, readable by their owner only.
+    def __init__(self, base: str, private: tuple[str, ...]) -> None:
+        """Make the slot, for its owner only.
 
         Raises:
             SandboxError: naming the directory that could not be made.
         """
-        self._base = base
-        self._root = f"{base}/{name}"
-        self.path = f"{self._root}/scratch"
-        self.private = {d: f"{self._root}/{_PARTS[d]}" for d in private if d in _PARTS}
+        self.base = base
+        self.root = slot_path(base, os.getpid())
+        self.private = {d: self.root for d in private if d in SEEN_AS}
+        self._inner = f"{self.root}/idle"
         try:
             self._make_root()
-            os.mkdir(self.path)
-            for path in self.private.values():
-                os.mkdir(path)
-                os.chmod(path, 0o1777)
+            os.chmod(self.root, 0o1777)  # as /tmp is; the base above it keeps others out
+            os.mkdir(self._inner, 0o700)
         except OSError as error:
             raise SandboxError(
-                f"the job's temporary directory {self._root} could not be made: {error.strerror}. "
+                f"the job's temporary directory {self.root} could not be made: {error.strerror}. "
                 "Free space there, or name another place with --forge-scratch-dir."
             ) from error
 
     def _make_root(self) -> None:
         for attempt in range(10):
-            os.makedirs(self._base, mode=0o700, exist_ok=True)
+            os.makedirs(self.base, mode=0o700, exist_ok=True)
             try:
-                os.mkdir(self._root, 0o700)
+                os.mkdir(self.root)
                 return
-            except FileNotFoundError:  # a job that ended just now has removed the empty base
+            except FileNotFoundError:  # another supervisor has just removed the empty base
                 if attempt == 9:
                     raise
 
+    def begin(self, name: str) -> None:
+        """Give the slot to a job.
+
+        Raises:
+            OSError: if it was removed or changed from outside.
+        """
+        inner = f"{self.root}/forge-{name}"
+        os.rename(self._inner, inner)
+        self._inner = inner
+
+    @property
+    def path(self) -> str:
+        """$TMPDIR as the host sees it."""
+        return self._inner
+
+    @property
+    def seen_path(self) -> str:
+        """$TMPDIR as the job sees it: short, because sockets have at most 108 characters for theirs (unix(7))."""
+        if SEEN_AS[0] in self.private:
+            return f"{SEEN_AS[0]}/{os.path.basename(self._inner)}"
+        return self._inner
+
     def size_bytes(self) -> int:
-        """What is in it now, in bytes of disk."""
+        """What is in the slot now, in bytes of disk."""
         total = 0
-        for directory, _, names in os.walk(self._root):
+        for directory, _, names in os.walk(self.root):
             for name in names:
                 with suppress(OSError):
                     total += os.lstat(f"{directory}/{name}").st_blocks * 512
@@ -62,30 +87,55 @@ class Scratch:
         Raises:
             OSError: if it cannot be moved. A missing file is none of this function's business.
         """
-        for directory, source in self.private.items():
-            inner = f"{source}/{os.path.basename(path)}"
-            if os.path.dirname(path) == directory and os.path.lexists(inner):
-                shutil.move(inner, path)
+        inner = f"{self.root}/{os.path.basename(path)}"
+        if os.path.dirname(path) in self.private and os.path.lexists(inner):
+            shutil.move(inner, path)
+
+    def end(self) -> None:
+        """Empty the slot for the next job; replaced by a new one where that does not work out."""
+        try:
+            _empty(self.root, keep=self._inner)
+            _empty(self._inner, keep=None)
+            os.chmod(self._inner, 0o700)
+            os.chmod(self.root, 0o1777)
+        except OSError:
+            self.remove()
+            Scratch.__init__(self, self.base, tuple(self.private))
 
     def remove(self) -> None:
-        """Remove everything, whatever its modes are; never follows a link."""
-        _remove_tree(self._root)
-        with suppress(OSError):
-            os.rmdir(self._base)
+        """Remove the slot and, if it was the last one, the base."""
+        remove_slot(self.base, self.root)
 
 
-def remove_left(base: str, name: str) -> None:
-    """Remove the directories of a job whose supervisor died."""
-    _remove_tree(f"{base}/{name}")
+def slot_path(base: str, pid: int) -> str:
+    """The slot of the supervisor ``pid``."""
+    return f"{base}/slot-{pid}"
+
+
+def remove_slot(base: str, root: str) -> None:
+    """Remove a slot, also that of a supervisor that died; never follows a link."""
+    _remove_tree(root)
     with suppress(OSError):
         os.rmdir(base)
 
 
+def _empty(directory: str, keep: str | None) -> None:
+    with os.scandir(directory) as entries:
+        for entry in list(entries):
+            if entry.path == keep:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                _remove_tree(entry.path)
+            else:
+                os.unlink(entry.path)
+
+
 def _remove_tree(root: str) -> None:
-    def retry(function: object, path: str, _: object) -> None:
-        # An unreadable directory (chmod 000): open it up and go on below.
-        parent = os.path.dirname(path)
-        for directory in (parent, path):
+    """Remove a tree whatever its modes are (an ordinary user meets directories without permissions)."""
+
+    def open_up_and_retry(function: object, path: str, info: object) -> None:
+        del function, info
+        for directory in (os.path.dirname(path), path):
             with suppress(OSError):
                 if stat.S_ISDIR(os.lstat(directory).st_mode):
                     os.chmod(directory, 0o700)
@@ -96,4 +146,4 @@ def _remove_tree(root: str) -> None:
                 os.unlink(path)
 
     if os.path.lexists(root):
-        shutil.rmtree(root, onerror=retry)
+        shutil.rmtree(root, onerror=open_up_and_retry)
