@@ -18,7 +18,7 @@ import sys
 import threading
 from typing import Any
 
-from snakemake.exceptions import format_exception_to_string
+from snakemake.exceptions import RuleException, format_exception_to_string
 from snakemake.executors.local import run_wrapper
 from snakemake.logging import logger
 from snakemake.rules import Rule
@@ -124,6 +124,7 @@ class Executor:
             result = _result(_exit_code(stop), f"{type(stop).__name__}: {stop}")
         except BaseException as error:
             result = _result(_failed_command(error), format_exception_to_string(error, self._workflow.linemaps))
+            result["summary"] = _summary(error)
         return _leave(result)
 
 
@@ -155,6 +156,16 @@ def _failed_command(error: BaseException | None) -> int | None:
             return error.returncode
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
+
+
+def _summary(error: BaseException) -> str | None:
+    """What went wrong in a rule's own Python code, in one line; None if it was a command that failed."""
+    while isinstance(error, RuleException) and error.__context__ is not None:
+        error = error.__context__
+    if isinstance(error, subprocess.CalledProcessError):
+        return None
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _result(code: int | None, error: str | None = None) -> dict[str, object]:

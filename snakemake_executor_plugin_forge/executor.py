@@ -47,7 +47,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
             self._start()
         except ForgeError as error:
             self._close()
-            raise WorkflowError(str(error)) from error
+            raise WorkflowError(str(error)) from None  # a cause would be shown as a bug of ours
 
     def _start(self) -> None:
         # Imported here and not above: see the module's docstring.
@@ -172,11 +172,11 @@ class Executor(RealExecutor):  # type: ignore[misc]
         lines = [verdict.reason]
         tail = verdict.stderr_tail.strip().splitlines()[-10:]
         if tail:
-            lines += ["last lines of stderr:", *(f"    {line}" for line in tail)]
+            lines += ["last lines of stderr:", *(f"  {line}" for line in tail)]
         lines.append(f"record: {verdict.directory}")
         logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
-        self.report_job_error(info, msg="\n".join(lines), aux_logs=logs)
+        self.report_job_error(info, msg="\n        ".join(lines), aux_logs=logs)
 
     # -- between-workflow caching ----------------------------------------------------------------------------------
 

@@ -116,6 +116,8 @@ def _failure_reason(evidence: Evidence) -> str:
             f"exit code 127: the command {match['tool']} was not found; "
             "install it, or give the rule an environment that has it"
         )
+    if evidence.summary:
+        return evidence.summary
     if evidence.exit_code not in (None, 0):
         return f"exit code {evidence.exit_code}"
     first = (evidence.error or "no result").strip().splitlines()[0]

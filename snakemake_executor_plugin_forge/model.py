@@ -213,6 +213,7 @@ class Evidence:
     exit_code: int | None  # of the job's own command
     signal: int | None
     error: str | None  # Snakemake's own words for a failed rule
+    summary: str | None = None  # the exception of a rule's Python code, in one line
     timed_out: bool = False
     cancelled: str | None = None  # why
     setup_error: str | None = None

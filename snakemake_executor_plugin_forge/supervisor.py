@@ -372,13 +372,14 @@ class _Attempt:
             exit_code=None if number is not None else _number_or_none(result.get("exit_code")),
             signal=_number_or_none(number),
             error=str(result["error"]) if result.get("error") else None,
+            summary=str(result["summary"]) if result.get("summary") else None,
             timed_out=self._timed_out,
             cancelled=self._cancelled,
             setup_error=str(setup_error) if setup_error else None,
             oom_kills=oom_kills,
             run_oom=run_oom,
             pids_hits=self._counters.pids_hits,
-            leftover=self._leftover if not (self._timed_out or self._cancelled) else (),
+            leftover=self._leftover if number is None and self._kill_at is None and not oom_kills else (),
             stderr_tail=self._streams[1].tail() if self._streams else "",
         )
 

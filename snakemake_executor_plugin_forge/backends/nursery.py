@@ -266,6 +266,8 @@ def _supervisor(orders: Orders, group: RunCgroup | None, sock: socket.socket) ->
             for frame in channel.receive():
                 _attend(frame, tools, channel)
         tools.slots.close()
+        if group is not None:
+            group.remove()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
         code = 0
     finally:
         os._exit(code)

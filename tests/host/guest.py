@@ -1,16 +1,16 @@
-#!/usr/bin/env python3
 """A Debian 12 guest with systemd and pure cgroup v2 to try containment in, under qemu.
 
-    guest.py build           build the image (also done by the first run)
-    guest.py run SCRIPT      boot, run SCRIPT as root in the guest, print what it prints, power off
+    python -m tests.host.guest build         build what it needs (also done by the first run)
+    python -m tests.host.guest run SCRIPT    boot, run SCRIPT as root in the guest, print what it prints, power off
 
-In the guest SCRIPT finds the checkout, the host's Python and the virtual environment at the same absolute paths
-as on the host, read-only; the variables FORGE_GUEST=1, FORGE_GUEST_CHECKOUT and FORGE_GUEST_PYTHON; a directory
-/host that comes back to the host; a directory /work that everybody can write to, on ext4; and the command
-`as-tester COMMAND`, which runs COMMAND as an ordinary user with a delegated cgroup.
+In the guest SCRIPT finds the checkout, the host's Python and the virtual environment at the same absolute
+paths as on the host, read-only; the variables FORGE_GUEST=1, FORGE_GUEST_CHECKOUT and FORGE_GUEST_PYTHON; a
+directory /host that comes back to the host; a directory /work that everybody can write to, on ext4; and the
+command `as-tester COMMAND`, which runs COMMAND as an ordinary user with a delegated cgroup.
 """
 
 import argparse
+import compileall
 import contextlib
 import os
 import re
@@ -22,9 +22,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import guest_image
-import guest_python
-from guest_cache import GuestError, which
+from tests.host import guest_image, guest_python
+from tests.host.guest_cache import GuestError, which
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND_LINE = (
@@ -44,12 +43,13 @@ class Result:
 
 
 def boot(script: str, share: Path, *, timeout: float = 900, memory: str = "1536M", cpus: int = 2) -> Result:
-    """Boots the guest, runs a script as root in it and powers it off.
+    """Boot the guest, run a script as root in it and power it off.
 
-    `share` is the directory of the host that the guest sees as /host. Raises GuestError when there is no guest
-    or when it ends without the script's exit status.
+    `share` is the directory of the host that the guest sees as /host. Raise GuestError when there is no
+    guest or when it ends without the script's exit status.
     """
     guest_image.install(guest_image.TO_BOOT)
+    _compile()
     control = share / ".guest"
     control.mkdir(parents=True)
     (control / "script").write_text(script)
@@ -62,8 +62,14 @@ def boot(script: str, share: Path, *, timeout: float = 900, memory: str = "1536M
         return _result(control, ended, time.monotonic() - start)
 
 
+def _compile() -> None:
+    """Compile the checkout's packages here: the guest would do it slowly, and again at each start."""
+    for package in CHECKOUT.glob("*/__init__.py"):
+        compileall.compile_dir(package.parent, quiet=2)
+
+
 def _mounts() -> str:
-    """What the guest is to mount, in the form that guest_files/forge-guest-run.sh reads."""
+    """List what the guest is to mount, in the form that guest_files/forge-guest-run.sh reads."""
     wanted = [("9p", "checkout", CHECKOUT), *(("disk", name, path) for name, path in guest_python.places())]
     for _, _, path in wanted:
         if re.search(r"[\s,]", str(path)):
@@ -73,18 +79,18 @@ def _mounts() -> str:
 
 
 def _environment() -> str:
-    """Shell assignments for the script's environment."""
+    """Write shell assignments for the script's environment."""
     variables = {
         "FORGE_GUEST": "1",
         "FORGE_GUEST_CHECKOUT": str(CHECKOUT),
-        "FORGE_GUEST_PYTHON": str(Path(sys.prefix) / "bin/python"),
+        "FORGE_GUEST_PYTHON": str(Path(sys.prefix) / "bin/python3"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def _accelerator() -> list[str]:
-    """KVM if it works, else emulation. /dev/kvm alone proves nothing: the CPU must say that it can."""
+    """Choose KVM if it works, else emulation. /dev/kvm alone proves nothing: the CPU must say that it can."""
     with contextlib.suppress(OSError):
         if os.access("/dev/kvm", os.R_OK | os.W_OK) and re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()):
             return ["-accel", "kvm", "-cpu", "host"]
@@ -93,26 +99,34 @@ def _accelerator() -> list[str]:
 
 
 def _qemu(image: Path, python: Path, share: Path, size: list[str]) -> list[str]:
-    """The command that boots the guest. setpriv ends qemu when this process ends, however it does."""
+    """Return the command that boots the guest. setpriv ends qemu when this process ends, however it does."""
     qemu = which("qemu-system-x86_64") or "qemu-system-x86_64"
     command = [which("setpriv") or "setpriv", "--pdeathsig", "KILL", qemu, "-M", "pc", *_accelerator(), *size]
     command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot", "-serial", "stdio"]
     command += ["-kernel", f"{image}/vmlinux", "-initrd", f"{image}/initrd.gz", "-append", COMMAND_LINE]
     command += ["-device", "virtio-rng-pci"]
-    for disk in (f"{image}/root.img", f"{python}/python.img"):  # /dev/vda, /dev/vdb; what is written is thrown away
+    for disk in (
+        f"{image}/root.img",
+        f"{python}/python.img",
+    ):  # /dev/vda, /dev/vdb; what is written is thrown away
         command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
     for tag, path, readonly in (("host", share, "off"), ("checkout", CHECKOUT, "on")):
         options = f"path={path},security_model=none,multidevs=remap,readonly={readonly}"
-        command += ["-fsdev", f"local,id={tag},{options}", "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+        command += [
+            "-fsdev",
+            f"local,id={tag},{options}",
+            "-device",
+            f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
+        ]
     return command
 
 
 def _run(command: list[str], console: Path, timeout: float) -> str:
-    """Runs qemu to its end; returns in words how it ended."""
-    with open(console, "wb") as stream:
+    """Run qemu to its end; return in words how it ended."""
+    with console.open("wb") as stream:
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, timeout=timeout
+                command, check=False, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, timeout=timeout
             )
         except subprocess.TimeoutExpired:
             return f"was stopped after {timeout:.0f} s"
@@ -122,7 +136,7 @@ def _run(command: list[str], console: Path, timeout: float) -> str:
 
 
 def _result(control: Path, ended: str, seconds: float) -> Result:
-    """What the guest left behind."""
+    """Read what the guest left behind."""
 
     def read(name: str) -> str:
         path = control / name
@@ -139,13 +153,14 @@ def _result(control: Path, ended: str, seconds: float) -> Result:
 
 
 def tail(text: str, lines: int = 40) -> str:
-    """The last lines of a text."""
+    """Return the last lines of a text."""
     return "\n".join(text.splitlines()[-lines:])
 
 
 def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command line."""
+    parser = argparse.ArgumentParser("python -m tests.host.guest", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build")
     run = commands.add_parser("run")
@@ -154,8 +169,8 @@ def main() -> int:
     chosen = parser.parse_args()
     try:
         if chosen.command == "build":
-            with guest_image.image() as image:
-                print(image)
+            with guest_image.image() as image, guest_python.disk() as python:
+                print(image, python, sep="\n")
             return 0
         share = Path(tempfile.mkdtemp(prefix="forge-guest-"))
         result = boot(chosen.script.read_text(), share, timeout=chosen.timeout)

@@ -21,22 +21,28 @@ class GuestError(Exception):
 
 
 def root() -> Path:
-    """The cache directory of all guests."""
+    """Return the cache directory of all guests."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forge-guest"
 
 
 def which(program: str) -> str | None:
-    """Where a program is; an ordinary user's PATH often lacks the system administrator's directories."""
+    """Find a program; an ordinary user's PATH often lacks the system administrator's directories."""
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}")
 
 
 def run(command: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Runs a build step; returns its standard output. Raises GuestError with the end of what it wrote."""
+    """Run a build step; return its standard output. Raise GuestError with the end of what it wrote."""
     environment = {**os.environ, **(env or {}), "PATH": f"{os.environ.get('PATH', os.defpath)}:{SBIN}"}
     shown = " ".join(str(word) for word in command)
     try:
         done = subprocess.run(
-            [str(word) for word in command], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            [str(word) for word in command],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
         )
     except OSError as error:
         raise GuestError(f"cannot start a build step of the guest: {error}\n  command: {shown}") from error
@@ -48,11 +54,9 @@ def run(command: Sequence[str | Path], cwd: Path | None = None, env: dict[str, s
 
 @contextlib.contextmanager
 def entry(kind: str, key: str, build: Callable[[Path], None]) -> Iterator[Path]:
-    """The entry `<kind>-<key>`, built by build(directory) if it is not there. It is kept while in the context."""
-    base = root()
-    base.mkdir(parents=True, exist_ok=True)
-    directory = base / f"{kind}-{key}"
-    with open(base / f"{kind}-{key}.lock", "w") as lock:
+    """Hold the entry `<kind>-<key>`, built by build(directory) if it is not there; nobody remove it meanwhile."""
+    directory = root() / f"{kind}-{key}"
+    with _lock_file(directory) as lock:
         while True:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if directory.is_dir():
@@ -66,25 +70,44 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Iterator[Path]:
         yield directory
 
 
-def _build(directory: Path, build: Callable[[Path], None]) -> None:
-    """Builds an entry beside its place and moves it there."""
-    partial = directory.with_name(directory.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
+@contextlib.contextmanager
+def _lock_file(directory: Path) -> Iterator[int]:
+    """Open the file whose lock guards an entry. It is opened for reading: root may have built the entry."""
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(f"{directory}.lock", os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise GuestError(
+            f"cannot use the cache of the guest: {error}. Set XDG_CACHE_HOME, or make it writable"
+        ) from error
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _build(directory: Path, build: Callable[[Path], None]) -> None:
+    """Build an entry beside its place and move it there."""
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        if partial.exists():  # left by a build that was killed
+            shutil.rmtree(partial)
+        partial.mkdir()
         build(partial)
         partial.rename(directory)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise GuestError(f"cannot build a part of the guest in {partial}: {error}") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def _prune(kind: str, newest: Path) -> None:
-    """Removes entries of this kind that nobody uses, but for the most recently used ones."""
+    """Remove entries of this kind that nobody uses, but for the most recently used ones."""
     found = [path for path in newest.parent.glob(f"{kind}-*") if path.is_dir() and path.suffix != ".partial"]
     others = sorted((path for path in found if path != newest), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in others[KEEP - 1 :]:
-        with open(old.with_name(old.name + ".lock"), "w") as lock, contextlib.suppress(BlockingIOError):
+        with _lock_file(old) as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(old)

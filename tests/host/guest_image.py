@@ -7,17 +7,30 @@ import hashlib
 import os
 import shlex
 import shutil
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import guest_cache
-from guest_cache import GuestError, run
+from tests.host import guest_cache
+from tests.host.guest_cache import GuestError, run
 
-FILES = Path(__file__).parent / "guest_files"
+HERE = Path(__file__).parent
+FILES = HERE / "guest_files"
 RELEASE = "bookworm"
-MIRROR = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {RELEASE} main"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+MIRROR = f"deb [signed-by={KEYRING}] http://deb.debian.org/debian {RELEASE} main"
 DISK = 2 << 30  # bytes, sparse
-MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "9p", "9pnet_virtio", "overlay", "fuse", "virtio_rng")
+MODULES = (
+    "virtio_pci",
+    "virtio_blk",
+    "ext4",
+    "crc32c_generic",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+    "fuse",
+    "virtio_rng",
+)
 TESTER = 1000
 
 # program on the host -> Debian package that has it
@@ -34,7 +47,7 @@ TO_BUILD = {
 
 
 def image() -> AbstractContextManager[Path]:
-    """The directory with `vmlinux`, `initrd.gz` and `root.img`; built when there is none for this recipe."""
+    """Hold the directory with `vmlinux`, `initrd.gz` and `root.img`; built when there is none for this recipe."""
     digest = hashlib.sha256()
     for path in (Path(__file__), *sorted(FILES.iterdir())):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
@@ -42,7 +55,7 @@ def image() -> AbstractContextManager[Path]:
 
 
 def install(programs: dict[str, str]) -> None:
-    """Installs the packages of those programs that are not there. Raises GuestError if that is impossible."""
+    """Install the packages of those programs that are not there. Raise GuestError if that is impossible."""
     packages = sorted({package for program, package in programs.items() if not guest_cache.which(program)})
     if not packages:
         return
@@ -60,14 +73,16 @@ def install(programs: dict[str, str]) -> None:
 
 
 def build(directory: Path) -> None:
-    """Builds the guest into an empty directory."""
+    """Build the guest into an empty directory."""
     if os.geteuid() != 0:
         raise GuestError(
-            f"There is no guest image for this recipe in {guest_cache.root()}, and only root can build one (it makes "
-            f"a Debian tree with mmdebstrap). As root, run: {__file__.replace('guest_image.py', 'guest.py')} build"
+            f"There is no guest image for this recipe in {guest_cache.root()}, and only root can build one.\n"
+            f"As root, in {HERE.parents[1]}, run: "
+            f"XDG_CACHE_HOME={guest_cache.root().parent} {sys.executable} -m tests.host.guest build"
         )
-    keyring = {} if _mirror() != MIRROR or Path(MIRROR.split("=")[1].split("]")[0]).exists() else {"": "debian-archive-keyring"}
-    install(TO_BOOT | TO_BUILD | keyring)
+    install(TO_BOOT | TO_BUILD)
+    if _mirror() == MIRROR and not Path(KEYRING).exists():
+        install({KEYRING: "debian-archive-keyring"})
     tree, kernel = directory / "tree", directory / "kernel"
     _debootstrap(tree)
     for package in (tree / ".debs").glob("*.deb"):
@@ -82,57 +97,59 @@ def build(directory: Path) -> None:
 
 
 def make_disk(tree: Path, disk: Path, size: int) -> None:
-    """An ext4 image with the contents of a directory."""
-    with open(disk, "wb"):
-        os.truncate(disk, size)
-    run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, "-m", "0", "-O", "^has_journal,^metadata_csum,^64bit", "-i", "8192"]
-        + ["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", disk]
-    )
+    """Make an ext4 image with the contents of a directory."""
+    disk.touch()
+    os.truncate(disk, size)
+    features = [
+        "-O",
+        "^has_journal,^metadata_csum,^64bit",
+        "-E",
+        "lazy_itable_init=1,nodiscard,root_owner=0:0",
+    ]
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-i", "8192", *features, "-d", tree, disk])
 
 
 def _mirror() -> str:
-    """The host's own Debian sources when they fit (they name a mirror that works here), else Debian's."""
+    """Choose the host's own Debian sources when they fit (they name a mirror that works here), else Debian's."""
     release = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
     if "ID=debian" in release and f"VERSION_CODENAME={RELEASE}" in release:
         for sources in ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"):
-            if os.path.exists(sources):
+            if Path(sources).exists():
                 return sources
     return MIRROR
 
 
 def _lines(name: str) -> list[str]:
-    """The lines of a list in guest_files, without comments."""
+    """Read the lines of a list in guest_files, without comments."""
     return [line for line in (FILES / name).read_text().splitlines() if line and not line.startswith("#")]
 
 
 def _debootstrap(tree: Path) -> None:
-    """A minimal Debian tree with the guest's packages, and its kernel package in .debs."""
-    fetch = f"sh {shlex.quote(str(FILES / 'fetch-kernel.sh'))} \"$1\""
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")]
-    run(
-        ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", *excluded, "--dpkgopt=force-unsafe-io"]
-        + ['--aptopt=Apt::Install-Recommends "false"', f"--include={','.join(_lines('packages.txt'))}"]
-        + [f"--customize-hook={fetch}", RELEASE, str(tree), _mirror()]
-    )
+    """Make a minimal Debian tree with the guest's packages, and its kernel package in .debs."""
+    fetch = f'sh {shlex.quote(str(FILES / "fetch-kernel.sh"))} "$1"'
+    options = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")]
+    options += ["--dpkgopt=force-unsafe-io", '--aptopt=Apt::Install-Recommends "false"']
+    options += [f"--include={','.join(_lines('packages.txt'))}", f"--customize-hook={fetch}"]
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", *options]
+    run([*command, RELEASE, tree, _mirror()])
 
 
 def _kernel(kernel: Path, vmlinux: Path) -> None:
-    """The kernel without its compression: qemu starts an ELF kernel directly, which saves 2 s under TCG."""
+    """Take the compression off the kernel: qemu starts an ELF kernel directly, which saves 2 s under TCG."""
     compressed = next((kernel / "boot").glob("vmlinuz-*"))
     data = compressed.read_bytes()
     start = data.find(b"\xfd7zXZ\0")
     payload = vmlinux.with_name("payload.xz")
     payload.write_bytes(data[start:])
-    # xz stops at the end of the stream and fails on what follows it in the file; the result says if it worked.
+    # xz stops at the end of the stream and fails on what follows it; the result says if it worked.
     run(["sh", "-c", 'xz -dcq --single-stream "$1" > "$2" || true', "sh", payload, vmlinux])
     payload.unlink()
-    if not vmlinux.read_bytes()[:4] == b"\x7fELF":
+    if vmlinux.read_bytes()[:4] != b"\x7fELF":
         shutil.copy(compressed, vmlinux)
 
 
 def _module_order(modules: Path) -> list[str]:
-    """MODULES and what they depend on, as paths below the modules directory, in the order to load them."""
+    """List MODULES and what they depend on, as paths below the modules directory, in the order to load them."""
     lines = (line.split(":") for line in (modules / "modules.dep").read_text().splitlines())
     needs = {path: rest.split() for path, rest in lines}
     by_name = {Path(path).stem.replace("-", "_"): path for path in needs}
@@ -146,7 +163,7 @@ def _module_order(modules: Path) -> list[str]:
 
 
 def _initramfs(kernel: Path, initrd: Path) -> None:
-    """busybox, the kernel modules that mount the root disk, and guest_files/init.sh."""
+    """Pack busybox, the kernel modules that mount the root disk, and guest_files/init.sh."""
     modules = next((kernel / "lib/modules").iterdir())
     run(["depmod", "-b", kernel, modules.name])
     top = initrd.with_name("initramfs")
@@ -164,7 +181,7 @@ def _initramfs(kernel: Path, initrd: Path) -> None:
 
 
 def _customize(tree: Path) -> None:
-    """The user, the service that runs the host's script, and the units that are left out."""
+    """Add the user and the service that runs the host's script, and leave units out."""
     run(["chroot", tree, "useradd", "-m", "-u", str(TESTER), "-s", "/bin/bash", "tester"])
     units = tree / "etc/systemd/system"
     for name, place, mode in (

@@ -15,9 +15,8 @@ from contextlib import AbstractContextManager
 from importlib.util import cache_from_source
 from pathlib import Path
 
-import guest_cache
-import guest_image
-from guest_cache import GuestError
+from tests.host import guest_cache, guest_image
+from tests.host.guest_cache import GuestError
 
 # Of an interpreter's library; for the tests of Python itself, for embedding it, for its editor.
 BLOCK = 4096
@@ -25,19 +24,19 @@ UNUSED = re.compile(r"test|idlelib|turtledemo|tkinter|ensurepip|config-.*")
 
 
 def disk() -> AbstractContextManager[Path]:
-    """The directory with `python.img`, which has the trees as directories named like their place in trees()."""
+    """Hold the directory with `python.img`, on which each of trees() is a directory."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for tree in trees():
         digest.update(f"{tree}\n".encode())
         for path, entry in _files(tree):
             status = entry.stat(follow_symlinks=False)
-            target = os.readlink(entry) if entry.is_symlink() else ""
+            target = Path(entry).readlink() if entry.is_symlink() else ""
             digest.update(f"{path} {status.st_mode} {status.st_size} {status.st_mtime_ns} {target}\n".encode())
     return guest_cache.entry("python", digest.hexdigest()[:16], _build)
 
 
 def trees() -> list[Path]:
-    """What the disk holds: the interpreter, unless it is the system's (then the guest's own must do), and the venv."""
+    """List what the disk holds: the interpreter and the venv. The system's interpreter the guest has itself."""
     found = [Path(sys.prefix)]
     if sys.base_prefix != sys.prefix:
         found.insert(0, Path(sys.base_prefix))
@@ -45,7 +44,7 @@ def trees() -> list[Path]:
 
 
 def places() -> list[tuple[str, Path]]:
-    """Pairs: directory on the disk, where to mount it in the guest."""
+    """Return pairs: directory on the disk, where to mount it in the guest."""
     found = [(str(number), tree) for number, tree in enumerate(trees())]
     # A venv may refer to its interpreter by a path with symbolic links or by the real one.
     return found + [(name, tree.resolve()) for name, tree in found if tree.resolve() != tree]
@@ -69,7 +68,7 @@ def _sees_system_packages() -> bool:
 
 
 def _files(directory: Path, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All files that belong on the disk, with their paths, in a fixed order."""
+    """Go through all files that belong on the disk, with their paths, in a fixed order."""
     with os.scandir(directory) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
@@ -80,7 +79,7 @@ def _files(directory: Path, below: str = "") -> Iterator[tuple[str, os.DirEntry[
 
 
 def _copy(tree: Path, target: Path) -> int:
-    """Copies a tree with its compiled modules; returns the size that it takes on a disk."""
+    """Copy a tree with its compiled modules; return the size that it takes on a disk."""
     size = 0
     for path, entry in _files(tree):
         sources = [Path(entry.path)]
@@ -96,9 +95,10 @@ def _copy(tree: Path, target: Path) -> int:
 
 
 def _build(directory: Path) -> None:
-    """Copies the trees, compiles what is not compiled, and makes the image."""
+    """Copy the trees, compile what is not compiled, and make the image."""
     guest_image.install(guest_image.TO_BOOT)
     stage = directory / "stage"
+    stage.mkdir()
     size = 0
     for name, tree in places():
         target = stage / name
@@ -109,7 +109,7 @@ def _build(directory: Path) -> None:
         except OSError as error:
             raise GuestError(f"cannot copy {tree} for the guest: {error}") from error
         # Some packages carry modules that cannot be compiled; that is no failure.
-        compiler = ["-m", "compileall", "-qq", "-j", "0", "-s", target, "-p", tree, target]
+        compiler = ["-m", "compileall", "-qq", "-j", "0", "-s", str(target), "-p", str(tree), str(target)]
         guest_cache.run(["sh", "-c", '"$@" || true', "sh", sys.executable, *compiler])
     guest_image.make_disk(stage, directory / "python.img", size + size // 2 + (64 << 20))
     shutil.rmtree(stage)

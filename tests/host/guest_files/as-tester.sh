@@ -7,6 +7,7 @@ variables=()
 for name in $(compgen -e | grep -E '^(FORGE_|PYTHON|PYTEST|HYPOTHESIS|LANG$|PATH$)'); do
   variables+=("--setenv=$name=${!name}")
 done
+# systemd replaces $NAME in a command; a doubled $ stands for itself.
 exec runuser -u tester -- env XDG_RUNTIME_DIR=/run/user/1000 HOME=/home/tester \
   systemd-run --user --quiet --wait --pipe --collect -p Delegate=yes --working-directory="$PWD" \
-  "${variables[@]}" -- "$@"
+  "${variables[@]}" -- "${@//\$/\$\$}"

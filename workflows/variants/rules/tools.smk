@@ -8,7 +8,7 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-NEEDED = {"native": ("bwa", "samtools", "bcftools"), "pip": ("pysam", "mappy")}
+NEEDED = {"native": ("bwa", "samtools", "bcftools"), "pip": ("pysam", "mappy")}  # besides matplotlib
 
 
 def missing(tools: str) -> list[str]:
@@ -28,6 +28,8 @@ def choose_tools(wanted: object) -> str:
     if lacking := missing(tools):
         remedy = "pip install -r requirements.txt" if tools == "pip" else "apt install bwa samtools bcftools"
         raise WorkflowError(f"config key 'tools': {wanted!r} needs {', '.join(lacking)} (try: {remedy})")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise WorkflowError("the picture needs matplotlib (try: pip install -r requirements.txt)")
     return tools
 
 

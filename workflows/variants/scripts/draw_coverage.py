@@ -1,6 +1,7 @@
 """Draw the depth of each sample along the reference, with the regions called and the variants found."""
 
 import csv
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
+    from snakemake.iocontainers import snakemake  # noqa: TC004  (Snakemake puts it there at run time)
 
 Row = dict[str, str]
 # Okabe and Ito: colours that colour-blind readers can tell apart
@@ -78,14 +79,21 @@ def draw_labels(axes: Axes, variants: list[Row], length: int) -> None:
     axes.axis("off")
 
 
+def steps(depths: list[int]) -> tuple[list[int], list[float]]:
+    """The depth as bars of equal height, each as long as it does not change, and where the bars meet."""
+    runs = [(depth, len(list(run))) for depth, run in itertools.groupby(depths)]
+    ends = itertools.accumulate((length for _, length in runs), initial=0)
+    return [depth for depth, _ in runs], [end + 0.5 for end in ends]
+
+
 def draw_sample(
     axes: Axes, sample: str, depths: list[int], variants: list[Row], colour: str, top: int
 ) -> None:
     """Draw one panel: the depth as an area, and each variant at the depth it was found with."""
-    places = range(1, len(depths) + 1)
     mean = sum(depths) / len(depths)
-    axes.fill_between(places, depths, step="mid", color=colour, alpha=0.35, linewidth=0)
-    axes.step(places, depths, where="mid", color=colour, linewidth=1)
+    heights, edges = steps(depths)
+    axes.stairs(heights, edges, fill=True, color=colour, alpha=0.35, linewidth=0)
+    axes.stairs(heights, edges, color=colour, linewidth=1)
     axes.axhline(mean, color=colour, linewidth=0.9, linestyle=(0, (5, 3)))
     put: dict[str, Any] = {"transform": axes.transAxes, "color": colour}
     axes.text(1.008, mean / top, f"mean\n{mean:.1f}×", va="center", fontsize=9, **put)
@@ -157,7 +165,7 @@ def main(
     panels[1 + count // 2].set_ylabel("depth (reads per base, without duplicates)")
     draw_regions(panels[-1], regions)
     panels[-1].set_xlim(0, length + 1)
-    panels[-1].set_xlabel(f"position (bp), {reference_name}")
+    panels[-1].set_xlabel(f"position on {reference_name} (bp)")
 
     passed = sum(row["FILTER"] == "PASS" for row in variants)
     title = f"{len(variants)} variants called jointly in {count} samples; {passed} pass the quality filter"

@@ -8,7 +8,7 @@ import mappy
 import pysam
 
 if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
+    from snakemake.iocontainers import snakemake  # noqa: TC004  (Snakemake puts it there at run time)
 
 MATCH, INSERTION, DELETION, SOFT_CLIP = 0, 1, 2, 4
 

@@ -1,0 +1,124 @@
+"""The results of a call: what was sampled, its medians and ratios, and the project's targets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from bench.settings import CLUSTER, FORGE, LOCAL
+from bench.timed import Metrics
+
+# A metric of an executor in a case.
+Key = tuple[str, str, str]
+
+RATIO_METRICS = ("wall_s", "cpu_s", "job_wall_ms", "job_cpu_ms")
+
+
+class Results:
+    """All samples by case, executor and metric."""
+
+    def __init__(self) -> None:
+        """Start without samples."""
+        self.samples: dict[str, dict[str, Metrics]] = {}
+
+    def add(self, case: str, executor: str, metrics: Metrics) -> None:
+        """Append the samples of one round."""
+        for metric, values in metrics.items():
+            kept = self.samples.setdefault(case, {}).setdefault(executor, {})
+            kept.setdefault(metric, []).extend(values)
+
+    def values(self, case: str, executor: str, metric: str) -> list[float]:
+        """Return the samples of a metric, none if it was not measured."""
+        return self.samples.get(case, {}).get(executor, {}).get(metric, [])
+
+    def median(self, case: str, executor: str, metric: str) -> float | None:
+        """Return the median of a metric, if measured."""
+        values = self.values(case, executor, metric)
+        return median(values) if values else None
+
+    def ratio(self, over: Key, under: Key) -> float | None:
+        """Return the median of the ratios of two metrics round by round.
+
+        Both sides of each ratio were measured minutes apart, so a load that comes and goes between rounds
+        falls out of it. Per-job times that noise made zero or negative have no ratio.
+        """
+        pairs = zip(self.values(*over), self.values(*under), strict=False)
+        ratios = [above / below for above, below in pairs if above > 0 and below > 0]
+        return median(ratios) if ratios else None
+
+    def to_local(self, case: str, executor: str, metric: str) -> float | None:
+        """Compare with the local executor; totals only where both ran the same number of jobs."""
+        same = self.median(case, executor, "jobs") == self.median(case, LOCAL, "jobs")
+        if not same and not metric.startswith("job_"):
+            return None
+        return self.ratio((case, executor, metric), (case, LOCAL, metric))
+
+    def growth(self, executor: str, metric: str = "job_wall_ms") -> float | None:
+        """Compare what a job costs in the large DAG with what it costs among the shell jobs."""
+        return self.ratio(("dag", executor, metric), ("shell", executor, metric))
+
+    def medians(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the medians of everything, for the record."""
+        return {
+            case: {
+                executor: {metric: median(values) for metric, values in metrics.items()}
+                for executor, metrics in executors.items()
+            }
+            for case, executors in self.samples.items()
+        }
+
+    def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the ratios to the local executor that there are, for the record."""
+        return {
+            case: {
+                executor: {
+                    metric: value
+                    for metric in RATIO_METRICS
+                    if (value := self.to_local(case, executor, metric)) is not None
+                }
+                for executor in executors
+            }
+            for case, executors in self.samples.items()
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit that the project set itself."""
+
+    name: str
+    unit: str
+    limit: float
+    value: Callable[[Results], float | None]
+    at_least: bool = False
+
+    def met(self, results: Results) -> bool | None:
+        """Whether the limit is kept; None if it was not measured."""
+        value = self.value(results)
+        if value is None:
+            return None
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def _wall_to_local(case: str) -> Callable[[Results], float | None]:
+    return lambda results: results.to_local(case, FORGE, "wall_s")
+
+
+def _median(case: str, metric: str) -> Callable[[Results], float | None]:
+    return lambda results: results.median(case, FORGE, metric)
+
+
+def _cluster_to_forge(results: Results) -> float | None:
+    return results.ratio(("shell", CLUSTER, "job_wall_ms"), ("shell", FORGE, "job_wall_ms"))
+
+
+TARGETS = (
+    Target("shell jobs: wall over local", "x", 1.15, _wall_to_local("shell")),
+    Target("run jobs: wall over local", "x", 0.2, _wall_to_local("run")),
+    Target("script jobs: wall over local", "x", 1.1, _wall_to_local("script")),
+    Target("heavy job: wall over local", "x", 1.02, _wall_to_local("heavy")),
+    Target("time per shell job: cluster-generic over forge", "x", 50, _cluster_to_forge, at_least=True),
+    Target("time per job: large DAG over shell case", "x", 1.3, lambda results: results.growth(FORGE)),
+    Target("memory: nursery and idle supervisors", "MB", 80, _median("memory", "base_mb")),
+    Target("memory: supervisor of a running job", "MB", 10, _median("memory", "per_job_mb")),
+    Target("start-up added to Snakemake", "ms", 20, _median("startup", "show_plugin_cpu_ms")),
+)

@@ -1,0 +1,4 @@
+"""The script of the ``script`` case; Snakemake puts the ``snakemake`` object in front of it."""  # noqa: INP001
+
+with open(snakemake.output[0], "w") as stream:  # type: ignore[name-defined]  # noqa: F821, PTH123
+    stream.write(f"{snakemake.wildcards.i}\n")  # type: ignore[name-defined]  # noqa: F821

@@ -1,0 +1,1 @@
+"""Tests on special hosts, which they build themselves."""

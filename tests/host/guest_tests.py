@@ -1,0 +1,135 @@
+"""Chooses the tests that run in the guest, runs them there, and reads their results.
+
+A test is chosen by `@pytest.mark.kernel` (runs as root) or `@pytest.mark.kernel_user` (runs as the ordinary
+user with a delegated cgroup), or both, anywhere in tests/ outside tests/host. Only files whose text has the
+marker are collected: importing all of them would take a minute under emulation. guest_selfcheck.py is
+always among them.
+"""
+
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.host import guest
+
+SELFCHECK = "guest_selfcheck"
+TESTS = guest.CHECKOUT / "tests"
+LONGEST = 4000  # characters of one failure's text
+# PYTEST_TIMEOUT: seconds for one test. Everything takes about ten times as long as on the host.
+COMMAND = """
+install -d -o {user} /work/{user}
+export PYTEST_TIMEOUT=900 HYPOTHESIS_STORAGE_DIRECTORY=/work/{user}/hypothesis
+{prefix} "$FORGE_GUEST_PYTHON" -m pytest -m {marker} -p no:cacheprovider --basetemp=/work/{user}/tmp \\
+  --junitxml=/work/{user}/result.xml {files} > /host/{user}.log 2>&1
+echo $? > /host/{user}.status
+cp /work/{user}/result.xml /host/{user}.xml
+"""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One run of pytest in the guest."""
+
+    user: str
+    marker: str
+
+    @property
+    def files(self) -> list[Path]:
+        """The test files that have the marker."""
+        used = re.compile(rf"\bmark\.{self.marker}\b")
+        found = sorted(path for path in TESTS.rglob("test_*.py") if TESTS / "host" not in path.parents)
+        return [path for path in found if used.search(path.read_text())]
+
+    @property
+    def command(self) -> str:
+        """Shell commands that run the tests and leave /host/USER.{xml,log,status}."""
+        files = [TESTS / "host" / f"{SELFCHECK}.py", *self.files]
+        return COMMAND.format(
+            user=self.user,
+            marker=self.marker,
+            prefix="as-tester" if self.user == "tester" else "",
+            files=shlex.join(str(path) for path in files),
+        )
+
+
+PHASES = (Phase("root", "kernel"), Phase("tester", "kernel_user"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """The outcome of one test in the guest: passed, failed or skipped, with the reason."""
+
+    name: str
+    outcome: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of one phase."""
+
+    phase: Phase
+    status: str  # pytest's exit status
+    cases: list[Case]
+    log: str
+
+    def count(self, outcome: str) -> int:
+        """How many tests had this outcome."""
+        return sum(case.outcome == outcome for case in self.cases)
+
+    @property
+    def summary(self) -> str:
+        """One line for the end of the test run."""
+        counts = ", ".join(f"{self.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped"))
+        return f"as {self.phase.user}: {counts}"
+
+    @property
+    def complaint(self) -> str:
+        """Why this phase is not good, in full; empty if it is good."""
+        where = f"in the guest, as {self.phase.user}"
+        failed = [case for case in self.cases if case.outcome == "failed"]
+        if failed:
+            return "\n\n".join(f"{case.name} ({where})\n{case.text}" for case in failed)
+        end = f"\n--- the last lines of pytest, {where}\n{guest.tail(self.log)}"
+        # The self-check belongs to both phases, so neither is empty: pytest's status 5 (no tests) is wrong.
+        if self.status != "0":
+            return f"pytest {where}, ended with status {self.status or 'none'}{end}"
+        passed = [case for case in self.cases if case.outcome == "passed"]
+        if not passed:
+            return f"no test was executed {where}{end}"
+        if self.phase.files and all(SELFCHECK in case.name for case in passed):
+            files = "\n".join(str(path) for path in self.phase.files)
+            return f"no test marked {self.phase.marker} was executed {where}; such tests are in\n{files}{end}"
+        return ""
+
+
+def run(share: Path, timeout: float) -> list[Report]:
+    """Boot the guest once and run all phases in it. Raise GuestError if that fails."""
+    script = f"cd {shlex.quote(str(guest.CHECKOUT))}\n" + "".join(phase.command for phase in PHASES) + "exit 0\n"
+    guest.boot(script, share, timeout=timeout)
+    return [report(phase, share) for phase in PHASES]
+
+
+def report(phase: Phase, share: Path) -> Report:
+    """Read what a phase left in the shared directory."""
+
+    def read(kind: str) -> str:
+        path = share / f"{phase.user}.{kind}"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    xml = read("xml")
+    found = ET.fromstring(xml).iter("testcase") if xml else iter(())  # noqa: S314 (our own pytest wrote it)
+    return Report(phase, read("status").strip(), [_case(element) for element in found], read("log"))
+
+
+def _case(element: ET.Element) -> Case:
+    """Read one <testcase>. A test with an error in its setup or teardown has failed."""
+    name = f"{element.get('classname')}::{element.get('name')}"
+    for kind, outcome in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
+        detail = element.find(kind)
+        if detail is not None:
+            text = (detail.text or "").strip() or detail.get("message", "")
+            return Case(name, outcome, text[-LONGEST:])
+    return Case(name, "passed")

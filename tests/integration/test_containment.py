@@ -1,0 +1,196 @@
+"""Abuse and limits as data: one entry a case, all in one workflow and one start of Snakemake.
+
+A case is a rule, the outcome that its attempt must have and what else must be true. Numbers refer to the list of
+faults that the sandbox must survive (docs/explanation/faults.md).
+"""
+
+from __future__ import annotations
+
+import textwrap
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import Result, residue, run, write_workflow
+
+pytestmark = pytest.mark.kernel
+
+Check = Callable[[Result, dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rule of the workflow. ``body`` is what follows ``rule NAME:``; its output is NAME.out."""
+
+    name: str
+    outcome: str
+    shell: str = ""
+    directives: str = ""
+    run: str = ""
+    check: Check | None = None
+
+    def rule(self) -> str:
+        """Snakefile text."""
+        text = f"rule {self.name}:\n    output: '{self.name}.out'\n"
+        text += textwrap.indent(self.directives, "    ") + ("\n" if self.directives else "")
+        if self.run:
+            return text + "    run:\n" + textwrap.indent(textwrap.dedent(self.run), "        ")
+        return text + f"    shell: {self.shell!r}\n"
+
+
+def _out(text: str) -> Check:
+    def check(result: Result, attempt: dict[str, Any]) -> None:
+        assert result.read(f"{attempt['rule']}.out").strip() == text
+
+    return check
+
+
+def _reason(*words: str) -> Check:
+    def check(result: Result, attempt: dict[str, Any]) -> None:
+        assert all(word in attempt["reason"] for word in words), attempt["reason"]
+
+    return check
+
+
+def _noted(*words: str) -> Check:
+    def check(result: Result, attempt: dict[str, Any]) -> None:
+        assert all(word in " ".join(attempt["notes"]) for word in words), attempt["notes"]
+
+    return check
+
+
+def _oom(result: Result, attempt: dict[str, Any]) -> None:
+    limit = attempt["limits"]["memory_bytes"]
+    assert limit == 100 * 1024**2
+    assert 0.9 * limit <= attempt["usage"]["memory_peak_bytes"] <= limit
+    assert not (result.directory / f"{attempt['rule']}.out").exists()
+    assert "raise the rule's mem_mb" in attempt["reason"]
+
+
+def _page_cache(result: Result, attempt: dict[str, Any]) -> None:
+    usage = attempt["usage"]
+    assert usage["memory_peak_bytes"] <= attempt["limits"]["memory_bytes"]
+    assert usage["memory_anon_peak_bytes"] < 30 * 1024**2
+
+
+def _one_cpu(result: Result, attempt: dict[str, Any]) -> None:
+    # Eight spinners for 1.5 s: with one CPU they get at most 1.5 s of CPU time, and about that.
+    assert attempt["usage"]["cpu_seconds"] < 1.5 * attempt["seconds"], attempt["usage"]
+
+
+def _no_cap(result: Result, attempt: dict[str, Any]) -> None:
+    assert attempt["usage"]["cpu_seconds"] > 0.1
+
+
+TAG = uuid.uuid4().hex[:8]
+ALLOCATE = "python3 -c 'x = bytearray({mb} * 2**20); print(len(x))'"
+SPIN = "for i in 1 2 3 4 5 6 7 8; do timeout {s} sh -c \"while :; do :; done\" & done; wait || true; touch {{output}}"
+
+CASES = [
+    Case("fork_bomb", "pids", "f() {{ f | f & }}; f; sleep 3; sleep 1 & wait $!; exit 1", check=_reason("--forge-pids")),
+    Case("daemon", "succeeded", "(setsid nohup sleep 1002 >/dev/null 2>&1 &); echo ok > {output}",
+         check=_noted("left 1 process", "sleep 1002")),  # 2
+    Case("daemon_on_stdout", "succeeded", "(setsid sleep 1000 &); echo ok > {output}", check=_out("ok")),
+    Case("kill_all", "failed", "kill -9 -1; sleep 5; touch {output}", check=_reason("SIGKILL")),  # 7
+    Case("kill_parent", "failed", "kill -9 $PPID; sleep 5; touch {output}", check=_reason("SIGKILL")),  # 8
+    Case("kill_init", "succeeded", "kill -9 1; sleep 0.1; echo alive > {output}", check=_out("alive")),  # 9
+    Case("new_privileges", "succeeded", "grep NoNewPrivs /proc/self/status | cut -f2 > {output}", check=_out("1")),  # 13
+    Case("new_namespace_mount", "succeeded",
+         "unshare -m true 2>/dev/null && echo mounted > {output} || echo refused > {output}", check=_out("refused")),
+    Case("hidden_processes", "succeeded",  # 18
+         "for i in 1 2 3 4 5 6 7 8; do (trap '' TERM HUP INT; setsid sleep 1001 &) ; done; echo ok > {output}",
+         check=_noted("left 8 process")),
+    Case("oom", "oom", ALLOCATE.format(mb=300) + " > {output}", "resources: mem_mb=100", check=_oom),  # 19
+    Case("oom_hidden", "oom", ALLOCATE.format(mb=300) + " || true; sleep 0.2; touch {output}",  # 20
+         "resources: mem_mb=100", check=_oom),
+    Case("shm_hog", "oom", "dd if=/dev/zero of=/dev/shm/x bs=1M count=300; sleep 0.2; touch {output}",  # 21
+         "resources: mem_mb=100", check=_reason("out of memory")),
+    Case("page_cache", "succeeded", "dd if=/dev/zero of=$TMPDIR/x bs=1M count=400 2>&1; touch {output}",  # 24
+         "resources: mem_mb=60", check=_page_cache),
+    Case("short_peak", "succeeded", ALLOCATE.format(mb=150) + " > {output}", "resources: mem_mb=300",  # 25
+         check=lambda _, attempt: attempt["usage"]["memory_peak_bytes"] > 150 * 2**20),
+    Case("spinners_capped", "succeeded", SPIN.format(s=1.5), "threads: 1", check=_one_cpu),  # 33
+    Case("spinners_free", "succeeded", SPIN.format(s=1), "resources: forge_cpu='off'", check=_no_cap),
+    Case("renice", "succeeded", "nice -n -5 true 2> {output} && cat {output} | wc -l > {output}.n; touch {output}"),  # 36
+    Case("double_fork_burner", "succeeded",  # 37
+         "(setsid sh -c 'timeout 0.5 sh -c \"while :; do :; done\"' &) ; sleep 0.8; touch {output}",
+         check=lambda _, attempt: attempt["usage"]["cpu_seconds"] > 0.1),
+    Case("no_command", "failed", "samtoolz sort in.bam > {output}", check=_reason("samtoolz", "not found")),
+    Case("segfault", "failed", "kill -SEGV $$", check=_reason("SIGSEGV")),
+    Case("exit_code", "failed", "touch {output}; exit 3", check=lambda r, a: a["exit_code"] == 3),
+    Case("python_error", "failed", run="raise ValueError('not this one')", check=_reason("ValueError: not this one")),
+    Case("python_abort", "failed", run="import os; os.abort()", check=_reason("SIGABRT")),
+    Case("python_exit", "failed", run="import sys; sys.exit(4)", check=lambda r, a: a["exit_code"] == 4),
+    Case("no_devices", "succeeded", "ls /dev | grep -cE '^(vd|sd|nvme|mem$|kmsg)' > {output} || true",
+         check=_out("0")),
+    Case("no_mknod", "succeeded", "mknod $TMPDIR/d b 254 0 2>/dev/null && echo made > {output} || echo no > {output}",
+         check=_out("no")),
+    Case("remount", "succeeded", "mount -o remount,rw /sys 2>/dev/null && echo yes > {output} || echo no > {output}",
+         check=_out("no")),  # 85
+    Case("umount_tmp", "succeeded", "umount /tmp 2>/dev/null && echo yes > {output} || echo no > {output}",
+         check=_out("no")),  # 86
+    Case("leave_cgroup", "succeeded",  # 87
+         "find /sys/fs/cgroup -name cgroup.procs -maxdepth 3 | while read f; do "
+         "if (echo 0 > $f) 2>/dev/null; then echo escaped; fi; done > {output}", check=_out("")),
+    Case("sysctl", "succeeded",  # 90
+         "(echo 1 > /proc/sys/vm/drop_caches) 2>/dev/null && echo yes > {output} || echo no > {output}",
+         check=_out("no")),
+    Case("sysrq", "succeeded", "(echo x > /proc/sysrq-trigger) 2>/dev/null && echo yes > {output} || echo no > {output}",
+         check=_out("no")),
+    Case("other_root", "succeeded", "ls /proc/1/root > /dev/null 2>&1 && echo yes > {output} || echo no > {output}",
+         check=_out("no")),
+    Case("core_dump", "failed", "python3 -c 'import os; os.abort()'",  # 95
+         check=lambda result, _: not list(result.directory.glob("core*"))),
+    Case("stdin_at_end", "succeeded", "cat > {output}", check=_out("")),  # 100
+    Case("descriptors", "succeeded", "ls /proc/self/fd | wc -l > {output}", check=_out("4")),
+    Case("own_tmp", "succeeded", "ls -A /tmp /var/tmp /dev/shm | grep -c " + TAG + " > {output} || true",
+         check=_out("0")),
+    Case("scratch_is_tmpdir", "succeeded",
+         "test $TMPDIR = $FORGE_SCRATCH -a $TMP = $TMPDIR -a $TEMP = $TMPDIR -a $TEMPDIR = {resources.tmpdir}; "
+         "mkdir -p $TMPDIR/a/b; touch $TMPDIR/a/b/c; chmod 000 $TMPDIR/a; echo ok > {output}", check=_out("ok")),
+    Case("own_ipc", "succeeded", "ipcmk -M 100 >/dev/null; ipcs -m | grep -c 0x > {output}", check=_out("1")),
+    Case("no_network", "succeeded",  # 80
+         "python3 -c 'import socket; print([n for _, n in socket.if_nameindex()])' > {output}",
+         "resources: forge_network='off'", check=_out("['lo']")),
+    Case("big_file", "disk", "head -c 30000000 /dev/zero > {output}", "resources: disk_mb=10",
+         check=_reason("disk_mb")),
+    Case("forge_variables", "succeeded", "echo $FORGE_CPUS $FORGE_MEMORY_BYTES $FORGE_RUNTIME > {output}",
+         "threads: 2\nresources: mem_mb=64", check=_out(f"2 {64 * 2**20} host")),
+]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    directory = tmp_path_factory.mktemp("containment").resolve()
+    outputs = [f"{case.name}.out" for case in CASES]
+    write_workflow(directory, f"rule all:\n    input: {outputs!r}\n" + "\n".join(case.rule() for case in CASES))
+    Path("/tmp", f"forge-test-{TAG}").touch()
+    try:
+        return run(directory, "-j4", "--keep-going", "--forge-pids", "400")
+    finally:
+        Path("/tmp", f"forge-test-{TAG}").unlink()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case(result: Result, case: Case) -> None:
+    attempt = result.attempt(case.name)
+    assert attempt["outcome"] == case.outcome, (attempt["reason"], attempt["notes"])
+    if case.check is not None:
+        assert case.check(result, attempt) is not False
+    if case.outcome != "succeeded":
+        assert attempt["reason"] in result.output
+        assert not (result.directory / f"{case.name}.out").exists()
+
+
+def test_nothing_is_left(result: Result) -> None:
+    assert residue(result.directory) == []
+
+
+def test_every_case_was_isolated(result: Result) -> None:
+    for attempt in result.attempts():
+        assert attempt["isolation"]["limits"].startswith("cgroup-v")
+        assert {"mount-ns", "pid-ns", "ipc-ns", "uts-ns"} <= set(attempt["isolation"]["mechanisms"])

@@ -1,0 +1,388 @@
+"""Every kind of job that Snakemake knows, in one workflow: the same files as under the local executor.
+
+One run of each executor; the tests compare the two working directories and look at single rules.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Result, residue, run, write_workflow
+
+pytestmark = pytest.mark.kernel
+
+WORKFLOW = """
+import os
+configfile: "config.yaml"
+envvars: "FORGE_TEST_VARIABLE"
+N = 3
+
+rule all:
+    input:
+        "shell.txt", "run.txt", "script_py.txt", "script_sh.txt", "wrapper.txt", "shadow.txt", "benchmark.tsv",
+        "retried.txt", "collected.txt", "protected.txt", "touched.flag", "tree", "ensured.txt", "piped.txt",
+        "service.txt", "params.txt", "big_params.txt", "long_command.txt", "spaces in name.txt", "module.txt",
+        "unpicklable.txt", "threads.txt", "norun.flag", "logged.txt", "subworkflow/deep/dir/out.txt", "group.txt",
+        "multi_a.txt", "streams.txt", "run_shell.txt", "env.txt", "umlaut-ä.txt", "locale.txt", "process_sub.txt",
+        "multiproc.txt", "config.txt", "updated.txt", os.path.abspath("absolute.txt"), "python_tmp.txt"
+
+localrules: all, norun
+
+rule shell_rule:
+    output: "shell.txt"
+    shell: "echo shell > {output}"
+
+rule run_rule:
+    input: "shell.txt"
+    output: "run.txt"
+    params: value=42
+    run:
+        with open(output[0], "w") as f:
+            f.write(f"{open(input[0]).read().strip()} {params.value} {wildcards} {threads}")
+
+rule run_with_shell:
+    output: "run_shell.txt"
+    run:
+        shell("echo one > {output}")
+        for line in shell("echo two", iterable=True):
+            shell("echo {line} >> {output}")
+
+rule script_py:
+    input: "shell.txt"
+    output: "script_py.txt"
+    params: x=[1, 2]
+    log: "logs/script_py.log"
+    script: "scripts/s.py"
+
+rule script_sh:
+    input: "shell.txt"
+    output: "script_sh.txt"
+    script: "scripts/s.sh"
+
+rule wrapper_rule:
+    input: "shell.txt"
+    output: "wrapper.txt"
+    wrapper: "file:wrapper"
+
+rule shadow_rule:
+    input: "shell.txt"
+    output: "shadow.txt"
+    shadow: "minimal"
+    shell: "cat {input} > {output}; echo junk > junk_in_shadow.txt"
+
+rule benchmark_rule:
+    output: touch("benchmarked.flag")
+    benchmark: repeat("benchmark.tsv", 2)
+    shell: "sleep 0.05"
+
+rule retried:
+    output: "retried.txt"
+    retries: 2
+    resources: attempt_mb=lambda wildcards, attempt: attempt * 100
+    shell: "echo try >> tries.txt; [ {resources.attempt_mb} -ge 200 ] && echo {resources.attempt_mb} > {output}"
+
+checkpoint split:
+    output: directory("parts")
+    shell: "mkdir {output}; for i in a b c; do echo $i > {output}/$i.txt; done"
+
+rule part:
+    input: "parts/{p}.txt"
+    output: temp("done/{p}.txt")
+    shell: "tr a-z A-Z < {input} > {output}"
+
+def parts(wildcards):
+    folder = checkpoints.split.get().output[0]
+    return sorted(expand("done/{p}.txt", p=glob_wildcards(folder + "/{p}.txt").p))
+
+rule collect:
+    input: parts
+    output: "collected.txt"
+    shell: "cat {input} > {output}"
+
+rule protect:
+    output: protected("protected.txt")
+    shell: "echo p > {output}"
+
+rule touch_rule:
+    output: touch("touched.flag")
+
+rule norun:
+    input: "touched.flag"
+    output: touch("norun.flag")
+
+rule tree:
+    output: directory("tree")
+    shell: "mkdir -p {output}/x/y; echo z > {output}/x/y/z"
+
+rule ensure_rule:
+    output: ensure("ensured.txt", non_empty=True)
+    shell: "echo e > {output}"
+
+rule pipe_out:
+    output: pipe("stream.pipe")
+    shell: "for i in 1 2 3; do echo $i; done > {output}"
+
+rule pipe_in:
+    input: "stream.pipe"
+    output: "piped.txt"
+    shell: "sort -r {input} > {output}"
+
+rule service:
+    output: service("service.sock")
+    shell: "ln -s nowhere {output}; exec sleep 1004"
+
+rule service_user:
+    input: "service.sock"
+    output: "service.txt"
+    shell: "readlink {input} > {output}"
+
+def big(wildcards):
+    return {"k" + str(i): list(range(20)) for i in range(2000)}
+
+rule big_params:
+    output: "big_params.txt"
+    params: big=big
+    run:
+        open(output[0], "w").write(str(sum(len(v) for v in params.big.values())))
+
+rule params_rule:
+    input: "shell.txt"
+    output: "params.txt"
+    params:
+        a=lambda wildcards, input, output, threads, resources: f"{input} {output} {threads}",
+        b=config["greeting"],
+    threads: 2
+    shell: "echo '{params.a} {params.b} {threads}' > {output}"
+
+rule long_command:
+    output: "long_command.txt"
+    params: text="x" * 200000
+    shell: "echo {params.text} | wc -c > {output}"
+
+rule spaces:
+    output: "spaces in name.txt"
+    shell: "echo s > {output:q}"
+
+rule umlaut:
+    output: "umlaut-ä.txt"
+    shell: "echo 'ä ö ü' > {output}"
+
+module other:
+    snakefile: "other.smk"
+    config: {"word": "module"}
+
+use rule * from other as other_*
+
+class Odd:
+    def __init__(self):
+        self.cannot_be_pickled = lambda: None
+
+    def __repr__(self):
+        return "odd"
+
+rule unpicklable:
+    output: "unpicklable.txt"
+    params: odd=lambda wildcards: Odd()
+    run:
+        open(output[0], "w").write(str(params.odd))
+
+rule threads_rule:
+    output: "threads.txt"
+    threads: 2
+    shell: "echo {threads} $OMP_NUM_THREADS > {output}"
+
+rule logged:
+    output: "logged.txt"
+    log: "logs/deep/logged.log"
+    shell: "echo to-log > {log}; echo l > {output}"
+
+rule deep:
+    output: "subworkflow/deep/dir/out.txt"
+    shell: "echo d > {output}"
+
+rule grouped:
+    output: "group.txt"
+    group: "g"
+    shell: "echo g > {output}"
+
+rule multi:
+    output: "multi_a.txt", "multi_b.txt"
+    shell: "echo a > {output[0]}; echo b > {output[1]}"
+
+rule streams:
+    output: "streams.txt"
+    shell: "echo to-stdout-31; echo to-stderr-31 >&2; echo again-31 > /dev/stderr; echo s > {output}"
+
+rule env_rule:
+    output: "env.txt"
+    shell: "echo $FORGE_TEST_VARIABLE > {output}"
+
+rule locale_rule:
+    output: "locale.txt"
+    shell: "id -un > {output}; echo $HOME >> {output}; locale >> {output} 2>/dev/null; umask >> {output}"
+
+rule process_substitution:
+    output: "process_sub.txt"
+    shell: "paste <(echo a) <(echo b) > {output}"
+
+def square(x):
+    return x * x
+
+rule multiproc:
+    output: "multiproc.txt"
+    run:
+        import multiprocessing
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            open(output[0], "w").write(str(pool.map(square, range(5))))
+
+rule config_rule:
+    output: "config.txt"
+    shell: "echo {config[greeting]} {config[extra]} > {output}"
+
+rule updated:
+    output: update("updated.txt")
+    shell: "echo more >> {output}"
+
+rule absolute:
+    output: os.path.abspath("absolute.txt")
+    shell: "echo absolute > {output}"
+
+rule python_tmp:
+    output: "python_tmp.txt"
+    run:
+        import tempfile
+        with tempfile.TemporaryDirectory() as d:
+            open(d + "/x", "w").write("x" * 10)
+            open(output[0], "w").write(str(os.path.getsize(d + "/x")))
+
+onsuccess:
+    print("ON-SUCCESS-RAN")
+"""
+SCRIPT_PY = """
+print("script says hello-32")
+with open(snakemake.output[0], "w") as f:
+    f.write(f"{snakemake.input[0]} {snakemake.params.x} {snakemake.log[0]} {snakemake.rule}")
+open(snakemake.log[0], "w").write("logged")
+"""
+SCRIPT_SH = 'cat "${snakemake_input[0]}" > "${snakemake_output[0]}"\n'
+WRAPPER = 'from snakemake.shell import shell\nshell("cat {snakemake.input} > {snakemake.output}; echo w >> {snakemake.output}")\n'
+OTHER = 'rule word:\n    output: "module.txt"\n    params: word=config["word"]\n    shell: "echo {params.word} > {output}"\n'
+
+
+def _make(directory: Path) -> None:
+    write_workflow(directory, WORKFLOW)
+    for name, text in {"scripts/s.py": SCRIPT_PY, "scripts/s.sh": SCRIPT_SH, "wrapper/wrapper.py": WRAPPER,
+                       "wrapper/environment.yaml": "channels: []\ndependencies: []\n",
+                       "other.smk": OTHER, "config.yaml": "greeting: hello\n"}.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text)
+    (directory / "updated.txt").write_text("old\n")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """The same workflow in the same place under both executors (paths must not differ), one after the other."""
+    place = tmp_path_factory.mktemp("kinds").resolve()
+    found = {}
+    for executor in ("local", "forge"):
+        work = place / "work"
+        _make(work)
+        arguments = ["-j4", "--config", "extra=word", "--forcerun", "updated"]
+        result = run(work, *arguments, executor=executor, env={"FORGE_TEST_VARIABLE": "passed on"})
+        if executor == "forge":
+            found["forge"] = result
+        else:
+            shutil.copytree(work, place / "local", symlinks=True)
+            shutil.rmtree(work)
+            found["local"] = Result(result.code, result.output, place / "local")
+    return found
+
+
+def _tree(directory: Path) -> dict[str, object]:
+    files: dict[str, object] = {}
+    for parent, names, leaves in os.walk(directory):
+        if ".snakemake" in names:
+            names.remove(".snakemake")
+        for leaf in leaves:
+            path = Path(parent, leaf)
+            if leaf != "benchmark.tsv":
+                files[str(path.relative_to(directory))] = (path.read_bytes(), oct(path.stat().st_mode))
+    return files
+
+
+def test_both_succeed(results: dict[str, Result]) -> None:
+    for name, result in results.items():
+        assert result.code == 0, f"{name}:\n{result.output[-5000:]}"
+
+
+def test_same_files_and_modes(results: dict[str, Result]) -> None:
+    local, forge = (_tree(results[name].directory) for name in ("local", "forge"))
+    assert forge.keys() == local.keys()
+    assert {k: v for k, v in forge.items() if v != local[k]} == {}
+
+
+def test_nothing_is_left(results: dict[str, Result]) -> None:
+    assert residue(results["forge"].directory) == []
+
+
+def test_every_rule_with_something_to_run_is_on_record(results: dict[str, Result]) -> None:
+    attempts = results["forge"].attempts()
+    assert {"shell_rule", "run_rule", "script_py", "wrapper_rule", "pipe_in", "service", "other_word", "part"} <= {
+        a["rule"] for a in attempts
+    }
+    assert all(a["isolation"]["limits"] != "none" for a in attempts)
+
+
+def test_started_from_the_nursery(results: dict[str, Result]) -> None:
+    how = {a["rule"]: a["how"] for a in results["forge"].attempts()}
+    assert how.pop("unpicklable").startswith("inner snakemake, because its arguments cannot be pickled")
+    assert set(how.values()) == {"nursery"}
+
+
+def test_retries_are_attempts(results: dict[str, Result]) -> None:
+    outcomes = [(a["attempt"], a["outcome"]) for a in results["forge"].attempts("retried")]
+    assert outcomes == [(1, "failed"), (2, "succeeded")]
+
+
+def test_streams_are_captured_and_shown(results: dict[str, Result]) -> None:
+    result = results["forge"]
+    directory = Path(result.attempt("streams")["directory"])
+    assert (directory / "stdout.log").read_text() == "to-stdout-31\n"
+    assert (directory / "stderr.log").read_text() == "to-stderr-31\nagain-31\n"
+    assert "to-stdout-31" in result.output
+    assert "to-stderr-31" in result.output
+    assert "hello-32" in Path(result.attempt("script_py")["directory"], "stdout.log").read_text()
+
+
+def test_benchmark_has_its_columns(results: dict[str, Result]) -> None:
+    local, forge = (results[name].read("benchmark.tsv").splitlines() for name in ("local", "forge"))
+    assert forge[0] == local[0]
+    assert len(forge) == len(local) == 3
+
+
+def test_the_service_was_ended_and_is_no_failure(results: dict[str, Result]) -> None:
+    attempt = results["forge"].attempt("service")
+    assert attempt["outcome"] == "cancelled"
+    assert "all jobs that use this service are done" in attempt["reason"]
+
+
+def test_hooks_run(results: dict[str, Result]) -> None:
+    assert "ON-SUCCESS-RAN" in results["forge"].output
+
+
+def test_second_run_has_nothing_to_do(results: dict[str, Result]) -> None:
+    again = run(results["forge"].directory, "-j4", "--config", "extra=word",
+                env={"FORGE_TEST_VARIABLE": "passed on"}, )
+    assert "Nothing to be done" in again.output, again.output[-3000:]
+
+
+def test_command_by_hand(results: dict[str, Result]) -> None:
+    result = results["forge"]
+    script = Path(result.attempt("shell_rule")["directory"], "command.sh")
+    (result.directory / "shell.txt").unlink()
+    assert os.spawnv(os.P_WAIT, "/bin/bash", ["bash", str(script)]) == 0
+    assert result.read("shell.txt") == "shell\n"

@@ -1,0 +1,152 @@
+"""Every way in which a run can be stopped: nothing half-written, nothing running, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Result, command, residue, write_workflow
+
+pytestmark = pytest.mark.kernel
+
+WORKFLOW = """
+rule all:
+    input: "quick.out", expand("{i}.out", i=range(3)), "stubborn.out"
+rule quick:
+    output: "quick.out"
+    shell: "echo quick > {output}"
+rule slow:
+    output: "{i}.out"
+    wildcard_constraints: i="[0-9]"
+    shell: "echo half > {output}; (setsid sleep 1003 &); sleep 1003; echo whole > {output}"
+rule stubborn:
+    output: "stubborn.out"
+    shell: "trap '' TERM INT HUP; echo half > {output}; sleep 1003; sleep 1003"
+"""
+OUTPUTS = ("0.out", "1.out", "2.out", "stubborn.out")
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
+    """Poll; fail after ``seconds``, which only a hanging run reaches."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+@contextmanager
+def started(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A run whose slow jobs have all written half of their outputs."""
+    write_workflow(directory, WORKFLOW)
+    with (directory / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            command("forge", "-j8", "--forge-grace", "1s", *arguments),
+            cwd=directory, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or all((directory / name).exists() for name in OUTPUTS))
+        assert process.poll() is None, (directory / "log.txt").read_text()
+        wait_until(lambda: "Finished jobid" in (directory / "log.txt").read_text())
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """Processes called ``name`` below ``pid``."""
+    found, wanted = [], [pid]
+    while wanted:
+        parent = wanted.pop()
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            wanted.append(int(child))
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                found.append(int(child))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_by_signal(workdir: Path, number: signal.Signals) -> None:
+    with started(workdir) as process:
+        process.send_signal(number)
+        assert process.wait(60) != 0
+    log = (workdir / "log.txt").read_text()
+    assert residue(workdir) == []
+    assert not any((workdir / name).exists() for name in OUTPUTS), "half-written outputs were left"
+    assert (workdir / "quick.out").read_text() == "quick\n"
+    assert not any((workdir / ".snakemake" / "incomplete").iterdir()), log
+    assert not list((workdir / ".snakemake").glob("locks/*"))
+    result = Result(1, log, workdir)
+    name = "Ctrl-C" if number is signal.SIGINT else number.name
+    cancelled = [a for a in result.attempts() if a["outcome"] == "cancelled"]
+    assert len(cancelled) == len(OUTPUTS)
+    assert all(name in a["reason"] for a in cancelled)
+
+
+def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:
+    with started(workdir, "--forge-grace", "50s") as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) != 0
+    assert residue(workdir) == []
+
+
+def test_killed_snakemake_takes_its_jobs_with_it(workdir: Path) -> None:
+    with started(workdir) as process:
+        process.kill()
+        wait_until(lambda: not residue(workdir), 10)
+    outcomes = {a["rule"]: a["outcome"] for a in Result(1, "", workdir).attempts()}
+    assert outcomes == {"quick": "succeeded", "slow": "cancelled", "stubborn": "cancelled"}
+
+
+def test_killed_nursery(workdir: Path) -> None:
+    with started(workdir) as process:
+        (nursery,) = descendants(process.pid, "forge-nursery")
+        os.kill(nursery, signal.SIGKILL)
+        assert process.wait(60) != 0
+        wait_until(lambda: not residue(workdir), 10)
+    assert f"the nursery (pid {nursery}) was killed" in (workdir / "log.txt").read_text()
+
+
+def test_killed_supervisor_loses_one_job_only(workdir: Path) -> None:
+    write_workflow(workdir, """
+        rule all:
+            input: "long.out", expand("{i}.out", i=range(5))
+        rule long:
+            output: "long.out"
+            shell: "while [ ! -e long.go ]; do sleep 0.05; done; echo ok > {output}"
+        rule victim:
+            output: "{i}.out"
+            wildcard_constraints: i="[0-9]"
+            shell: "touch {wildcards.i}.begun; (setsid sleep 1003 &); [ {wildcards.i} = 1 ] && sleep 1003; touch {output}"
+        """)
+    with (workdir / "log.txt").open("w") as log:
+        process = subprocess.Popen(command("forge", "-j8", "-k"), cwd=workdir, stdout=log,
+                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (workdir / "1.begun").exists())
+        (sleeper,) = [p for p in descendants(process.pid, "forge-super") if _runs_victim(p)]
+        os.kill(sleeper, signal.SIGKILL)
+        wait_until(lambda: "lost" in (workdir / "log.txt").read_text())
+        (workdir / "long.go").touch()
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+        process.wait()
+    outcomes = {(a["rule"], a["wildcards"].get("i")): a["outcome"] for a in Result(1, "", workdir).attempts()}
+    assert outcomes.pop(("victim", "1")) == "lost"
+    assert outcomes.pop(("long", None)) == "succeeded"
+    assert residue(workdir) == []
+
+
+def _runs_victim(supervisor: int) -> bool:
+    below = [p for name in ("bash", "sleep", "sh") for p in descendants(supervisor, name)]
+    return any(b"1.begun" in Path(f"/proc/{p}/cmdline").read_bytes() for p in below)

@@ -1,0 +1,19 @@
+"""Snakemake's tests for executor plugins, ``snakemake.common.tests``, for Forge; run by __main__.py."""
+
+import snakemake.common.tests
+
+from snakemake_executor_plugin_forge import ExecutorSettings
+
+
+class TestForge(snakemake.common.tests.TestWorkflowsLocalStorageBase):  # type: ignore[misc]
+    """A simple workflow and one with a group."""
+
+    __test__ = True
+
+    def get_executor(self) -> str:
+        """Name it."""
+        return "forge"
+
+    def get_executor_settings(self) -> ExecutorSettings:
+        """Take the defaults."""
+        return ExecutorSettings()

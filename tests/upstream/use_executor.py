@@ -1,0 +1,130 @@
+"""A pytest plugin: Snakemake's own tests, with another executor wherever they would take ``local``.
+
+Loaded into the pytest that runs them with ``-p use_executor``; told what to do by two environment variables.
+Two ways lead from a test to an executor, and both are turned:
+
+- the API in pytest's own process (most tests): ``DAGApi.execute_workflow``;
+- ``snakemake`` as a command of the test's: the ``subprocess`` module as the test modules see it.
+
+What a workflow calls by itself (a ``snakemake`` in a shell command) is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from snakemake.api import DAGApi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXECUTOR = os.environ["FORGE_UPSTREAM_EXECUTOR"]
+RESULTS = Path(os.environ["FORGE_UPSTREAM_RESULTS"])
+TEST_MODULES = ("tests.common", "tests.tests", "tests.test_api", "tests.test_logging")
+
+_TURNED_FUNCTIONS = ("run", "Popen", "check_call", "check_output")
+_COMMAND = re.compile(r"(^|\s|/)snakemake(?=\s|$)")
+
+
+def _turn_text(command: str) -> str:
+    if "--executor" in command:
+        return command.replace("--executor local", f"--executor {EXECUTOR}")
+    return _COMMAND.sub(rf"\1snakemake --executor {EXECUTOR}", command, count=1)
+
+
+def _turn(command: Any) -> Any:
+    """Put the other executor into a command that calls snakemake."""
+    if isinstance(command, str):
+        return _turn_text(command)
+    words = [os.fspath(word) for word in command]
+    program = words[:3]  # snakemake, or python -m snakemake
+    place = next((i for i, word in enumerate(program) if Path(word).name == "snakemake"), None)
+    if place is None or "--executor" in words:
+        return command
+    return [*words[: place + 1], "--executor", EXECUTOR, *words[place + 1 :]]
+
+
+def _turned(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(command: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(_turn(command), *args, **kwargs)
+
+    return call
+
+
+def _turned_subprocess() -> SimpleNamespace:
+    turned = {name: _turned(getattr(subprocess, name)) for name in _TURNED_FUNCTIONS}
+    return SimpleNamespace(**{**vars(subprocess), **turned})
+
+
+def _turn_module(module: ModuleType) -> None:
+    for name, value in list(vars(module).items()):
+        if value is subprocess:
+            setattr(module, name, _turned_subprocess())
+
+
+def _turn_api() -> None:
+    original = DAGApi.execute_workflow
+
+    def execute_workflow(self: Any, executor: str = "local", *args: Any, **kwargs: Any) -> Any:
+        return original(self, EXECUTOR if executor == "local" else executor, *args, **kwargs)
+
+    setattr(DAGApi, "execute_workflow", execute_workflow)  # noqa: B010 - mypy forbids the plain assignment
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Turn the API."""
+    del config
+    if EXECUTOR != "local":
+        _turn_api()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has been run; turn what the test modules call, as they have all been imported now."""
+    done = _done()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+    items[:] = [item for item in items if item.nodeid not in done]
+    if EXECUTOR != "local":
+        for name in TEST_MODULES:
+            if name in sys.modules:
+                _turn_module(sys.modules[name])
+
+
+def _done() -> set[str]:
+    """Read which tests an earlier pytest has begun: one that died is not tried again."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    return {json.loads(line)["test"] for line in lines}
+
+
+def _append(record: dict[str, object]) -> None:
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def pytest_runtest_logstart(nodeid: str, location: object) -> None:
+    """Say which test has begun: one that takes pytest with it has a beginning and no end."""
+    del location
+    _append({"test": nodeid, "outcome": "died", "seconds": 0, "text": f"begun {time.ctime()}, never ended"})
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """One line per test, in the order of importance: what failed stays failed."""
+    del call
+    outcome = yield
+    report = outcome.get_result()
+    if report.when == "call" or not report.passed:
+        text = ""
+        if report.failed:
+            sections = [f"--- {name}\n{body}" for name, body in report.sections]
+            text = "\n".join([str(report.longrepr), *sections])
+        seconds = round(report.duration, 2)
+        _append({"test": item.nodeid, "outcome": report.outcome, "seconds": seconds, "text": text})
