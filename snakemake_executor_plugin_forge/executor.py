@@ -14,7 +14,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from snakemake_interface_common.exceptions import WorkflowError
@@ -40,7 +41,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
         self._engine: Any = None
         self._signals_taken = False
         self._stopped_by = "Ctrl-C"
-        self._cache_pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         if len(self.dag) == 0:
             return
         try:
@@ -98,7 +99,8 @@ class Executor(RealExecutor):  # type: ignore[misc]
         """Start one job or, if it is a pipe or service group, all of its members together."""
         info = SubmittedJobInfo(job=job)
         if job.is_group():
-            _Group(self, info).start()
+            self.report_job_submission(info)
+            self._pool().submit(_Group(self, info).start)  # not here: it may have to wait for a service
             return
         arguments = self.arguments(job)
         self.report_job_submission(info)
@@ -107,7 +109,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
         elif self._uses_cache(job):
             self._pool().submit(self._fetch_or_run, info, arguments)
         else:
-            self.submit(job, arguments, lambda verdict: self.conclude(info, verdict))
+            self.submit_or_report(info, arguments)
 
     def arguments(self, job: Any) -> tuple[Any, ...]:
         """Prepare a job as the local executor does, which yields the arguments of its ``run_wrapper``."""
@@ -116,8 +118,12 @@ class Executor(RealExecutor):  # type: ignore[misc]
         arguments: tuple[Any, ...] = LocalExecutor.job_args_and_prepare(self, job)
         return arguments
 
-    def submit(self, job: Any, arguments: tuple[Any, ...], done: Any) -> str | None:
-        """Hand a prepared job over; None (and ``done`` is never called) if its resources cannot be met."""
+    def submit(self, job: Any, arguments: tuple[Any, ...], done: Callable[[Verdict], None]) -> str:
+        """Hand a prepared job over and return the attempt's name.
+
+        Raises:
+            UsageError: if its resources cannot be met; ``done`` is never called then.
+        """
         from .calls import encode_call, encode_command
 
         try:
@@ -130,6 +136,10 @@ class Executor(RealExecutor):  # type: ignore[misc]
                 job.shadow_dir = None
         name: str = self._engine.submit(self._request(job), payload, self._by_hand(job), how, done)
         return name
+
+    def end(self, name: str, reason: str) -> None:
+        """End one attempt."""
+        self._engine.cancel(name, reason)
 
     def _request(self, job: Any) -> JobRequest:
         from .model import JobRequest
@@ -185,9 +195,9 @@ class Executor(RealExecutor):  # type: ignore[misc]
         return cache is not None and bool(job.rule.cache) and bool(getattr(job.rule.cache, "output", True))
 
     def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
-        if self._cache_pool is None:
-            self._cache_pool = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge-cache")
-        return self._cache_pool
+        if self._threads is None:
+            self._threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
+        return self._threads
 
     def _fetch_or_run(self, info: SubmittedJobInfo, arguments: tuple[Any, ...]) -> None:
         from snakemake.exceptions import CacheMissException
@@ -265,8 +275,8 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
     def _close(self) -> None:
         engine, self._engine = self._engine, None
-        if self._cache_pool is not None:
-            self._cache_pool.shutdown()
+        if self._threads is not None:
+            self._threads.shutdown()
         if engine is not None:
             engine.close()
 
@@ -309,46 +319,60 @@ class _Group:
     def __init__(self, executor: Executor, info: SubmittedJobInfo) -> None:
         self._executor = executor
         self._info = info
-        self._lock = threading.Lock()
-        self._names: dict[str, Any] = {}  # attempt to job, of those that run
-        self._consumers = 0
-        self._failure: tuple[Any, Verdict] | None = None
+        self._lock = threading.RLock()
+        self._running: dict[str, Any] = {}  # attempt to job
+        self._waiting = sorted(info.job, key=lambda job: not job.is_service)
+        self._consumers = sum(not job.is_service for job in self._waiting)
+        self._failure: Verdict | str | None = None
 
     def start(self) -> None:
-        """Prepare and start every member."""
-        executor, members = self._executor, list(self._info.job)
-        prepared = [(job, executor.arguments(job)) for job in sorted(members, key=lambda job: not job.is_service)]
-        executor.report_job_submission(self._info)
-        self._consumers = sum(not job.is_service for job in members)
-        with self._lock:  # no verdict is looked at before all have started
-            for job, arguments in prepared:
-                name = executor.submit(job, arguments, lambda verdict, job=job: self._done(job, verdict))
-                self._names[name or ""] = job
+        """Start every member, services first: to prepare a job that uses one means to wait for it."""
+        try:
+            while self._failure is None and self._waiting:
+                job = self._waiting[0]
+                arguments = self._executor.arguments(job)
+                with self._lock:  # so that a verdict finds its job among the running ones
+                    self._waiting.pop(0)
+                    done = partial(self._done, job)
+                    self._running[self._executor.submit(job, arguments, done)] = job
+        except Exception as error:  # of Snakemake's or ours: it is this group's failure and nobody else's
+            with self._lock:
+                self._fail(str(error), f"{job.rule.name}, a member of the same group, could not be started")
+                finished = not self._running
+            if finished:
+                self._report()
 
     def _done(self, job: Any, verdict: Verdict) -> None:
         with self._lock:
-            self._names = {name: other for name, other in self._names.items() if other is not job}
+            self._running = {name: other for name, other in self._running.items() if other is not job}
             ended_service = job.is_service and self._consumers == 0
             if not verdict.ok and not ended_service and self._failure is None:
-                self._failure = (job, verdict)
-                self._end(self._names, f"{job.rule.name}, a member of the same group, failed")
+                self._fail(verdict, f"{job.rule.name}, a member of the same group, failed")
             if not job.is_service:
                 self._consumers -= 1
                 if self._consumers == 0 and self._failure is None:
-                    self._end(self._names, "all jobs that use this service are done")
-            finished = not self._names
+                    self._end("all jobs that use this service are done")
+            finished = not self._running and not self._waiting
         if finished:
             self._report()
 
-    def _end(self, names: Iterable[str], reason: str) -> None:
-        for name in names:
-            self._executor._engine.cancel(name, reason)
+    def _fail(self, failure: Verdict | str, reason: str) -> None:
+        self._failure = failure
+        self._waiting.clear()
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        for name in self._running:
+            self._executor.end(name, reason)
 
     def _report(self) -> None:
-        if self._failure is None:
-            self._executor.report_job_success(self._info)
-        else:
-            self._executor.report_failure(self._info, self._failure[1])
+        match self._failure:
+            case None:
+                self._executor.report_job_success(self._info)
+            case str() as message:
+                self._executor.report_job_error(self._info, msg=message)
+            case verdict:
+                self._executor.report_failure(self._info, verdict)
 
 
 def _static_resources(rule: Any) -> dict[str, object]:

@@ -105,19 +105,13 @@ def _qemu(image: Path, python: Path, share: Path, size: list[str]) -> list[str]:
     command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot", "-serial", "stdio"]
     command += ["-kernel", f"{image}/vmlinux", "-initrd", f"{image}/initrd.gz", "-append", COMMAND_LINE]
     command += ["-device", "virtio-rng-pci"]
-    for disk in (
-        f"{image}/root.img",
-        f"{python}/python.img",
-    ):  # /dev/vda, /dev/vdb; what is written is thrown away
+    # /dev/vda and /dev/vdb; what the guest writes there is thrown away
+    for disk in (f"{image}/root.img", f"{python}/python.img"):
         command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
     for tag, path, readonly in (("host", share, "off"), ("checkout", CHECKOUT, "on")):
         options = f"path={path},security_model=none,multidevs=remap,readonly={readonly}"
-        command += [
-            "-fsdev",
-            f"local,id={tag},{options}",
-            "-device",
-            f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
-        ]
+        command += ["-fsdev", f"local,id={tag},{options}"]
+        command += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
     return command
 
 

