@@ -18,13 +18,13 @@ import sys
 import threading
 from typing import Any
 
+import snakemake.shell
 from snakemake.exceptions import RuleException, format_exception_to_string
 from snakemake.executors.local import run_wrapper
 from snakemake.logging import logger
 from snakemake.rules import Rule
 from snakemake.shell import shell
 
-from .model import LaunchSpec
 from .sandbox.syscalls import set_process_name
 
 _SIGNALLED = 128
@@ -68,6 +68,7 @@ def encode_call(arguments: tuple[Any, ...], workflow: Any) -> bytes:
     Raises:
         pickle.PicklingError, TypeError, AttributeError: for arguments that cannot be pickled (a lambda or an open
             file in ``params``, an object of a class that the Snakefile defines).
+
     """
     buffer = io.BytesIO()
     _Pickler(buffer, workflow).dump(("call", arguments))
@@ -103,10 +104,11 @@ class Executor:
         handler.addFilter(_has_text)
         logger.addHandler(handler)
 
-    def execute(self, payload: bytes, spec: LaunchSpec, scratch: str) -> dict[str, object]:
+    def execute(self, payload: bytes, scratch: str) -> dict[str, object]:
         """In the job: run it, and say how it went in plain values."""
         set_process_name("forge-job")
         signal.signal(signal.SIGTERM, _on_term)
+        _rebind_streams()
         kind, content = _Unpickler(io.BytesIO(payload), self._workflow).load()
         if kind == "command":
             return _result(subprocess.run(["bash", "-c", content], check=False).returncode)
@@ -130,6 +132,22 @@ class Executor:
 
 def _has_text(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.INFO and bool(record.msg) and record.msg != "None"
+
+
+def _rebind_streams() -> None:
+    """Python's streams to descriptors 0 to 2, whatever the program that called Snakemake had made of them.
+
+    Snakemake's shell keeps the stdout of its import; None makes it inherit descriptor 1.
+    """
+    snakemake.shell.STDOUT = None
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        errors = "backslashreplace" if number == 2 else None
+        stream = open(number, mode, buffering=1, closefd=False, errors=errors)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
 
 
 def _on_term(number: int, frame: object) -> None:
@@ -177,7 +195,7 @@ def _result(code: int | None, error: str | None = None) -> dict[str, object]:
 def _leave(result: dict[str, object]) -> dict[str, object]:
     """What an interpreter does at its end: threads that are no daemons, exit handlers, buffers."""
     try:
-        threading._shutdown()
+        threading._shutdown()  # type: ignore[attr-defined]
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
             util._exit_function()

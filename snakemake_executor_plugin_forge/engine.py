@@ -36,6 +36,7 @@ class Engine:
 
         Raises:
             ForgeError: if this host cannot do what the settings ask for, or the record cannot be written.
+
         """
         self.config = config
         workdir = os.path.realpath(os.getcwd())
@@ -90,6 +91,7 @@ class Engine:
 
         Raises:
             UsageError: see :func:`.plan.check_resources`.
+
         """
         check_resources(rule, resources, self._run.run_memory_bytes)
 
@@ -101,6 +103,7 @@ class Engine:
 
         Raises:
             UsageError: for resources that cannot be met; nothing has been started then.
+
         """
         self._count += 1
         spec = plan(request, self._count, by_hand, how, self.config, self.host, self._run)

@@ -37,6 +37,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
         Raises:
             WorkflowError: in Snakemake's own terms, for whatever keeps Forge from starting.
+
         """
         self._engine: Any = None
         self._signals_taken = False
@@ -53,11 +54,12 @@ class Executor(RealExecutor):  # type: ignore[misc]
     def _start(self) -> None:
         # Imported here and not above: see the module's docstring.
         from .calls import Executor as Calls
+        from .config import to_config
         from .engine import Engine
-        from .settings import to_config
+        from .settings import ExecutorSettings
 
         calls = Calls(self.workflow)
-        config = to_config(self.executor_settings)
+        config = to_config(self.executor_settings or ExecutorSettings())  # None: Snakemake's Python API
         self._engine = Engine(config, calls.prepare, calls.execute, self._always_visible())
         for rule in {job.rule for job in self.dag.needrun_jobs() if not job.is_group()}:
             if not rule.norun:
@@ -123,6 +125,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
         Raises:
             UsageError: if its resources cannot be met; ``done`` is never called then.
+
         """
         from .calls import encode_call, encode_command
 

@@ -30,11 +30,11 @@ from .units import MEBIBYTE, show_bytes
 PRIVATE_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these names are the point
 """Directories of which every job has its own, empty one."""
 
-MIN_MEMORY_BYTES = 12 * MEBIBYTE
-"""Below this not even ``shell: "true"`` runs: the forked process that starts the job needs 5 to 9 MiB of its own
-(measured with Snakemake 9.27 on cgroup v1; see docs/explanation/job.md)."""
+MIN_MEMORY_BYTES = 4 * MEBIBYTE
+"""Below this not even ``shell: "true"`` runs: the forked process that starts the job and its shell need 3 to 4 MiB of
+their own (measured with Snakemake 9.27; see docs/explanation/job.md)."""
 
-FORGE_RESOURCES: Mapping[str, type[CpuMode] | type[Network] | type[KeepScratch]] = {
+FORGE_RESOURCES: Mapping[str, type[CpuMode | Network | KeepScratch]] = {
     "forge_cpu": CpuMode,
     "forge_network": Network,
     "forge_keep_scratch": KeepScratch,
@@ -47,6 +47,7 @@ def check_resources(rule: str, resources: Mapping[str, object], run_memory_bytes
 
     Raises:
         UsageError: names the rule, the resource, its value and what would be right.
+
     """
     memory = _number(rule, resources, "mem_mb")
     if memory is not None:
@@ -95,6 +96,7 @@ def check_requirement(require: Require, host: Host) -> None:
 
     Raises:
         RequirementError: names what is missing and what would mend it.
+
     """
     if require is Require.NONE:
         return
@@ -121,6 +123,7 @@ def plan(
 
     Raises:
         UsageError: for resources that cannot be met (see :func:`check_resources`).
+
     """
     check_resources(request.rule, request.resources, run.run_memory_bytes)
     limits = _limits(request, config)

@@ -24,8 +24,8 @@ from .sandbox.cgroup import Counters, JobCgroup, RunCgroup
 from .sandbox.enter import Base, Started, enter, start
 from .sandbox.scratch import Scratch, remove_slot, slot_path
 
-Execute = Callable[[bytes, LaunchSpec, str], dict[str, object]]
-"""What a job does once it is inside: payload, spec and scratch to ``{"exit_code", "signal", "error"}``."""
+Execute = Callable[[bytes, str], dict[str, object]]
+"""What a job does once it is inside: payload and scratch to ``{"exit_code", "signal", "error"}``."""
 
 _FIRST_SAMPLE_SECONDS = 0.05
 _LAST_SAMPLE_SECONDS = 2.0
@@ -56,6 +56,7 @@ class Slots:
 
         Raises:
             SandboxError: if it cannot be made.
+
         """
         free, self._free = self._free, None
         if free is not None and free.base == base:
@@ -91,6 +92,7 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools) -> Verdict:
 
     Raises:
         OSError: if not even the job directory can be written.
+
     """
     record = JobDirectory(spec)
     with ExitStack() as stack:
@@ -204,8 +206,8 @@ class _Attempt:
         except OSError as error:
             return {"setup_error": str(error)}
         temporary = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH"), scratch.seen_path)
-        os.environ.update(self._spec.environment | temporary)
-        return self._tools.execute(payload, self._spec, scratch.seen_path)
+        os.environ.update({**self._spec.environment, **temporary})
+        return self._tools.execute(payload, scratch.seen_path)
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 
@@ -398,7 +400,7 @@ class _Attempt:
     def clear_up(self, verdict: Verdict) -> None:
         """Remove cgroup and scratch; what cannot be removed is noted, and is no reason to fail the job."""
         if self._cgroup is not None and not _remove_patiently(self._cgroup):
-            self._record.event("residue", what="cgroup", name=self._spec.name)
+            self._record.event("residue", what="cgroup")
         keep = self._spec.keep_scratch
         if self._scratch is None:
             return

@@ -20,6 +20,7 @@ def parse_bytes(text: str, where: str) -> int:
 
     Raises:
         UsageError: if ``text`` is no size or not above zero; ``where`` names the flag or key.
+
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
@@ -37,6 +38,7 @@ def parse_seconds(text: str, where: str) -> float:
 
     Raises:
         UsageError: if ``text`` is no time or not above zero.
+
     """
     match = _TIME.fullmatch(text.strip())
     if not match:
@@ -52,6 +54,7 @@ def parse_share(text: str, whole_bytes: int, where: str) -> int:
 
     Raises:
         UsageError: if it is neither, or a percentage outside 1 to 100.
+
     """
     stripped = text.strip()
     if not stripped.endswith("%"):

@@ -33,6 +33,7 @@ class LocalBackend:
 
         Raises:
             HostError, NurseryError: if this host cannot run contained jobs at all.
+
         """
         ours, theirs = socket.socketpair()
         # The write end lives in the nursery and all its supervisors: its end of file says that none is left.

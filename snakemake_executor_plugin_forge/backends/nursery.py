@@ -259,18 +259,21 @@ def _supervisor(orders: Orders, group: RunCgroup | None, sock: socket.socket) ->
             base = prepare()
         except OSError as error:
             channel.send(Frame(Kind.REFUSED, body=str(error).encode()))
-            return
-        channel.send(Frame(Kind.READY))
-        tools = Tools(base, group, Slots(base.private), orders.execute, _Orders(channel))
-        while not channel.closed:
-            for frame in channel.receive():
-                _attend(frame, tools, channel)
-        tools.slots.close()
-        if group is not None:
-            group.remove()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
-        code = 0
+        else:
+            channel.send(Frame(Kind.READY))
+            _serve(Tools(base, group, Slots(base.private), orders.execute, _Orders(channel)), channel)
+            code = 0
     finally:
         os._exit(code)
+
+
+def _serve(tools: Tools, channel: Channel) -> None:
+    while not channel.closed:
+        for frame in channel.receive():
+            _attend(frame, tools, channel)
+    tools.slots.close()
+    if tools.group is not None:
+        tools.group.remove()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
 
 
 def _attend(frame: Frame, tools: Tools, channel: Channel) -> None:

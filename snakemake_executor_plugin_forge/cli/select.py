@@ -22,6 +22,7 @@ def parse_wildcards(pairs: Sequence[str]) -> dict[str, str]:
 
     Raises:
         UsageError: for a word without ``=``.
+
     """
     wildcards = {}
     for pair in pairs:
@@ -37,6 +38,7 @@ def matching(attempts: Sequence[Attempt], rule: str, wildcards: dict[str, str]) 
 
     Raises:
         UsageError: for a rule or wildcard that no attempt has, naming the near miss.
+
     """
     of_rule = [a for a in attempts if a.rule == rule]
     if not of_rule:

@@ -31,6 +31,7 @@ class JobDirectory:
 
         Raises:
             OSError: if the directory cannot be written.
+
         """
         self.path = spec.job_dir
         self._spec = spec
@@ -84,6 +85,7 @@ class JobDirectory:
 
         Raises:
             OSError: if the disk is full, for example; no half verdict is left then.
+
         """
         self.event("ended", outcome=str(verdict.outcome))
         _write(f"{self.path}/{EVENTS}", "\n".join(self._events) + "\n")

@@ -48,6 +48,7 @@ def state_directory(workdir: str) -> str:
 
     Raises:
         UsageError: if Forge has never run there.
+
     """
     path = os.path.join(os.path.abspath(workdir), ".snakemake", "forge")
     if not os.path.isdir(path):
@@ -63,6 +64,7 @@ def read_attempts(workdir: str) -> list[Attempt]:
 
     Raises:
         UsageError: if Forge has never run there.
+
     """
     runs = os.path.join(state_directory(workdir), "runs")
     found = []

@@ -61,6 +61,7 @@ class RunCgroup(Protocol):
 
         Raises:
             OSError: naming the file and the value that the kernel refused.
+
         """
 
     def job(self, name: str) -> JobCgroup | None:

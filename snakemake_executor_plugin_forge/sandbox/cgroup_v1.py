@@ -64,6 +64,7 @@ class V1Run:
 
         Raises:
             OSError: where the kernel refuses.
+
         """
         self._paths = paths
         self.place = paths["memory"]

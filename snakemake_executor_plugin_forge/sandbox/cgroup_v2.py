@@ -64,6 +64,7 @@ class V2Run:
 
         Raises:
             OSError: where the kernel refuses, for example EBUSY for a cgroup that has processes of its own.
+
         """
         self.place = path
         if make:

@@ -39,6 +39,7 @@ def prepare() -> Base:
 
     Raises:
         OSError: the call that the host refuses.
+
     """
     is_root = os.geteuid() == 0
     if is_root:
@@ -115,6 +116,7 @@ def enter(
 
     Raises:
         OSError: the call that was refused.
+
     """
     os.setsid()
     if cgroup is not None:

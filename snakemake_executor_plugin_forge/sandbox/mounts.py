@@ -28,6 +28,7 @@ def prepare_base(device_dir: str) -> None:
 
     Args:
         device_dir: an empty directory, used as the place where the new /dev is put together.
+
     """
     syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
     _private_dev(device_dir)
@@ -58,6 +59,7 @@ def enter_view(private: dict[str, str], exposed: Iterable[str], shm_bytes: int |
         exposed: paths below those, which stay visible with their real content.
         shm_bytes: size of the private /dev/shm; None for the kernel's default, half of the memory.
         new_proc: whether this process is in a PID namespace of its own and needs the /proc of it.
+
     """
     # Opened before anything is covered; /proc/self/fd/N then still leads to what is below.
     handles = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in exposed if os.path.exists(path)]

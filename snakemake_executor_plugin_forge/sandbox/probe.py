@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from . import cgroup
 from .cgroup import RunCgroup
@@ -34,8 +35,8 @@ def cgroup_mounts(mountinfo: str, own_cgroups: str) -> list[CgroupMount]:
     """Read /proc/self/mountinfo and /proc/self/cgroup: proc(5), cgroups(7). Pure."""
     own: dict[str, str] = {}
     for line in own_cgroups.splitlines():
-        _, names, path = line.split(":", 2)
-        own |= dict.fromkeys(names.split(","), path)
+        _, controllers, own_path = line.split(":", 2)
+        own |= dict.fromkeys(controllers.split(","), own_path)
     found = []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -58,6 +59,7 @@ def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[Run
 
     Returns:
         The cgroup and where it is, or None and why not.
+
     """
     mounts = cgroup_mounts(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup"))
     refusals: list[str] = []
@@ -71,7 +73,7 @@ def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[Run
     return None, "; ".join(refusals) or "no cgroup file system is mounted"
 
 
-def _ladder(mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None) -> Iterator[object]:
+def _ladder(mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None) -> Iterator[Callable[[], RunCgroup]]:
     v1 = {c: m.own for m in mounts if m.version == 1 for c in m.controllers & set(V1_CONTROLLERS)}
     if set(v1) == set(V1_CONTROLLERS):
         yield lambda: V1Run({c: f"{path}/{name}" for c, path in v1.items()}, memory_bytes, pids)
@@ -83,10 +85,8 @@ def _ladder(mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int |
     if "SLURM_JOB_ID" not in os.environ:  # there a scope would leave the limits of the Slurm job
         yield lambda: _systemd_scope(name, memory_bytes, pids)
     if os.geteuid() == 0:
-        yield from (
-            lambda parent=parent: V2Run(f"{parent}/{name}", memory_bytes, pids)  # type: ignore[misc]
-            for parent in _ancestors(unified)
-        )
+        for parent in _ancestors(unified):
+            yield partial(V2Run, f"{parent}/{name}", memory_bytes, pids)
 
 
 def _ancestors(path: str) -> Iterator[str]:

@@ -25,6 +25,7 @@ class Scratch:
 
         Raises:
             SandboxError: naming the directory that could not be made.
+
         """
         self.base = base
         self.root = slot_path(base, os.getpid())
@@ -55,6 +56,7 @@ class Scratch:
 
         Raises:
             OSError: if it was removed or changed from outside.
+
         """
         inner = f"{self.root}/forge-{name}"
         os.rename(self._inner, inner)
@@ -86,6 +88,7 @@ class Scratch:
 
         Raises:
             OSError: if it cannot be moved. A missing file is none of this function's business.
+
         """
         inner = f"{self.root}/{os.path.basename(path)}"
         if os.path.dirname(path) in self.private and os.path.lexists(inner):

@@ -114,6 +114,7 @@ def keep_capabilities(keep: frozenset[int], last: int) -> None:
     Args:
         keep: capability numbers.
         last: the kernel's highest one (/proc/sys/kernel/cap_last_cap).
+
     """
     for number in range(last + 1):
         if number not in keep:
