@@ -1,20 +1,28 @@
 """Forge: a Snakemake executor that runs every job contained and leaves a record of each.
 
-This is the face that Snakemake looks for. It is imported at every start of Snakemake: it must stay light and must
-never raise.
+This is the face that Snakemake looks for at every start: it must stay light and must never raise. Its parts are loaded
+when they are asked for, so that the launcher and ``snakemake-forge`` can use this package without loading Snakemake.
 """
 
-from snakemake_interface_executor_plugins.settings import CommonSettings
+from __future__ import annotations
 
-from .executor import Executor
-from .settings import ExecutorSettings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .executor import Executor, common_settings
+    from .settings import ExecutorSettings
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
-common_settings = CommonSettings(
-    non_local_exec=False,
-    implies_no_shared_fs=False,
-    job_deploy_sources=False,
-    pass_envvar_declarations_to_cmd=True,
-    auto_deploy_default_storage_provider=False,
-)
+
+def __getattr__(name: str) -> Any:
+    """Load a part of the face: PEP 562."""
+    if name in ("Executor", "common_settings"):
+        from . import executor
+
+        return getattr(executor, name)
+    if name == "ExecutorSettings":
+        from .settings import ExecutorSettings
+
+        return ExecutorSettings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,22 +12,26 @@ import io
 import logging
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from typing import Any
 
-import snakemake.shell
 from snakemake.exceptions import RuleException, format_exception_to_string
 from snakemake.executors.local import run_wrapper
 from snakemake.logging import logger
 from snakemake.rules import Rule
 from snakemake.shell import shell
 
+from .backends.launcher import Command
 from .sandbox.syscalls import set_process_name
 
 _SIGNALLED = 128
+_SHELL_MODULE: dict[str, Any] = shell.__new__.__globals__
+"""Of Snakemake's shell.py. Not by import: the package binds ``snakemake.shell`` to the class."""
 
 
 class _Pickler(pickle.Pickler):
@@ -114,10 +118,29 @@ class Executor:
             return _result(subprocess.run(["bash", "-c", content], check=False).returncode)
         return self._call(content, scratch)
 
+    def render(self, payload: bytes, scratch: str) -> Command | None:
+        """In the nursery: let Snakemake work out a shell rule's command and environment, up to the moment of starting it.
+
+        Returns:
+            None if that did not come down to one command; the job's process then does it all, errors included.
+        """
+        _, arguments = _Unpickler(io.BytesIO(payload), self._workflow).load()
+        _set_tmpdir(arguments, scratch)
+        if _SHELL_MODULE.get("sp") is not subprocess:  # never start anything here, in whatever Snakemake
+            return None
+        _SHELL_MODULE["sp"] = _INTERCEPTOR
+        try:
+            run_wrapper(*arguments)
+        except _Intercepted as start:
+            return _command(start.call)
+        except BaseException:  # the same will happen in the job, where it can be reported
+            return None
+        finally:
+            _SHELL_MODULE["sp"] = subprocess
+        return None
+
     def _call(self, arguments: tuple[Any, ...], scratch: str) -> dict[str, object]:
-        for argument in arguments:
-            if hasattr(argument, "_cores") and hasattr(argument, "tmpdir"):
-                argument.tmpdir = scratch  # the rule's resources: shell() makes them the environment's TMPDIR
+        _set_tmpdir(arguments, scratch)
         result: dict[str, object]
         try:
             run_wrapper(*arguments)
@@ -130,6 +153,54 @@ class Executor:
         return _leave(result)
 
 
+class _Intercepted(SystemExit):
+    """Carries a call of Popen out of run_wrapper, which passes a SystemExit on untouched."""
+
+    def __init__(self, call: dict[str, Any]) -> None:
+        super().__init__()
+        self.call = call | {"cwd": os.getcwd()}
+
+
+class _Interceptor:
+    """Stands for the subprocess module in snakemake.shell: all is the real thing but Popen."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+    @staticmethod
+    def Popen(arguments: Any, **options: Any) -> None:  # noqa: N802
+        raise _Intercepted({"arguments": arguments} | options)
+
+
+_INTERCEPTOR = _Interceptor()
+
+
+def _command(call: dict[str, Any]) -> Command | None:
+    """A call of Popen as a command; None for one that means more than the words in it."""
+    known = {"arguments", "bufsize", "shell", "stdout", "universal_newlines", "close_fds", "executable", "env", "cwd"}
+    text, executable = call["arguments"], call.get("executable") or "/bin/sh"
+    if call.keys() - known or not call["shell"] or call["stdout"] is subprocess.PIPE or not isinstance(text, str):
+        return None
+    if (script := re.match(r'"[^"]+" "([^"]*/\.snakemake/shell_tmp\.[^"/]+)/script\.sh"', text)) is not None:
+        shutil.rmtree(script[1])  # a command of more than 64 KB, which is Snakemake's to remove after the job
+        return None
+    environment, own = call["env"], os.environ
+    return Command(
+        executable=executable,
+        arguments=(executable, "-c", text),
+        directory=call["cwd"],
+        changed={name: value for name, value in environment.items() if own.get(name) != value},
+        removed=tuple(own.keys() - environment.keys()),
+    )
+
+
+def _set_tmpdir(arguments: tuple[Any, ...], scratch: str) -> None:
+    """Of the rule's resources, which are among the arguments: shell() makes it the environment's TMPDIR."""
+    for argument in arguments:
+        if hasattr(argument, "_cores") and hasattr(argument, "tmpdir"):
+            argument.tmpdir = scratch
+
+
 def _has_text(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.INFO and bool(record.msg) and record.msg != "None"
 
@@ -139,7 +210,7 @@ def _rebind_streams() -> None:
 
     Snakemake's shell keeps the stdout of its import; None makes it inherit descriptor 1.
     """
-    snakemake.shell.STDOUT = None
+    _SHELL_MODULE["STDOUT"] = None
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         errors = "backslashreplace" if number == 2 else None
         stream = open(number, mode, buffering=1, closefd=False, errors=errors)  # noqa: SIM115

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from .backends.local import LocalBackend
-from .backends.nursery import Orders
+from .backends.nursery import Orders, Render
 from .errors import HostError
 from .model import RECORD_SCHEMA, Config, Done, Host, JobRequest, RunContext
 from .plan import PRIVATE_DIRECTORIES, check_requirement, check_resources, plan
@@ -26,12 +26,20 @@ STATE_DIRECTORY = ".snakemake/forge"
 class Engine:
     """One run: owns the backend, plans every job, brings every verdict back."""
 
-    def __init__(self, config: Config, prepare: Callable[[], None], execute: Execute, exposed: list[str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        prepare: Callable[[], None],
+        execute: Execute,
+        render: Render,
+        exposed: list[str],
+    ) -> None:
         """Start the backend and open the record of the run.
 
         Args:
             prepare: called in the nursery right after the fork.
             execute: called in each job's process.
+            render: called in the nursery for jobs that may come down to a command.
             exposed: paths that every job must see (workflow sources, environments, caches).
 
         Raises:
@@ -44,7 +52,7 @@ class Engine:
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}"
         self._run_dir = f"{state}/runs/{run_id}"
         self._make_run_dir()
-        orders = Orders(run_id, config.run_memory, config.run_pids, prepare, execute, keep=())
+        orders = Orders(run_id, config.run_memory, config.run_pids, prepare, execute, render)
         self._backend = LocalBackend(orders)
         host = self._backend.host
         self._run = RunContext(
@@ -95,8 +103,13 @@ class Engine:
         """
         check_resources(rule, resources, self._run.run_memory_bytes)
 
-    def submit(self, request: JobRequest, payload: bytes, by_hand: str, how: str, done: Done) -> str:
+    def submit(
+        self, request: JobRequest, payload: bytes, by_hand: str, how: str, done: Done, *, is_command: bool
+    ) -> str:
         """Plan one attempt and start it; ``done`` gets its verdict, in another thread.
+
+        Args:
+            is_command: see :class:`.model.Backend`.
 
         Returns:
             The attempt's name.
@@ -107,7 +120,7 @@ class Engine:
         """
         self._count += 1
         spec = plan(request, self._count, by_hand, how, self.config, self.host, self._run)
-        self._backend.submit(spec, payload, done)
+        self._backend.submit(spec, payload, done, is_command=is_command)
         return spec.name
 
     def cancel(self, name: str, reason: str) -> None:

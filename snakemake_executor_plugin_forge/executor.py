@@ -21,12 +21,21 @@ from typing import TYPE_CHECKING, Any
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
-from snakemake_interface_executor_plugins.settings import ExecMode
+from snakemake_interface_executor_plugins.settings import CommonSettings, ExecMode
 
 from .errors import ForgeError
 
 if TYPE_CHECKING:
     from .model import JobRequest, Verdict
+
+
+common_settings = CommonSettings(
+    non_local_exec=False,
+    implies_no_shared_fs=False,
+    job_deploy_sources=False,
+    pass_envvar_declarations_to_cmd=True,
+    auto_deploy_default_storage_provider=False,
+)
 
 
 class Executor(RealExecutor):  # type: ignore[misc]
@@ -60,7 +69,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
         calls = Calls(self.workflow)
         config = to_config(self.executor_settings or ExecutorSettings())  # None: Snakemake's Python API
-        self._engine = Engine(config, calls.prepare, calls.execute, self._always_visible())
+        self._engine = Engine(config, calls.prepare, calls.execute, calls.render, self._always_visible())
         for rule in {job.rule for job in self.dag.needrun_jobs() if not job.is_group()}:
             if not rule.norun:
                 self._engine.check(rule.name, _static_resources(rule))
@@ -137,8 +146,17 @@ class Executor(RealExecutor):  # type: ignore[misc]
             if job.shadow_dir:  # the inner Snakemake makes its own
                 shutil.rmtree(job.shadow_dir, ignore_errors=True)
                 job.shadow_dir = None
-        name: str = self._engine.submit(self._request(job), payload, self._by_hand(job), how, done)
+        is_command = how == "nursery" and self._is_command(job)
+        name: str = self._engine.submit(
+            self._request(job), payload, self._by_hand(job), how, done, is_command=is_command
+        )
         return name
+
+    def _is_command(self, job: Any) -> bool:
+        """Whether a job is a shell command and nothing around it: no benchmark, no environment to activate."""
+        workflow = self.workflow
+        plain = not workflow.deployment_settings.deployment_method and not workflow.execution_settings.debug
+        return bool(plain and job.is_shell and not job.benchmark)
 
     def end(self, name: str, reason: str) -> None:
         """End one attempt."""

@@ -254,8 +254,13 @@ class Backend(Protocol):
 
     name: str
 
-    def submit(self, spec: LaunchSpec, payload: bytes, done: Done) -> None:
-        """Start one attempt; returns at once. ``payload`` is what the job executes, opaque to the backend."""
+    def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
+        """Start one attempt; returns at once.
+
+        Args:
+            payload: what the job executes, opaque to the backend.
+            is_command: whether the payload may come down to a command, without any Python of the workflow.
+        """
 
     def cancel(self, name: str, reason: str) -> None:
         """End the attempt ``name`` (TERM, grace, kill); its ``done`` is still called."""

@@ -371,7 +371,7 @@ class _Attempt:
         oom_kills = self._counters.oom_kills
         run_oom = oom_kills > 0 and self._group is not None and self._group.oom_kills() > self._run_oom_before
         return Evidence(
-            exit_code=None if number is not None else _number_or_none(result.get("exit_code")),
+            exit_code=None if number is not None else self._exit_code(result),
             signal=_number_or_none(number),
             error=str(result["error"]) if result.get("error") else None,
             summary=str(result["summary"]) if result.get("summary") else None,
@@ -384,6 +384,12 @@ class _Attempt:
             leftover=self._leftover if number is None and self._kill_at is None and not oom_kills else (),
             stderr_tail=self._streams[1].tail() if self._streams else "",
         )
+
+    def _exit_code(self, result: dict[str, object]) -> int | None:
+        """What the job says of itself or, if it became another program, what the kernel says."""
+        if "exit_code" in result or self._status is None:
+            return _number_or_none(result.get("exit_code"))
+        return os.waitstatus_to_exitcode(self._status)
 
     def _usage(self) -> Usage:
         counters = self._counters

@@ -16,7 +16,8 @@ from ..errors import HostError, NurseryError
 from ..model import Done, Host, LaunchSpec, Verdict
 from ..supervisor import lost
 from . import nursery
-from .nursery import Orders, encode_job
+from .nursery import Orders
+from .pool import encode_job
 from .wire import Channel, Frame, Kind
 
 _READY_SECONDS = 60.0
@@ -38,15 +39,12 @@ class LocalBackend:
         ours, theirs = socket.socketpair()
         # The write end lives in the nursery and all its supervisors: its end of file says that none is left.
         self._alive, alive_write = os.pipe2(os.O_CLOEXEC)
-        orders = Orders(
-            orders.run_id, orders.run_memory, orders.run_pids, orders.prepare, orders.execute, keep=(alive_write,)
-        )
         sys.stdout.flush()
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
             ours.close()
-            nursery.run(orders, theirs)
+            nursery.run(orders, theirs, alive_write)
         theirs.close()
         os.close(alive_write)
         self._channel = Channel(ours)
@@ -78,11 +76,11 @@ class LocalBackend:
 
     # -- called by Snakemake's threads: they only put frames into a queue, so that no signal can cut one in two ----
 
-    def submit(self, spec: LaunchSpec, payload: bytes, done: Done) -> None:
+    def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         """See :class:`..model.Backend`."""
         with self._idle:
             self._jobs[spec.name] = (spec, done)
-        self._put(Frame(Kind.RUN, spec.name, encode_job(spec, payload)))
+        self._put(Frame(Kind.RENDER if is_command else Kind.RUN, spec.name, encode_job(spec, payload)))
 
     def cancel(self, name: str, reason: str) -> None:
         """See :class:`..model.Backend`."""
@@ -146,7 +144,7 @@ class LocalBackend:
                 return False
             if self._dead is None:
                 self._channel.send(frame)
-            elif frame.kind is Kind.RUN:
+            elif frame.kind in (Kind.RUN, Kind.RENDER):
                 self._finish(frame.name, lambda spec: lost(spec, f"{self._dead}; nothing of it was run"))
 
     def _arrived(self, frame: Frame) -> None:

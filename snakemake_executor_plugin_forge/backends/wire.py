@@ -26,6 +26,7 @@ class Kind(enum.IntEnum):
     READY = 6  # upwards: the host as probed
     DONE = 7  # upwards: the verdict
     REFUSED = 8  # upwards: it could not even be started; the body says why
+    RENDER = 9  # downwards: start this attempt, which may come down to a command
 
 
 @dataclass(frozen=True, slots=True)

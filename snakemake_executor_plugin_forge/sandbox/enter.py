@@ -63,8 +63,13 @@ def prepare() -> Base:
         own_pid_namespace=os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
         init_program=program,
         last_capability=privileges.last_capability(),
-        private=tuple(d for d in PRIVATE_DIRECTORIES if os.path.isdir(d) and not os.path.islink(d)),
+        private=private_directories(),
     )
+
+
+def private_directories() -> tuple[str, ...]:
+    """Those of PRIVATE_DIRECTORIES that exist here and are not links to elsewhere."""
+    return tuple(d for d in PRIVATE_DIRECTORIES if os.path.isdir(d) and not os.path.islink(d))
 
 
 @dataclass(slots=True)

@@ -70,9 +70,7 @@ class Scratch:
     @property
     def seen_path(self) -> str:
         """$TMPDIR as the job sees it: short, because sockets have at most 108 characters for theirs (unix(7))."""
-        if SEEN_AS[0] in self.private:
-            return f"{SEEN_AS[0]}/{os.path.basename(self._inner)}"
-        return self._inner
+        return f"{SEEN_AS[0]}/{os.path.basename(self._inner)}" if SEEN_AS[0] in self.private else self._inner
 
     def size_bytes(self) -> int:
         """What is in the slot now, in bytes of disk."""
@@ -108,6 +106,11 @@ class Scratch:
     def remove(self) -> None:
         """Remove the slot and, if it was the last one, the base."""
         remove_slot(self.base, self.root)
+
+
+def seen_path(name: str) -> str:
+    """$TMPDIR of the job ``name`` where /tmp is private: see :attr:`Scratch.seen_path`."""
+    return f"{SEEN_AS[0]}/forge-{name}"
 
 
 def slot_path(base: str, pid: int) -> str:

@@ -90,9 +90,13 @@ class Report:
     def complaint(self) -> str:
         """Why this phase is not good, in full; empty if it is good."""
         where = f"in the guest, as {self.phase.user}"
-        failed = [case for case in self.cases if case.outcome == "failed"]
-        if failed:
-            return "\n\n".join(f"{case.name} ({where})\n{case.text}" for case in failed)
+        failures: dict[str, list[Case]] = {}  # a broken fixture fails many tests in the same way: say it once
+        for case in self.cases:
+            if case.outcome == "failed":
+                failures.setdefault(re.sub(r"0x[0-9a-f]+", "0x…", case.text), []).append(case)
+        if failures:
+            names = ("\n".join(f"{case.name} ({where})" for case in cases) for cases in failures.values())
+            return "\n\n".join(f"{name}\n{text}" for name, text in zip(names, failures, strict=True))
         end = f"\n--- the last lines of pytest, {where}\n{guest.tail(self.log)}"
         # The self-check belongs to both phases, so neither is empty: pytest's status 5 (no tests) is wrong.
         if self.status != "0":
@@ -128,7 +132,7 @@ def report(phase: Phase, share: Path) -> Report:
         return path.read_text(errors="replace") if path.exists() else ""
 
     xml = read("xml")
-    found = ET.fromstring(xml).iter("testcase") if xml else iter(())  # noqa: S314 (our own pytest wrote it)
+    found = ET.fromstring(xml).iter("testcase") if xml else iter(())
     return Report(phase, read("status").strip(), [_case(element) for element in found], read("log"))
 
 

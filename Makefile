@@ -1,0 +1,90 @@
+# Every target sets itself up: `make demo` and `make test` work in a fresh clone.
+#
+# PYTHON    the Python (3.11 or newer) that the environment in .venv is made of
+# ARGS      more arguments for pytest: make test ARGS='-k oom -x'
+# BENCH     arguments for the benchmark: make bench BENCH='--only shell run --rounds 5'
+# UPSTREAM  arguments for Snakemake's own tests: make upstream UPSTREAM='--only-forge -k group'
+
+PYTHON ?= python3
+ARGS ?=
+BENCH ?=
+UPSTREAM ?=
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+DEMO := build/demo
+UPSTREAM_VENV := build/upstream-venv
+UPSTREAM_STAMP := $(UPSTREAM_VENV)/.stamp
+
+# What Snakemake's own tests need beside it; see tests/upstream/README.md.
+UPSTREAM_NEEDS := 'pytest<9' pytest-timeout pytest-mock 'pandas<3' polars snakemake-executor-plugin-cluster-generic \
+	snakemake-storage-plugin-fs snakemake-storage-plugin-http snakemake-storage-plugin-s3 boto3 eido peppy pygments
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check bench upstream clean python-is-usable
+
+help: ## show this list
+	@echo 'make TARGET'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make the environment in .venv (the other targets do it by themselves)
+
+python-is-usable:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo 'There is no $(PYTHON). Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1). Forge needs Python 3.11 or newer:" \
+			'make PYTHON=/path/to/python3.11.'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '$(PYTHON) cannot make virtual environments: apt-get install python3-venv'; exit 1; }
+
+# The check runs only when the stamp has to be made.
+$(STAMP): pyproject.toml
+	@$(MAKE) --no-print-directory python-is-usable
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,bench]'
+	@touch $@
+
+demo: $(STAMP) ## call variants from real reads, every job contained; about 15 s
+	@rm -rf $(DEMO)
+	@mkdir -p $(DEMO)
+	$(BIN)/snakemake --snakefile workflows/variants/Snakefile --directory $(DEMO) --executor forge -j2 --quiet rules
+	$(BIN)/python workflows/variants/check.py $(DEMO)/results
+	@echo
+	$(BIN)/snakemake-forge jobs --directory $(DEMO)
+	@echo
+	@echo 'table      $(DEMO)/results/summary.tsv'
+	@echo 'picture    $(DEMO)/results/coverage.png'
+	@echo 'variants   $(DEMO)/results/joint.vcf.gz'
+	@echo 'logs       $(BIN)/snakemake-forge logs sample_qc sample=HG00100 --directory $(DEMO)'
+	@echo 'records    $(DEMO)/.snakemake/forge/runs'
+
+test: $(STAMP) ## all tests, also those in a guest with cgroup v2 (installs qemu with apt when root)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## the tests that need no guest
+	$(BIN)/python -m pytest -m 'not host' $(ARGS)
+
+check: $(STAMP) ## lint, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## compare with Snakemake's local executor and cluster-generic; half an hour or more
+	$(BIN)/python -m bench $(BENCH)
+
+$(UPSTREAM_STAMP): pyproject.toml
+	@$(MAKE) --no-print-directory python-is-usable
+	@mkdir -p build
+	$(PYTHON) -m venv --clear $(UPSTREAM_VENV)
+	$(UPSTREAM_VENV)/bin/python -m pip install --quiet --editable . $(UPSTREAM_NEEDS)
+	@touch $@
+
+upstream: $(UPSTREAM_STAMP) ## Snakemake's own feature tests with Forge; about 40 minutes
+	$(UPSTREAM_VENV)/bin/python -m tests.upstream $(UPSTREAM)
+
+clean: ## remove .venv, build and caches
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,255 @@
+"""A pool of supervisors: forks one when none is idle, passes orders and verdicts on, and notices deaths.
+
+Lives in a single-threaded process (nursery or launcher): processes with threads must never fork.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import selectors
+import socket
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+from ..errors import NurseryError
+from ..model import LaunchSpec
+from ..sandbox import privileges, syscalls
+from ..sandbox.cgroup import RunCgroup
+from ..sandbox.enter import prepare
+from ..supervisor import Execute, Slots, Tools, bury, lost, supervise
+from .wire import Channel, Frame, Kind
+
+
+def encode_job(spec: LaunchSpec, payload: bytes) -> bytes:
+    """The body of a RUN or RENDER frame. The spec is wrapped, so that who passes it on need not unpack it."""
+    return pickle.dumps((pickle.dumps(spec), payload), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def decode_job(body: bytes) -> tuple[LaunchSpec, bytes]:
+    """What :func:`encode_job` was given."""
+    spec, payload = pickle.loads(body)
+    return pickle.loads(spec), payload
+
+
+@dataclass(slots=True)
+class Worker:
+    """A supervisor process, as the pool sees it."""
+
+    pid: int
+    pidfd: int
+    channel: Channel
+    job: Frame | None = None
+
+
+class Pool:
+    """Owns the supervisors and the loop that serves whoever is above."""
+
+    def __init__(self, upward: Channel, execute: Execute, keep: tuple[int, ...]) -> None:
+        """Args: ``execute``: what a job does once inside. ``keep``: descriptors that supervisors keep open."""
+        self.upward = upward
+        self.group: RunCgroup | None = None
+        self.selector = selectors.DefaultSelector()
+        self._execute = execute
+        self._keep = keep
+        self._idle: deque[Worker] = deque()
+        self._busy: dict[str, Worker] = {}
+        self._closing = False
+
+    def watch(self, fd: int, action: Callable[[], None]) -> None:
+        """Call ``action`` whenever ``fd`` can be read."""
+        self.selector.register(fd, selectors.EVENT_READ, action)
+
+    def unwatch(self, fd: int) -> None:
+        """The opposite; no error if it was not watched."""
+        with suppress(KeyError, ValueError):
+            self.selector.unregister(fd)
+
+    def serve(self) -> None:
+        """Until the one above says that it is over, or is."""
+        self.watch(self.upward.fileno(), self._from_above)
+        while not (self._closing and not self.active()):
+            for key, _ in self.selector.select():
+                if key.fd in self.selector.get_map():  # an earlier action of this round may have removed it
+                    key.data()
+
+    def active(self) -> bool:
+        """Whether jobs are under way."""
+        return bool(self._busy)
+
+    def close(self) -> None:
+        """End the supervisors, all of which are idle."""
+        for worker in list(self._idle):
+            worker.channel.close()
+        for worker in list(self._idle):
+            with suppress(ChildProcessError):
+                os.waitpid(worker.pid, 0)
+
+    # -- frames ----------------------------------------------------------------------------------------------------
+
+    def _from_above(self) -> None:
+        for frame in self.upward.receive():
+            self.handle(frame)
+        if self.upward.closed:
+            self._closing = True
+            self.unwatch(self.upward.fileno())
+            self.handle(Frame(Kind.KILL, body=b"Snakemake died"))
+
+    def handle(self, frame: Frame) -> None:
+        """Carry out one order."""
+        match frame.kind:
+            case Kind.RUN | Kind.BURY:
+                self._start(frame)
+            case Kind.CANCEL | Kind.KILL:
+                workers = [self._busy[frame.name]] if frame.name in self._busy else []
+                for worker in workers if frame.name else list(self._busy.values()):
+                    worker.channel.send(frame)
+            case Kind.QUIT:
+                self._closing = True
+            case _:
+                raise NurseryError(f"unexpected frame {frame.kind.name}")
+
+    def _start(self, frame: Frame) -> None:
+        """Give a job to an idle supervisor, or to a new one."""
+        try:
+            worker = self._idle.popleft() if self._idle else self._fork()
+        except NurseryError as error:
+            self.upward.send(Frame(Kind.REFUSED, frame.name, str(error).encode()))
+            return
+        worker.job = frame
+        self._busy[frame.name] = worker
+        worker.channel.send(frame)
+
+    def _from_worker(self, worker: Worker) -> None:
+        for frame in worker.channel.receive():
+            self._busy.pop(frame.name, None)
+            worker.job = None
+            self._idle.append(worker)
+            self.upward.send(frame)
+        if worker.channel.closed:
+            self.unwatch(worker.channel.fileno())  # its death follows
+
+    # -- supervisors -----------------------------------------------------------------------------------------------
+
+    def start_first(self) -> None:
+        """Fork the first supervisor ahead of the first job: this is how the host is probed.
+
+        Raises:
+            NurseryError: if this host does not let it prepare a sandbox.
+        """
+        self._idle.append(self._fork())
+
+    def _fork(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            _supervisor(self._execute, self.group, theirs, self._keep)
+        theirs.close()
+        worker = Worker(pid, os.pidfd_open(pid), Channel(ours))
+        answer = next(worker.channel.receive(), None)  # blocks until it is prepared
+        if answer is None or answer.kind is not Kind.READY:
+            self._forget(worker)
+            reason = answer.body.decode() if answer else "it died while it was being set up"
+            raise NurseryError(f"a job's namespaces cannot be made: {reason}")
+        self.watch(worker.channel.fileno(), lambda: self._from_worker(worker))
+        self.watch(worker.pidfd, lambda: self._on_death(worker))
+        return worker
+
+    def _forget(self, worker: Worker) -> None:
+        self.unwatch(worker.channel.fileno())
+        self.unwatch(worker.pidfd)
+        worker.channel.close()
+        os.close(worker.pidfd)
+        os.waitpid(worker.pid, 0)
+
+    def _on_death(self, worker: Worker) -> None:
+        """A supervisor died. Its job is dead too (see sandbox/enter.py); another supervisor clears up."""
+        job = worker.job
+        self._forget(worker)
+        with suppress(ValueError):
+            self._idle.remove(worker)
+        if job is None:
+            return
+        self._busy.pop(job.name, None)
+        if job.kind is Kind.BURY:  # the one who should bury died as well: say so rather than try for ever
+            spec, _ = decode_job(pickle.loads(job.body)[0])
+            verdict = lost(spec, "its supervisor and the one that cleared up after it were killed")
+            self.upward.send(Frame(Kind.DONE, job.name, pickle.dumps(verdict)))
+            return
+        self.bury(job, worker.pid)
+
+    def bury(self, job: Frame, dead_pid: int) -> None:
+        """Clear up after a job whose supervisor ``dead_pid`` died."""
+        self._start(Frame(Kind.BURY, job.name, pickle.dumps((job.body, dead_pid))))
+
+
+# -- in the supervisor's process -------------------------------------------------------------------------------------
+
+
+class _Orders:
+    """The supervisor's end of its channel: :class:`..supervisor.Control`."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def order(self) -> tuple[str, bool] | None:
+        order = None
+        for frame in self._channel.receive():
+            order = (frame.body.decode(), frame.kind is Kind.CANCEL)
+        if self._channel.closed:
+            return "Snakemake and the process that started this job died", False
+        return order
+
+
+def _supervisor(execute: Execute, group: RunCgroup | None, sock: socket.socket, keep: tuple[int, ...]) -> NoReturn:
+    """The whole life of a supervisor process: one attempt after the other."""
+    code = 1
+    try:
+        syscalls.set_process_name("forge-super")
+        privileges.close_descriptors((sock.fileno(), *keep))
+        channel = Channel(sock)
+        try:
+            base = prepare()
+        except OSError as error:
+            channel.send(Frame(Kind.REFUSED, body=str(error).encode()))
+        else:
+            channel.send(Frame(Kind.READY))
+            _serve(Tools(base, group, Slots(base.private), execute, _Orders(channel)), channel)
+            code = 0
+    except BaseException:  # a bug of ours; the pool only sees that this process ended
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _serve(tools: Tools, channel: Channel) -> None:
+    while not channel.closed:
+        for frame in channel.receive():
+            _attend(frame, tools, channel)
+    tools.slots.close()
+    if tools.group is not None:
+        tools.group.remove()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
+
+
+def _attend(frame: Frame, tools: Tools, channel: Channel) -> None:
+    dead_pid = 0
+    if frame.kind is Kind.RUN:
+        spec, payload = decode_job(frame.body)
+    elif frame.kind is Kind.BURY:
+        body, dead_pid = pickle.loads(frame.body)
+        spec, payload = decode_job(body)
+    else:
+        return  # an order to end a job that has ended already
+    try:
+        verdict = supervise(spec, payload, tools) if frame.kind is Kind.RUN else bury(spec, tools.group, dead_pid)
+    except OSError as error:
+        verdict = lost(spec, f"its record could not be written: {error}")
+    channel.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict)))
