@@ -40,7 +40,6 @@ python-is-usable:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo '$(PYTHON) cannot make virtual environments: apt-get install python3-venv'; exit 1; }
 
-# The check runs only when the stamp has to be made.
 $(STAMP): pyproject.toml
 	@$(MAKE) --no-print-directory python-is-usable
 	$(PYTHON) -m venv --clear .venv
@@ -58,8 +57,8 @@ demo: $(STAMP) ## call variants from real reads, every job contained; about 15 s
 	@echo 'table      $(DEMO)/results/summary.tsv'
 	@echo 'picture    $(DEMO)/results/coverage.png'
 	@echo 'variants   $(DEMO)/results/joint.vcf.gz'
-	@echo 'logs       $(BIN)/snakemake-forge logs sample_qc sample=HG00100 --directory $(DEMO)'
-	@echo 'records    $(DEMO)/.snakemake/forge/runs'
+	@echo "logs       $(DEMO)/logs (the rules' own log files)"
+	@echo "records    $$(echo $(DEMO)/.snakemake/forge/runs/*) (one directory a job)"
 
 test: $(STAMP) ## all tests, also those in a guest with cgroup v2 (installs qemu with apt when root)
 	$(BIN)/python -m pytest $(ARGS)

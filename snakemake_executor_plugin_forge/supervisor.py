@@ -65,9 +65,9 @@ class Slots:
             free.remove()
         return Scratch(base, self._private)
 
-    def give_back(self, scratch: Scratch) -> None:
-        """Empty it for the next job."""
-        scratch.end()
+    def give_back(self, scratch: Scratch, exposed: tuple[str, ...]) -> None:
+        """Empty it for the next job: see :meth:`.Scratch.end`."""
+        scratch.end(exposed)
         self._free = scratch
 
     def close(self) -> None:
@@ -162,6 +162,7 @@ class _Attempt:
         self._streams = (Stream(self._record.stdout, 1), Stream(self._record.stderr, 2))
         for stream in self._streams:
             self._stack.callback(stream.close)
+        self._record.event("prepared")
 
     def launch(self, payload: bytes) -> None:
         """Fork the job into its sandbox."""
@@ -304,8 +305,8 @@ class _Attempt:
                 return
             select.poll().poll(5)
         self._io = _read_io(pid)
-        self._sample()
         _, self._status = os.waitpid(pid, 0)
+        self._record.event("exited")
         if self._cgroup is not None:
             self._leftover = _names(self._cgroup.pids())
 
@@ -334,13 +335,9 @@ class _Attempt:
         """Kill what is left, wait until it is dead, read the last of the streams and the counters."""
         if self._started is None:
             return
-        init = self._started.init
-        init.kill()
-        with suppress(TimeoutError):
-            init.wait(_DEATH_SECONDS)
-        if init.stdin is not None:
-            init.stdin.close()
+        self._started.end(_DEATH_SECONDS)
         self._reap()
+        self._record.event("all dead")
         assert self._streams is not None
         for stream in self._streams:
             stream.drain()
@@ -413,7 +410,7 @@ class _Attempt:
         if keep is KeepScratch.ALWAYS or (keep is KeepScratch.FAILED and not verdict.ok):
             self._record.event("scratch kept", directory=self._scratch.path)
             return
-        self._tools.slots.give_back(self._scratch)
+        self._tools.slots.give_back(self._scratch, self._spec.exposed)
 
     def show_rest(self) -> None:
         """Bring the terminal up to date, after everything that matters is on disk."""

@@ -20,9 +20,13 @@ class V1Job:
         self._paths = paths
 
     def attach_self(self) -> None:
-        """See :class:`.cgroup.JobCgroup`."""
+        """See :class:`.cgroup.JobCgroup`. For a process of one thread, as every job is when it enters.
+
+        ``tasks`` and not ``cgroup.procs``: for the calling thread alone the kernel (since 5.15) need not take
+        cgroup_threadgroup_rwsem, which costs an RCU grace period, 5 to 14 ms (cgroup_procs_write_start).
+        """
         for path in dict.fromkeys(self._paths.values()):
-            cgroup.write(f"{path}/cgroup.procs", 0)
+            cgroup.write(f"{path}/tasks", 0)
 
     def pids(self) -> list[int]:
         """See :class:`.cgroup.JobCgroup`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 
 from ..errors import SandboxError
@@ -92,16 +93,27 @@ class Scratch:
         if os.path.dirname(path) in self.private and os.path.lexists(inner):
             shutil.move(inner, path)
 
-    def end(self) -> None:
-        """Empty the slot for the next job; replaced by a new one where that does not work out."""
+    def end(self, exposed: tuple[str, ...]) -> None:
+        """Empty the slot for the next job; replaced by a new one where that does not work out.
+
+        Args:
+            exposed: what the job saw of the real /tmp. The empty directories on which that was mounted stay, as the
+                next job most likely needs them again.
+        """
         try:
-            _empty(self.root, keep=self._inner)
-            _empty(self._inner, keep=None)
+            _empty(self.root, frozenset([self._inner, *self._mount_points(exposed)]))
             os.chmod(self._inner, 0o700)
             os.chmod(self.root, 0o1777)
         except OSError:
             self.remove()
             Scratch.__init__(self, self.base, tuple(self.private))
+
+    def _mount_points(self, exposed: tuple[str, ...]) -> Iterator[str]:
+        for path in exposed:
+            for directory in self.private:
+                if path.startswith(directory + "/"):
+                    parts = path.removeprefix(directory + "/").split("/")
+                    yield from ("/".join([self.root, *parts[:n]]) for n in range(1, len(parts) + 1))
 
     def remove(self) -> None:
         """Remove the slot and, if it was the last one, the base."""
@@ -125,15 +137,16 @@ def remove_slot(base: str, root: str) -> None:
         os.rmdir(base)
 
 
-def _empty(directory: str, keep: str | None) -> None:
+def _empty(directory: str, keep: frozenset[str]) -> None:
+    """Remove all below ``directory`` but the directories in ``keep``, which are emptied in the same way."""
     with os.scandir(directory) as entries:
         for entry in list(entries):
-            if entry.path == keep:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                _remove_tree(entry.path)
-            else:
+            if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)
+            elif entry.path in keep:
+                _empty(entry.path, keep)
+            else:
+                _remove_tree(entry.path)
 
 
 def _remove_tree(root: str) -> None:
