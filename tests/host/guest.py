@@ -53,7 +53,7 @@ def boot(script: str, share: Path, *, timeout: float = 900, memory: str = "1536M
     control = share / ".guest"
     control.mkdir(parents=True)
     (control / "script").write_text(script)
-    (control / "env").write_text(_environment())
+    (control / "env").write_text(_environment(timeout))
     (control / "mounts").write_text(_mounts())
     with guest_image.image() as image, guest_python.disk() as python:
         command = _qemu(image, python, share, ["-m", memory, "-smp", str(cpus)])
@@ -78,13 +78,14 @@ def _mounts() -> str:
     return "".join(f"{kind}\t{source}\t{path}\n" for kind, source, path in wanted)
 
 
-def _environment() -> str:
+def _environment(timeout: float) -> str:
     """Write shell assignments for the script's environment."""
     variables = {
         "FORGE_GUEST": "1",
         "FORGE_GUEST_CHECKOUT": str(CHECKOUT),
         "FORGE_GUEST_PYTHON": str(Path(sys.prefix) / "bin/python3"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "SECONDS_TO_RUN": f"{timeout:.0f}",
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
 
@@ -141,6 +142,7 @@ def _result(control: Path, ended: str, seconds: float) -> Result:
         raise GuestError(
             f"The guest did not finish its script: qemu {ended}, {seconds:.0f} s after the start.\n"
             f"--- the script's output, last lines ({control / 'output'})\n{tail(read('output'))}\n"
+            f"--- processes half a minute before the end\n{read('processes')}"
             f"--- the console, last lines ({control / 'console'})\n{tail(read('console'))}"
         )
     return Result(int(status), read("output"), read("console"), seconds)

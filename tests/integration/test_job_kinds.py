@@ -13,7 +13,6 @@ import pytest
 
 from ..conftest import Result, residue, run, write_workflow
 
-pytestmark = pytest.mark.kernel
 
 WORKFLOW = """
 import os

@@ -14,7 +14,6 @@ import pytest
 
 from ..conftest import Result, command, residue, write_workflow
 
-pytestmark = pytest.mark.kernel
 
 WORKFLOW = """
 rule all:
@@ -99,6 +98,7 @@ def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:
     assert residue(workdir) == []
 
 
+@pytest.mark.kernel
 def test_killed_snakemake_takes_its_jobs_with_it(workdir: Path) -> None:
     with started(workdir) as process:
         process.kill()

@@ -4,7 +4,8 @@
 #            "9p<tab>TAG<tab>DIRECTORY" or "disk<tab>DIRECTORY OF THE SECOND DISK<tab>DIRECTORY"
 #   env      shell assignments for the script
 #   script   what to run, as root
-# The script's output goes to /host/.guest/output, its exit status to /host/.guest/status.
+# The script's output goes to /host/.guest/output, its exit status to /host/.guest/status, and what runs shortly
+# before the host's patience ends to /host/.guest/processes.
 fail() { echo "forge-guest: $*"; exit 1; }
 
 # cache=none: what the guest writes here is on the host at once, even if the guest is killed.
@@ -36,6 +37,10 @@ done < /host/.guest/mounts
 set -a
 . /host/.guest/env
 set +a
+(
+  sleep $((SECONDS_TO_RUN - $(cut -d. -f1 /proc/uptime) - 30))
+  ps -eo pid,ppid,user:8,stat,wchan:24,cgroup:60,args --forest --cols 300 | grep -v '\]$' > /host/.guest/processes
+) &
 bash /host/.guest/script > /host/.guest/output 2>&1
 echo $? > /host/.guest/status.part
 mv /host/.guest/status.part /host/.guest/status

@@ -1,0 +1,56 @@
+"""Verdicts: every outcome that this version gives, and the order of causes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from snakemake_executor_plugin_forge.judge import judge
+from snakemake_executor_plugin_forge.model import Evidence, LaunchSpec, Outcome, Usage, Verdict
+
+from .test_plan import HOST, REQUEST, RUN, Config, plan
+
+SPEC: LaunchSpec = plan(REQUEST, 1, "", "", Config(), HOST, RUN)
+
+
+def _judge(**evidence: object) -> Verdict:
+    values: dict[str, object] = {"exit_code": 0, "signal": None, "error": None} | evidence
+    return judge(Evidence(**values), SPEC, Usage(memory_peak_bytes=512 * 1024**2), "", 1.0)  # type: ignore[arg-type]
+
+
+TABLE: list[tuple[dict[str, object], Outcome, str]] = [
+    ({}, Outcome.SUCCEEDED, "succeeded"),
+    ({"exit_code": 3}, Outcome.FAILED, "exit code 3"),
+    ({"exit_code": None, "signal": 11}, Outcome.FAILED, "SIGSEGV"),
+    ({"exit_code": 137}, Outcome.FAILED, "SIGKILL"),
+    ({"exit_code": 127, "stderr_tail": "bash: line 1: foo: command not found"}, Outcome.FAILED, "command foo was not"),
+    ({"exit_code": 1, "summary": "KeyError: 'x'"}, Outcome.FAILED, "KeyError: 'x'"),
+    ({"oom_kills": 1}, Outcome.OOM, "although the command exited with 0"),
+    ({"exit_code": 137, "oom_kills": 2}, Outcome.OOM, "512.0 MiB of 512.0 MiB"),
+    ({"oom_kills": 1, "run_oom": True}, Outcome.OOM, "--forge-run-memory"),
+    ({"timed_out": True, "exit_code": None, "signal": 9}, Outcome.TIMEOUT, "timed out after 3 min"),
+    ({"timed_out": True, "oom_kills": 1}, Outcome.OOM, "out of memory"),
+    ({"pids_hits": 4, "exit_code": 1}, Outcome.PIDS, "4 times"),
+    ({"pids_hits": 4}, Outcome.SUCCEEDED, "succeeded"),
+    ({"exit_code": 128 + signal.SIGXFSZ}, Outcome.DISK, "disk_mb"),
+    ({"cancelled": "Ctrl-C", "oom_kills": 1}, Outcome.CANCELLED, "Ctrl-C"),
+    ({"setup_error": "mount: no", "exit_code": None}, Outcome.FAILED, "mount: no"),
+    ({"exit_code": None}, Outcome.FAILED, "no result"),
+]
+
+
+@pytest.mark.parametrize(("evidence", "outcome", "words"), TABLE)
+def test_table(evidence: dict[str, object], outcome: Outcome, words: str) -> None:
+    verdict = _judge(**evidence)
+    assert verdict.outcome is outcome
+    assert words in verdict.reason
+
+
+def test_the_table_is_complete() -> None:
+    given_elsewhere = {Outcome.LOST, Outcome.VIOLATION}  # lost: supervisor.lost; violation: no file policy yet
+    assert {outcome for _, outcome, _ in TABLE} | given_elsewhere == set(Outcome)
+
+
+def test_only_success_is_believed() -> None:
+    assert [o for e, o, _ in TABLE if _judge(**e).ok] == [Outcome.SUCCEEDED] * 2

@@ -1,0 +1,76 @@
+"""Decisions: what a request becomes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from snakemake_executor_plugin_forge.errors import RequirementError, UsageError
+from snakemake_executor_plugin_forge.model import Config, CpuMode, Host, JobRequest, Network, Require, RunContext
+from snakemake_executor_plugin_forge.plan import check_requirement, check_resources, exposures, plan
+
+GIB = 1024**3
+HOST = Host(8 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns",))
+RUN = RunContext("run", "/work", "/work/.snakemake/forge", 7 * GIB, 1000, ())
+REQUEST = JobRequest("call", {"sample": "A"}, 1, 2, {"mem_mb": 512, "runtime": 3, "tmpdir": "/tmp"}, "true")
+
+
+def test_declared_resources_become_limits() -> None:
+    spec = plan(REQUEST, 7, "true", "nursery", Config(), HOST, RUN)
+    assert (spec.limits.memory_bytes, spec.limits.cpus, spec.limits.wall_seconds) == (512 * 1024**2, 2, 180)
+    assert spec.name == "00007-call"
+    assert spec.job_dir == "/work/.snakemake/forge/runs/run/00007-call"
+    assert spec.scratch_base == "/tmp/forge-run"
+
+
+def test_settings_fill_in_what_a_rule_does_not_say() -> None:
+    request = replace(REQUEST, resources={})
+    spec = plan(request, 1, "", "", Config(memory_bytes=99, wall_seconds=5, pids=6), HOST, RUN)
+    assert (spec.limits.memory_bytes, spec.limits.wall_seconds, spec.limits.pids) == (99, 5, 6)
+
+
+def test_a_rule_overrides_settings() -> None:
+    request = replace(REQUEST, resources={"forge_network": "off", "forge_cpu": "share"})
+    spec = plan(request, 1, "", "", Config(), HOST, RUN)
+    assert (spec.network, spec.cpu_mode) == (Network.OFF, CpuMode.SHARE)
+    assert "net-ns" in spec.isolation.mechanisms
+
+
+def test_names_of_rules_are_safe_in_paths() -> None:
+    assert plan(replace(REQUEST, rule="../x y"), 1, "", "", Config(), HOST, RUN).name == "00001-.._x_y"
+
+
+def test_outputs_directly_in_tmp_are_carried_and_others_exposed() -> None:
+    request = replace(REQUEST, inputs=("/tmp/in.txt", "rel.txt"), outputs=("/tmp/o.txt", "/tmp/d/o.txt", "/data/o"))
+    spec = plan(request, 1, "", "", Config(), HOST, RUN)
+    assert spec.carried == ("/tmp/o.txt",)
+    assert spec.exposed == ("/tmp/d", "/tmp/in.txt")
+
+
+def test_exposures_keep_only_the_outermost() -> None:
+    assert exposures(["/tmp/a/b/c", "/tmp/a/x"], ("/tmp/a",), set()) == ("/tmp/a",)
+
+
+@pytest.mark.parametrize("value", ["<TBD>", None, True])
+def test_values_that_are_not_known_yet_are_not_judged(value: object) -> None:
+    check_resources("r", {"mem_mb": value}, GIB)
+
+
+@pytest.mark.parametrize("resources", [{"mem_mb": 1}, {"mem_mb": 0}, {"mem_mb": 2000}, {"runtime": 0}, {"disk_mb": -1}])
+def test_absurd_values_are_refused(resources: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="Rule r: "):
+        check_resources("r", resources, GIB)
+
+
+@pytest.mark.parametrize(
+    ("require", "host", "missing"),
+    [
+        (Require.LIMITS, replace(HOST, cgroup="none", cgroup_note="why"), "why"),
+        (Require.FULL, replace(HOST, namespaces="none", namespaces_note="because"), "because"),
+    ],
+)
+def test_requirements_name_what_is_missing(require: Require, host: Host, missing: str) -> None:
+    check_requirement(require, HOST)
+    with pytest.raises(RequirementError, match=missing):
+        check_requirement(require, host)
