@@ -139,8 +139,8 @@ def _number(value: float | None, digits: int) -> str:
 
 def _print(table: Table) -> None:
     try:
-        from rich.console import Console  # noqa: PLC0415 - optional
-        from rich.table import Table as RichTable  # noqa: PLC0415
+        from rich.console import Console
+        from rich.table import Table as RichTable
     except ImportError:
         _print_plain(table)
         return

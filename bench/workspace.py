@@ -105,7 +105,7 @@ def check_steps(command: Command, steps: int) -> None:
 
 def write_data(path: Path, megabytes: int) -> None:
     """Write a deterministic table of random keys: compressible as text is, and in no order."""
-    chance = random.Random(20_240_101)  # noqa: S311 - data, not secrets
+    chance = random.Random(20_240_101)
     with path.open("wb") as stream:
         while stream.tell() < megabytes * 1_000_000:
             numbers = ((chance.getrandbits(32), chance.getrandbits(16), chance.random()) for _ in range(40_000))

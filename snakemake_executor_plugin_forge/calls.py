@@ -119,7 +119,7 @@ class Executor:
         return self._call(content, scratch)
 
     def render(self, payload: bytes, scratch: str) -> Command | None:
-        """In the nursery: let Snakemake work out a shell rule's command and environment, up to the moment of starting it.
+        """In the nursery: let Snakemake work out a shell rule's command and environment, but not start it.
 
         Returns:
             None if that did not come down to one command; the job's process then does it all, errors included.

@@ -403,8 +403,8 @@ def _static_resources(rule: Any) -> dict[str, object]:
         if callable(resource):
             continue
         if hasattr(resource, "is_evaluable"):  # Snakemake >= 9.14 wraps them
-            if resource.is_evaluable():
-                continue
-            resource = resource.value
-        known[name] = resource
+            if not resource.is_evaluable():
+                known[name] = resource.value
+        else:
+            known[name] = resource
     return known

@@ -195,7 +195,8 @@ class _Attempt:
             os._exit(code)
 
     def _enter_and_execute(self, payload: bytes, result_fd: int) -> dict[str, object]:
-        assert self._streams is not None and self._scratch is not None
+        assert self._streams is not None
+        assert self._scratch is not None
         if not self._spec.interactive:
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             os.dup2(null, 0)

@@ -52,8 +52,9 @@ def start(group: RunCgroup | None, alive: int) -> tuple[subprocess.Popen[bytes],
     ours, theirs = socket.socketpair()
     package = __name__.split(".", maxsplit=1)[0]
     root = str(Path(__file__).resolve().parents[2])
+    program = [sys.executable, "-E", "-s", "-S", "-c", _PROGRAM.format(package=package)]
     process = subprocess.Popen(
-        [sys.executable, "-E", "-s", "-S", "-c", _PROGRAM.format(package=package), root, str(theirs.fileno()), str(alive)],
+        [*program, root, str(theirs.fileno()), str(alive)],
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(), alive),
     )
@@ -66,7 +67,7 @@ def start(group: RunCgroup | None, alive: int) -> tuple[subprocess.Popen[bytes],
 def main(fd: int, alive: int) -> None:
     """The whole life of the launcher process."""
     syscalls.set_process_name("forge-launcher")
-    os.set_inheritable(alive, False)  # noqa: FBT003
+    os.set_inheritable(alive, False)
     upward = Channel(socket.socket(fileno=fd))
     frames = upward.receive()
     first = next(frames, None)
@@ -97,4 +98,4 @@ def execute(payload: bytes, scratch: str) -> NoReturn:
     os.chdir(command.directory)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs expect the default
         signal.signal(number, signal.SIG_DFL)
-    os.execve(command.executable, command.arguments, environment)
+    os.execve(command.executable, command.arguments, environment)  # noqa: S606 - the command of a rule

@@ -52,7 +52,8 @@ class V1Job:
 
     def remove(self) -> bool:
         """See :class:`.cgroup.JobCgroup`."""
-        return all([cgroup.remove_tree(path) for path in dict.fromkeys(self._paths.values())])
+        removed = [cgroup.remove_tree(path) for path in dict.fromkeys(self._paths.values())]
+        return all(removed)  # after every one was tried
 
 
 class V1Run:

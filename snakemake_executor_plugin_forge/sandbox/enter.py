@@ -81,7 +81,7 @@ class Started:
     pid: int
 
     def end(self, timeout_seconds: float) -> None:
-        """Kill the namespace's first process, and with it all others; returns when every one is dead, or after the time.
+        """Kill the namespace's first process, and with it all others; wait until every one is dead, or for the time.
 
         Not by Popen.wait, which sleeps between looks.
         """
@@ -114,10 +114,13 @@ def start(base: Base, job: Callable[[], NoReturn]) -> Started:
             )
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # TERM waits until the job has its own signal handling: here it is still ignored, and would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         pid = os.fork()
         if pid == 0:
             job()
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         syscalls.setns(base.own_pid_namespace, syscalls.CLONE_NEWPID)
     return Started(init, pid)
 

@@ -41,10 +41,9 @@ def _private_dev(device_dir: str) -> None:
         if name in _DEVICE_DIRECTORIES and os.path.isdir(source):
             os.mkdir(target)
             syscalls.bind(source, target)
-        elif name in _DEVICES or name.startswith(_DEVICE_PREFIXES):
-            if stat.S_ISCHR(os.stat(source).st_mode):
-                os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-                syscalls.bind(source, target, recursive=False)
+        elif (name in _DEVICES or name.startswith(_DEVICE_PREFIXES)) and stat.S_ISCHR(os.stat(source).st_mode):
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            syscalls.bind(source, target, recursive=False)
     for name, text in _LINKS.items():
         os.symlink(text, f"{device_dir}/{name}")
     os.mkdir(f"{device_dir}/shm", 0o1777)

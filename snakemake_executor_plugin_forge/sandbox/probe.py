@@ -73,7 +73,9 @@ def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[Run
     return None, "; ".join(refusals) or "no cgroup file system is mounted"
 
 
-def _ladder(mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None) -> Iterator[Callable[[], RunCgroup]]:
+def _ladder(
+    mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None
+) -> Iterator[Callable[[], RunCgroup]]:
     v1 = {c: m.own for m in mounts if m.version == 1 for c in m.controllers & set(V1_CONTROLLERS)}
     if set(v1) == set(V1_CONTROLLERS):
         yield lambda: V1Run({c: f"{path}/{name}" for c, path in v1.items()}, memory_bytes, pids)

@@ -85,7 +85,7 @@ def _environment(timeout: float) -> str:
         "FORGE_GUEST_CHECKOUT": str(CHECKOUT),
         "FORGE_GUEST_PYTHON": str(Path(sys.prefix) / "bin/python3"),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "SECONDS_TO_RUN": f"{timeout:.0f}",
+        "FORGE_GUEST_SECONDS": f"{timeout:.0f}",
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
 

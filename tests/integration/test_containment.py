@@ -88,7 +88,7 @@ def _no_cap(result: Result, attempt: dict[str, Any]) -> None:
 
 TAG = uuid.uuid4().hex[:8]
 ALLOCATE = "python3 -c 'x = bytearray({mb} * 2**20); print(len(x))'"
-SPIN = "for i in 1 2 3 4 5 6 7 8; do timeout {s} sh -c \"while :; do :; done\" & done; wait || true; touch {{output}}"
+SPIN = 'for i in 1 2 3 4 5 6 7 8; do timeout {s} sh -c "while :; do :; done" & done; wait || true; touch {{output}}'
 
 CASES = [
     Case("fork_bomb", "pids", "f() {{ f | f & }}; f; sleep 3; sleep 1 & wait $!; exit 1", check=_reason("--forge-pids")),

@@ -13,7 +13,6 @@ import pytest
 
 from ..conftest import Result, residue, run, write_workflow
 
-
 WORKFLOW = """
 import os
 configfile: "config.yaml"
@@ -380,7 +379,7 @@ def test_hooks_run(results: dict[str, Result]) -> None:
 
 def test_second_run_has_nothing_to_do(results: dict[str, Result]) -> None:
     again = run(results["forge"].directory, "-j4", "--config", "extra=word",
-                env={"FORGE_TEST_VARIABLE": "passed on"}, )
+                env={"FORGE_TEST_VARIABLE": "passed on"} )
     assert "Nothing to be done" in again.output, again.output[-3000:]
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from ..conftest import Result, command, residue, write_workflow
 
-
 WORKFLOW = """
 rule all:
     input: "quick.out", expand("{i}.out", i=range(3)), "stubborn.out"

@@ -7,9 +7,10 @@ import signal
 import pytest
 
 from snakemake_executor_plugin_forge.judge import judge
-from snakemake_executor_plugin_forge.model import Evidence, LaunchSpec, Outcome, Usage, Verdict
+from snakemake_executor_plugin_forge.model import Config, Evidence, LaunchSpec, Outcome, Usage, Verdict
+from snakemake_executor_plugin_forge.plan import plan
 
-from .test_plan import HOST, REQUEST, RUN, Config, plan
+from .test_plan import HOST, REQUEST, RUN
 
 SPEC: LaunchSpec = plan(REQUEST, 1, "", "", Config(), HOST, RUN)
 

@@ -38,8 +38,9 @@ set -a
 . /host/.guest/env
 set +a
 (
-  sleep $((SECONDS_TO_RUN - $(cut -d. -f1 /proc/uptime) - 30))
-  ps -eo pid,ppid,user:8,stat,wchan:24,cgroup:60,args --forest --cols 300 | grep -v '\]$' > /host/.guest/processes
+  sleep $((FORGE_GUEST_SECONDS - $(cut -d. -f1 /proc/uptime) - 30))
+  ps --deselect --ppid 2 -p 2 --forest --cols 300 -o pid,ppid,user:8,stat,wchan:24,cgroup:60,args \
+    > /host/.guest/processes
 ) &
 bash /host/.guest/script > /host/.guest/output 2>&1
 echo $? > /host/.guest/status.part
