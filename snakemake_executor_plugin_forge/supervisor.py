@@ -476,8 +476,7 @@ def _names(pids: list[int]) -> tuple[str, ...]:
     for pid in pids:
         with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
             text = file.read(200).replace(b"\0", b" ").decode("utf-8", "replace").strip()
-            if text:
-                names.append(text)
+            names.append(text or f"process {pid}")  # one that is just being executed has no command line
     return tuple(names)
 
 

@@ -101,7 +101,7 @@ def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:
 def test_killed_snakemake_takes_its_jobs_with_it(workdir: Path) -> None:
     with started(workdir) as process:
         process.kill()
-        wait_until(lambda: not residue(workdir), 10)
+        wait_until(lambda: not residue(workdir))
     outcomes = {a["rule"]: a["outcome"] for a in Result(1, "", workdir).attempts()}
     assert outcomes == {"quick": "succeeded", "slow": "cancelled", "stubborn": "cancelled"}
 
@@ -111,7 +111,7 @@ def test_killed_nursery(workdir: Path) -> None:
         (nursery,) = descendants(process.pid, "forge-nursery")
         os.kill(nursery, signal.SIGKILL)
         assert process.wait(60) != 0
-        wait_until(lambda: not residue(workdir), 10)
+        wait_until(lambda: not residue(workdir))
     assert f"the nursery (pid {nursery}) was killed" in (workdir / "log.txt").read_text()
 
 
