@@ -251,5 +251,6 @@ def _attend(frame: Frame, tools: Tools, channel: Channel) -> None:
     try:
         verdict = supervise(spec, payload, tools) if frame.kind is Kind.RUN else bury(spec, tools.group, dead_pid)
     except OSError as error:
-        verdict = lost(spec, f"its record could not be written: {error}")
+        traceback.print_exc()
+        verdict = lost(spec, f"its supervisor failed: {error}")
     channel.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict)))

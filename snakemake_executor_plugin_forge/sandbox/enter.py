@@ -86,12 +86,13 @@ class Started:
         Not by Popen.wait, which sleeps between looks.
         """
         self.init.kill()
-        pidfd = os.pidfd_open(self.init.pid)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(timeout_seconds * 1000):
-            self.init.wait()
-        os.close(pidfd)
+        if self.init.poll() is None:  # else it was killed and waited for before
+            pidfd = os.pidfd_open(self.init.pid)
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if poll.poll(timeout_seconds * 1000):
+                self.init.wait()
+            os.close(pidfd)
         if self.init.stdin is not None:
             self.init.stdin.close()
 

@@ -92,7 +92,7 @@ SPIN = 'for i in 1 2 3 4 5 6 7 8; do timeout {s} sh -c "while :; do :; done" & d
 
 CASES = [
     Case("fork_bomb", "pids", "f() {{ f | f & }}; f; sleep 3; sleep 1 & wait $!; exit 1", check=_reason("--forge-pids")),
-    Case("daemon", "succeeded", "(setsid nohup sleep 1002 >/dev/null 2>&1 &); echo ok > {output}",
+    Case("daemon", "succeeded", "(setsid nohup sleep 1002 >/dev/null 2>&1 &); sleep 0.3; echo ok > {output}",
          check=_noted("left 1 process", "sleep 1002")),  # 2
     Case("daemon_on_stdout", "succeeded", "(setsid sleep 1000 &); echo ok > {output}", check=_out("ok")),
     Case("kill_all", "failed", "sleep 1005 & kill -9 -1; wait $!; exit 1"),  # 7
@@ -194,3 +194,25 @@ def test_every_case_was_isolated(result: Result) -> None:
     for attempt in result.attempts():
         assert attempt["isolation"]["limits"].startswith("cgroup-v")
         assert {"mount-ns", "pid-ns", "ipc-ns", "uts-ns"} <= set(attempt["isolation"]["mechanisms"])
+
+
+def test_wall_time_ends_what_ignores_signals(workdir: Path) -> None:
+    """Sleeping for ever (34), ignoring TERM (4), stopped (5): all are ended, after the grace at the latest."""
+    write_workflow(workdir, """
+        rule all:
+            input: "sleeper.out", "stubborn.out", "stopped.out"
+        rule sleeper:
+            output: "sleeper.out"
+            shell: "sleep inf; touch {output}"
+        rule stubborn:
+            output: "stubborn.out"
+            shell: "trap '' TERM INT HUP; sleep inf; sleep inf; touch {output}"
+        rule stopped:
+            output: "stopped.out"
+            shell: "kill -STOP $$; touch {output}"
+        """)
+    result = run(workdir, "-j4", "-k", "--forge-wall", "1s", "--forge-grace", "1s")
+    assert {a["rule"]: a["outcome"] for a in result.attempts()} == dict.fromkeys(
+        ("sleeper", "stubborn", "stopped"), "timeout"
+    )
+    assert residue(workdir) == []
