@@ -112,6 +112,7 @@ class Executor:
         """In the job: run it, and say how it went in plain values."""
         set_process_name("forge-job")
         signal.signal(signal.SIGTERM, _on_term)
+        os.register_at_fork(after_in_child=_default_term)
         _rebind_streams()
         kind, content = _Unpickler(io.BytesIO(payload), self._workflow).load()
         if kind == "command":
@@ -230,6 +231,12 @@ def _on_term(number: int, frame: object) -> None:
         waiting = False
     if not waiting:
         raise SystemExit(_SIGNALLED + number)
+
+
+def _default_term() -> None:
+    """Processes that a rule forks (multiprocessing ends its own with TERM) do not inherit this handler."""
+    if signal.getsignal(signal.SIGTERM) is _on_term:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exit_code(stop: BaseException) -> int:
