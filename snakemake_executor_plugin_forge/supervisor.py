@@ -409,7 +409,7 @@ class _Attempt:
         if self._scratch is None:
             return
         if keep is KeepScratch.ALWAYS or (keep is KeepScratch.FAILED and not verdict.ok):
-            self._record.event("scratch kept", directory=self._scratch.path)
+            self._record.event("scratch kept", directory=self._scratch.keep())
             return
         self._tools.slots.give_back(self._scratch, self._spec.exposed)
 

@@ -115,6 +115,17 @@ class Scratch:
                     parts = path.removeprefix(directory + "/").split("/")
                     yield from ("/".join([self.root, *parts[:n]]) for n in range(1, len(parts) + 1))
 
+    def keep(self) -> str:
+        """Put the slot aside for good, with what the job left in it, and return where; the next job gets a new one.
+
+        Raises:
+            OSError: if it cannot be renamed.
+
+        """
+        kept = f"{self.base}/kept-{os.path.basename(self._inner)}"
+        os.rename(self.root, kept)
+        return kept
+
     def remove(self) -> None:
         """Remove the slot and, if it was the last one, the base."""
         remove_slot(self.base, self.root)

@@ -216,3 +216,18 @@ def test_wall_time_ends_what_ignores_signals(workdir: Path) -> None:
         ("sleeper", "stubborn", "stopped"), "timeout"
     )
     assert residue(workdir) == []
+
+
+def test_scratch_of_failed_jobs_is_kept_on_request(workdir: Path) -> None:
+    """One supervisor after the other job: a kept directory is not in the way of the next."""
+    write_workflow(workdir, """
+        rule all:
+            input: expand("{i}.out", i=range(4))
+        rule a:
+            output: "{i}.out"
+            shell: "echo {wildcards.i} > $TMPDIR/left; [ {wildcards.i} = 3 ] && touch {output}"
+        """)
+    scratch = workdir / "scratch"
+    result = run(workdir, "-j1", "-k", "--forge-keep-scratch", "failed", "--forge-scratch-dir", str(scratch))
+    assert sorted(a["outcome"] for a in result.attempts()) == ["failed"] * 3 + ["succeeded"]
+    assert sorted(path.read_text() for path in scratch.rglob("left")) == ["0\n", "1\n", "2\n"]
