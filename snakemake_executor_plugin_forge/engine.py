@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -16,6 +15,7 @@ from .backends.nursery import Orders, Render
 from .errors import HostError
 from .model import RECORD_SCHEMA, Config, Done, Host, JobRequest, RunContext
 from .plan import PRIVATE_DIRECTORIES, check_requirement, check_resources, plan
+from .record.identity import boot_id, start_time
 from .record.jobdir import now
 from .supervisor import Execute
 from .units import parse_share, show_bytes
@@ -47,6 +47,7 @@ class Engine:
 
         """
         self.config = config
+        self._started = now()
         workdir = os.path.realpath(os.getcwd())
         state = f"{workdir}/{STATE_DIRECTORY}"
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -60,7 +61,6 @@ class Engine:
             workdir=workdir,
             state_dir=state,
             run_memory_bytes=parse_share(config.run_memory, host.memory_bytes, "--forge-run-memory"),
-            run_pids=config.run_pids,
             exposed=tuple(_below_private([workdir, *exposed])),
         )
         self._count = 0
@@ -143,29 +143,22 @@ class Engine:
         self._write_run(ended=now())
 
     def _write_run(self, ended: str | None = None) -> None:
-        with open(f"/proc/{os.getpid()}/stat", encoding="utf-8", errors="replace") as file:
-            start_time = int(file.read().rpartition(")")[2].split()[19])
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot_id = file.read().strip()
         record = {
             "schema": RECORD_SCHEMA,
             "run": self._run.run_id,
             "pid": os.getpid(),
-            "start_time": start_time,
-            "boot_id": boot_id,
+            "start_time": start_time(os.getpid()),
+            "boot_id": boot_id(),
             "host": socket.gethostname(),
             "command": sys.argv,
             "workdir": self._run.workdir,
             "isolation": self.isolation_line(),
             "cgroup": self.host.cgroup_note,
             "memory_bytes": self._run.run_memory_bytes,
-            "started": datetime.fromtimestamp(time.time(), UTC).isoformat(),
+            "started": self._started,
             "ended": ended,
         }
         path = f"{self._run_dir}/run.json"
-        if ended is not None:
-            with open(path, encoding="utf-8") as old:
-                record["started"] = json.load(old)["started"]
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
         os.rename(f"{path}.new", path)

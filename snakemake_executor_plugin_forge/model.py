@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 RECORD_SCHEMA = 1
@@ -154,9 +154,7 @@ class RunContext:
     workdir: str
     state_dir: str  # <workdir>/.snakemake/forge
     run_memory_bytes: int
-    run_pids: int | None
     exposed: tuple[str, ...]  # paths that must stay visible although they lie below a private directory
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

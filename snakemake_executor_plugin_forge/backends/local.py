@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import HostError, NurseryError
@@ -155,11 +156,11 @@ class LocalBackend:
         verdict: Verdict = pickle.loads(frame.body)
         self._finish(frame.name, lambda _: verdict)
 
-    def _finish(self, name: str, verdict_of: object) -> None:
+    def _finish(self, name: str, verdict_of: Callable[[LaunchSpec], Verdict]) -> None:
         with self._idle:
             spec, done = self._jobs[name]
         try:
-            done(verdict_of(spec))  # type: ignore[operator]
+            done(verdict_of(spec))
         finally:
             with self._idle:
                 self._jobs.pop(name, None)

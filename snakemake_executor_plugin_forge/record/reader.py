@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import UsageError
+from .identity import boot_id, start_time
 from .jobdir import SPEC, VERDICT
 
 RUNNING = "running"
@@ -113,13 +114,9 @@ def _is_alive(run: dict[str, Any] | None) -> bool:
     if run is None or run.get("ended"):
         return False
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot_id = file.read().strip()
-        with open(f"/proc/{int(run['pid'])}/stat", encoding="utf-8", errors="replace") as file:
-            start_time = int(file.read().rpartition(")")[2].split()[19])
+        return bool(run.get("boot_id") == boot_id() and run.get("start_time") == start_time(int(run["pid"])))
     except (OSError, ValueError, KeyError):
         return False
-    return bool(run.get("boot_id") == boot_id and run.get("start_time") == start_time)
 
 
 def _load(path: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from snakemake_executor_plugin_forge.plan import check_requirement, check_resour
 
 GIB = 1024**3
 HOST = Host(8 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns",))
-RUN = RunContext("run", "/work", "/work/.snakemake/forge", 7 * GIB, 1000, ())
+RUN = RunContext("run", "/work", "/work/.snakemake/forge", 7 * GIB, ())
 REQUEST = JobRequest("call", {"sample": "A"}, 1, 2, {"mem_mb": 512, "runtime": 3, "tmpdir": "/tmp"}, "true")
 
 
