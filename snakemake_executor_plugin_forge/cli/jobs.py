@@ -9,7 +9,7 @@ from typing import Any
 
 from ..record.reader import RUNNING, Attempt, read_attempts
 from ..units import show_bytes, show_seconds
-from .select import add_directory, matching, parse_wildcards
+from .select import add_command, matching, parse_wildcards
 
 _EXAMPLES = """examples:
   snakemake-forge jobs                         every attempt, oldest first
@@ -22,13 +22,7 @@ _COLOURS = {"succeeded": "green", RUNNING: "cyan", "cancelled": "yellow"}
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "jobs",
-        help="list attempts: rule, wildcards, outcome, time, memory",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_directory(parser)
+    parser = add_command(commands, "jobs", "list attempts: rule, wildcards, outcome, time, memory", _EXAMPLES)
     parser.add_argument("--rule", metavar="RULE", help="only attempts of this rule")
     parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE", help="with --rule: only these values")
     state = parser.add_mutually_exclusive_group()

@@ -12,7 +12,7 @@ from typing import IO, Any
 from ..errors import UsageError
 from ..record.jobdir import STDERR, STDOUT, VERDICT
 from ..record.reader import Attempt, read_attempts
-from .select import add_directory, matching, parse_wildcards
+from .select import add_command, matching, parse_wildcards
 
 _EXAMPLES = """examples:
   snakemake-forge logs call sample=A             both streams of the newest attempt
@@ -24,13 +24,7 @@ _POLL_SECONDS = 0.2
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "logs",
-        help="the streams of the newest attempt of a job",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_directory(parser)
+    parser = add_command(commands, "logs", "the streams of the newest attempt of a job", _EXAMPLES)
     parser.add_argument("rule", metavar="RULE")
     parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE")
     stream = parser.add_mutually_exclusive_group()

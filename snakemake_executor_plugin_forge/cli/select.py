@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import UsageError
 from ..record.reader import Attempt
 
 
-def add_directory(parser: argparse.ArgumentParser) -> None:
-    """``--directory``."""
+def add_command(commands: Any, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    """Add a sub-command with what all have: examples below its help, and ``--directory``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "-d", "--directory", default=".", metavar="DIR", help="the workflow's working directory (default: this one)"
     )
+    return parser
 
 
 def parse_wildcards(pairs: Sequence[str]) -> dict[str, str]:
