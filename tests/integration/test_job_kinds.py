@@ -389,3 +389,17 @@ def test_command_by_hand(results: dict[str, Result]) -> None:
     (result.directory / "shell.txt").unlink()
     assert os.spawnv(os.P_WAIT, "/bin/bash", ["bash", str(script)]) == 0
     assert result.read("shell.txt") == "shell\n"
+
+
+def test_output_cache_between_workflows(workdir: Path) -> None:
+    """The second workflow fetches what the first one stored, and runs nothing for it."""
+    store = workdir / "store"
+    store.mkdir()
+    text = 'rule a:\n    output: "a.txt"\n    cache: True\n    shell: "echo x > {output}"\n'
+    for name, attempts in (("one", 1), ("two", 0)):
+        write_workflow(workdir / name, text)
+        result = run(workdir / name, "-j1", "--cache", "a", env={"SNAKEMAKE_OUTPUT_CACHE": str(store)})
+        assert result.code == 0, result.output
+        assert result.read("a.txt") == "x\n"
+        assert len(result.attempts()) == attempts
+    assert residue(workdir / "two") == []
