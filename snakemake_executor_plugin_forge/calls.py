@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from snakemake.exceptions import RuleException, format_exception_to_string
@@ -108,10 +109,12 @@ class Executor:
         handler.addFilter(_has_text)
         logger.addHandler(handler)
 
-    def execute(self, payload: bytes, scratch: str) -> dict[str, object]:
+    def execute(self, payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
         """In the job: run it, and say how it went in plain values."""
+        os.environ.update(environment)
         set_process_name("forge-job")
         signal.signal(signal.SIGTERM, _on_term)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.register_at_fork(after_in_child=_default_term)
         _rebind_streams()
         kind, content = _Unpickler(io.BytesIO(payload), self._workflow).load()

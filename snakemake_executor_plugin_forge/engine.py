@@ -17,7 +17,8 @@ from .model import RECORD_SCHEMA, Config, Done, Host, JobRequest, RunContext
 from .plan import PRIVATE_DIRECTORIES, check_requirement, check_resources, plan
 from .record.identity import boot_id, start_time
 from .record.jobdir import now
-from .supervisor import Execute
+from .sandbox.inside import Execute
+from .sandbox.syscalls import spread_subdirectories
 from .units import parse_share, show_bytes
 
 STATE_DIRECTORY = ".snakemake/forge"
@@ -38,7 +39,7 @@ class Engine:
 
         Args:
             prepare: called in the nursery right after the fork.
-            execute: called in each job's process.
+            execute: what a job does: see :data:`.sandbox.inside.Execute`.
             render: called in the nursery for jobs that may come down to a command.
             exposed: paths that every job must see (workflow sources, environments, caches).
 
@@ -73,7 +74,10 @@ class Engine:
 
     def _make_run_dir(self) -> None:
         try:
-            os.makedirs(self._run_dir)
+            runs = os.path.dirname(self._run_dir)
+            os.makedirs(runs, exist_ok=True)
+            spread_subdirectories(runs)
+            os.mkdir(self._run_dir)
         except OSError as error:
             raise HostError(
                 f"the record of this run cannot be written to {self._run_dir}: {error.strerror}. "

@@ -147,9 +147,10 @@ class Executor(RealExecutor):  # type: ignore[misc]
                 shutil.rmtree(job.shadow_dir, ignore_errors=True)
                 job.shadow_dir = None
         is_command = how == "nursery" and self._is_command(job)
-        name: str = self._engine.submit(
-            self._request(job), payload, self._by_hand(job), how, done, is_command=is_command
-        )
+        command = job.shellcmd  # formatted anew at every look
+        by_hand = self._by_hand(job, command)
+        request = self._request(job, command)
+        name: str = self._engine.submit(request, payload, by_hand, how, done, is_command=is_command)
         return name
 
     def _is_command(self, job: Any) -> bool:
@@ -162,7 +163,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
         """End one attempt."""
         self._engine.cancel(name, reason)
 
-    def _request(self, job: Any) -> JobRequest:
+    def _request(self, job: Any, command: str | None) -> JobRequest:
         from .model import JobRequest
 
         return JobRequest(
@@ -171,16 +172,16 @@ class Executor(RealExecutor):  # type: ignore[misc]
             attempt=job.attempt,
             threads=job.threads,
             resources=dict(job.resources.items()),
-            command=job.shellcmd,
+            command=command,
             inputs=tuple(str(f) for f in job.input),
             outputs=tuple(str(f) for f in job.output),
             logs=tuple(str(f) for f in (*job.log, *([job.benchmark] if job.benchmark else []))),
             interactive=self.workflow.execution_settings.debug or bool(self.dag.is_edit_notebook_job(job)),
         )
 
-    def _by_hand(self, job: Any) -> str:
-        if job.shellcmd is not None and not self.workflow.deployment_settings.deployment_method:
-            return str(job.shellcmd)
+    def _by_hand(self, job: Any, command: str | None) -> str:
+        if command is not None and not self.workflow.deployment_settings.deployment_method:
+            return str(command)
         return str(self.format_job_exec(job))
 
     # -- what comes back (in the backend's thread) -----------------------------------------------------------------

@@ -106,9 +106,7 @@ def check_requirement(require: Require, host: Host) -> None:
     if require is Require.FULL and host.namespaces == "none":
         missing.append(f"namespaces ({host.namespaces_note})")
     if missing:
-        raise RequirementError(
-            f"--forge-require={require}: this host does not give Forge {' nor '.join(missing)}."
-        )
+        raise RequirementError(f"--forge-require={require}: this host does not give Forge {' nor '.join(missing)}.")
 
 
 def plan(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from .errors import SandboxError
 from .judge import judge
@@ -21,15 +21,11 @@ from .model import Evidence, KeepScratch, LaunchSpec, Outcome, Usage, Verdict
 from .record.jobdir import JobDirectory, now, write_verdict
 from .record.streams import Stream
 from .sandbox.cgroup import Counters, JobCgroup, RunCgroup
-from .sandbox.enter import Base, Started, enter, start
-from .sandbox.scratch import Scratch, remove_slot, slot_path
-
-Execute = Callable[[bytes, str], dict[str, object]]
-"""What a job does once it is inside: payload and scratch to ``{"exit_code", "signal", "error"}``."""
+from .sandbox.inside import Inside, Standby
+from .sandbox.scratch import Scratch, Slots, remove_slot, slot_path
 
 _FIRST_SAMPLE_SECONDS = 0.05
 _LAST_SAMPLE_SECONDS = 2.0
-_SETUP_FAILED = 125
 _DEATH_SECONDS = 30.0
 _RESULT_BYTES = 1 << 20
 
@@ -44,51 +40,20 @@ class Control(Protocol):
         """Reason and whether there is time for grace; None if it was nothing."""
 
 
-class Slots:
-    """The scratch directory that a supervisor keeps from one job to the next."""
-
-    def __init__(self, private: tuple[str, ...]) -> None:
-        self._private = private
-        self._free: Scratch | None = None
-
-    def take(self, base: str) -> Scratch:
-        """An empty scratch directory below ``base``.
-
-        Raises:
-            SandboxError: if it cannot be made.
-
-        """
-        free, self._free = self._free, None
-        if free is not None and free.base == base:
-            return free
-        if free is not None:
-            free.remove()
-        return Scratch(base, self._private)
-
-    def give_back(self, scratch: Scratch, exposed: tuple[str, ...]) -> None:
-        """Empty it for the next job: see :meth:`.Scratch.end`."""
-        scratch.end(exposed)
-        self._free = scratch
-
-    def close(self) -> None:
-        """Remove it."""
-        if self._free is not None:
-            self._free.remove()
-
-
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What a supervisor has for all of its attempts."""
 
-    base: Base
     group: RunCgroup | None
     slots: Slots
-    execute: Execute
+    standby: Standby
     control: Control
 
 
-def supervise(spec: LaunchSpec, payload: bytes, tools: Tools) -> Verdict:
-    """Run one attempt and record it. Whatever it started is dead when this returns.
+def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[Verdict], None]) -> None:
+    """Run one attempt, record it, report its verdict, and clear up.
+
+    Whatever it started is dead when it is reported; what is left to be cleared up then is empty.
 
     Raises:
         OSError: if not even the job directory can be written.
@@ -106,10 +71,11 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools) -> Verdict:
             attempt.fail_setup(error)
         attempt.end_everything()
         verdict = attempt.conclude()
-        attempt.clear_up(verdict)
+        attempt.keep_scratch(verdict)
         record.finish(verdict)
         attempt.show_rest()
-    return verdict
+        report(verdict)
+        attempt.clear_up()
 
 
 class _Attempt:
@@ -131,16 +97,15 @@ class _Attempt:
         self._cgroup: JobCgroup | None = None
         self._scratch: Scratch | None = None
         self._streams: tuple[Stream, Stream] | None = None
-        self._result_fd = -1
+        self._inside: Inside | None = None
         self._result = b""
-        self._started: Started | None = None
-        self._pidfd = -1
         self._counters = Counters()
         self._anon_peak = 0
         self._pids_peak = 0
         self._scratch_bytes = 0
         self._run_oom_before = 0
         self._io = (0, 0)
+        self._over = False  # the job has done its work or died; processes that it left behind may live
         self._status: int | None = None  # of waitpid
         self._setup_error: str | None = None
         self._timed_out = False
@@ -157,76 +122,48 @@ class _Attempt:
         if self._group is not None:
             self._run_oom_before = self._group.oom_kills()
             self._cgroup = self._group.create_job(spec.name, spec.limits, spec.cpu_mode)
-        self._scratch = self._tools.slots.take(spec.scratch_base)
+        self._inside = self._tools.standby.take(spec)
+        self._stack.callback(self._inside.close)
+        self._scratch = self._inside.scratch
         self._scratch.begin(spec.name)
-        self._streams = (Stream(self._record.stdout, 1), Stream(self._record.stderr, 2))
-        for stream in self._streams:
-            self._stack.callback(stream.close)
+        record, inside = self._record, self._inside
+        self._streams = (Stream(inside.stdout, record.stdout, 1), Stream(inside.stderr, record.stderr, 2))
         self._record.event("prepared")
 
     def launch(self, payload: bytes) -> None:
-        """Fork the job into its sandbox."""
-        assert self._streams is not None
-        self._result_fd, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._stack.callback(os.close, self._result_fd)
-        os.set_blocking(write_end, True)
-        self._begin = time.monotonic()
-        try:
-            self._started = start(self._tools.base, lambda: self._in_the_job(payload, write_end))
-        finally:
-            os.close(write_end)
-            for stream in self._streams:
-                stream.close_write_end()
-        self._pidfd = os.pidfd_open(self._started.pid)
-        self._stack.callback(os.close, self._pidfd)
-        self._record.event("started", pid=self._started.pid)
-
-    def _in_the_job(self, payload: bytes, result_fd: int) -> NoReturn:
-        """The forked process: enter, execute, say how it went. Never returns into the supervisor's code."""
-        code = _SETUP_FAILED
-        try:
-            result = self._enter_and_execute(payload, result_fd)
-            code = 0 if result.get("exit_code") == 0 and not result.get("error") else 1
-            _write_all(result_fd, json.dumps(result).encode())
-        except BaseException as error:
-            with suppress(OSError):
-                _write_all(result_fd, json.dumps({"setup_error": f"{type(error).__name__}: {error}"}).encode())
-        finally:
-            os._exit(code)
-
-    def _enter_and_execute(self, payload: bytes, result_fd: int) -> dict[str, object]:
-        assert self._streams is not None
+        """Give the job's process, which is in its sandbox, its order."""
+        assert self._inside is not None
         assert self._scratch is not None
-        if not self._spec.interactive:
-            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            os.dup2(null, 0)
-            for number, stream in enumerate(self._streams, start=1):
-                os.dup2(stream.write_end, number)
-        scratch = self._scratch
+        scratch = self._scratch.seen_path
+        temporary = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH"), scratch)
+        self._begin = time.monotonic()
+        doors = self._cgroup.open_doors() if self._cgroup is not None else ()
         try:
-            enter(self._spec, self._tools.base, self._cgroup, scratch, keep=(result_fd,))
-        except OSError as error:
-            return {"setup_error": str(error)}
-        temporary = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH"), scratch.seen_path)
-        os.environ.update({**self._spec.environment, **temporary})
-        return self._tools.execute(payload, scratch.seen_path)
+            environment = {**self._spec.environment, **temporary}
+            self._inside.order(payload, environment, self._spec.limits.disk_bytes, doors)
+        finally:
+            for fd in doors:
+                os.close(fd)
+        self._record.event("started", pid=self._inside.started.pid)
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
         """Until the job's process has ended and, if it is being ended, its descendants had their grace."""
+        assert self._inside is not None
         assert self._streams is not None
         poll = select.poll()
         sources: dict[int, Callable[[], bool]] = {s.read_end: s.pump for s in self._streams}
-        sources[self._result_fd] = self._read_result
+        sources[self._inside.result_fd] = self._read_result
         sources[self._control.fileno()] = self._obey
-        for fd in (*sources, self._pidfd):
+        pidfd = self._inside.pidfd
+        for fd in (*sources, pidfd):
             poll.register(fd, select.POLLIN)
         sample_at, interval = self._begin + _FIRST_SAMPLE_SECONDS, _FIRST_SAMPLE_SECONDS
-        while self._status is None or self._in_grace():
+        while not self._over or self._in_grace():
             ready = poll.poll(max(0.0, self._next_wakeup(sample_at) - time.monotonic()) * 1000)
             for fd, _ in ready:
-                if fd == self._pidfd:
+                if fd == pidfd:
                     self._reap()
                     poll.unregister(fd)
                 elif not sources[fd]():
@@ -241,7 +178,7 @@ class _Attempt:
         times = [sample_at]
         if self._kill_at is not None:
             times.append(self._kill_at)
-            if self._status is not None:
+            if self._over:
                 times.append(time.monotonic() + 0.02)  # the job's process is gone: are its descendants?
         elif self._spec.limits.wall_seconds is not None:
             times.append(self._begin + self._spec.limits.wall_seconds)
@@ -250,10 +187,10 @@ class _Attempt:
     def _check_clock(self) -> None:
         elapsed = time.monotonic() - self._begin
         wall = self._spec.limits.wall_seconds
-        if self._kill_at is None and self._status is None and wall is not None and elapsed >= wall:
+        if self._kill_at is None and not self._over and wall is not None and elapsed >= wall:
             self._timed_out = True
             self._terminate("timeout", self._spec.grace_seconds)
-        if self._kill_at is not None and time.monotonic() >= self._kill_at and self._status is None:
+        if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._over:
             self._kill("end of the grace")
             self._reap()
 
@@ -262,9 +199,11 @@ class _Attempt:
         return self._kill_at is not None and time.monotonic() < self._kill_at and bool(self._members())
 
     def _members(self) -> list[int]:
-        if self._cgroup is None:
+        """The job's processes but for the one that holds its PID namespace."""
+        if self._cgroup is None or self._inside is None:
             return []
-        return self._cgroup.pids()
+        holder = self._inside.started.pid if self._inside.as_init else -1
+        return [pid for pid in self._cgroup.pids() if pid != holder]
 
     def _obey(self) -> bool:
         order = self._control.order()
@@ -283,33 +222,35 @@ class _Attempt:
             self._signal_all(signal.SIGTERM)
 
     def _signal_all(self, number: int) -> None:
-        assert self._started is not None
-        for pid in self._members() or [self._started.pid]:
+        assert self._inside is not None
+        for pid in {self._inside.started.pid, *self._members()}:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def _kill(self, why: str) -> None:
         """End the PID namespace, and with it every process in it, whatever it ignores."""
-        if self._started is not None and self._started.init.returncode is None:
+        if self._inside is not None:
             self._record.event("kill", why=why)
-            self._started.init.kill()
+            self._inside.started.kill()
+
+    def _end_of_work(self) -> None:
+        """The job has done its work: note what only the /proc entry of its process knows, and what it left behind."""
+        if self._over or self._inside is None:
+            return
+        self._over = True
+        self._io = _read_io(self._inside.started.pid)
+        self._record.event("exited")
+        self._leftover = _names(self._members())
 
     def _reap(self) -> None:
-        """Take the exit status of the job's process, and first what only its /proc entry knows."""
-        if self._started is None or self._status is not None:
+        """Take the exit status of the job's process."""
+        if self._inside is None or self._status is not None:
             return
-        pid = self._started.pid
-        deadline = time.monotonic() + _DEATH_SECONDS
-        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-            if time.monotonic() > deadline:  # stuck in the kernel (D state): go on without it
-                self._status = signal.SIGKILL
-                return
-            select.poll().poll(5)
-        self._io = _read_io(pid)
-        _, self._status = os.waitpid(pid, 0)
-        self._record.event("exited")
-        if self._cgroup is not None:
-            self._leftover = _names(self._cgroup.pids())
+        if not select.select([self._inside.pidfd], [], [], _DEATH_SECONDS)[0]:  # stuck in the kernel (D state): go on
+            self._over, self._status = True, signal.SIGKILL
+            return
+        self._end_of_work()
+        _, self._status = os.waitpid(self._inside.started.pid, 0)
 
     def _sample(self) -> None:
         if self._cgroup is None:
@@ -317,13 +258,16 @@ class _Attempt:
         self._counters = self._cgroup.counters()
         self._anon_peak = max(self._anon_peak, self._counters.memory_anon_bytes)
         self._pids_peak = max(self._pids_peak, self._counters.pids_peak)
-        if self._counters.oom_kills and self._status is None:
+        if self._counters.oom_kills and not self._over:
             self._kill("a process was killed for memory")
 
     def _read_result(self) -> bool:
-        chunk = os.read(self._result_fd, 65536)
+        assert self._inside is not None
+        chunk = os.read(self._inside.result_fd, 65536)
         if len(self._result) < _RESULT_BYTES:
             self._result += chunk
+        if not chunk and self._inside.as_init:  # its process waits to be killed
+            self._end_of_work()
         return bool(chunk)
 
     # -- after -----------------------------------------------------------------------------------------------------
@@ -334,15 +278,14 @@ class _Attempt:
 
     def end_everything(self) -> None:
         """Kill what is left, wait until it is dead, read the last of the streams and the counters."""
-        if self._started is None:
+        if self._inside is None:
             return
-        self._started.end(_DEATH_SECONDS)
+        self._inside.started.end(_DEATH_SECONDS)
         self._reap()
         self._record.event("all dead")
-        assert self._streams is not None
-        for stream in self._streams:
+        for stream in self._streams or ():
             stream.drain()
-        while select.select([self._result_fd], [], [], 0)[0] and self._read_result():
+        while select.select([self._inside.result_fd], [], [], 0)[0] and self._read_result():
             pass
         self._sample()
 
@@ -365,7 +308,10 @@ class _Attempt:
         result = _parse_result(self._result)
         setup_error = self._setup_error or result.get("setup_error")
         status = self._status
-        number = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else result.get("signal")
+        as_init = self._inside is not None and self._inside.as_init
+        ended_itself = as_init and "exit_code" in result  # and was then killed as the last of its namespace
+        killed = status is not None and os.WIFSIGNALED(status) and not ended_itself
+        number = os.WTERMSIG(status) if killed and status is not None else result.get("signal")
         oom_kills = self._counters.oom_kills
         run_oom = oom_kills > 0 and self._group is not None and self._group.oom_kills() > self._run_oom_before
         return Evidence(
@@ -401,17 +347,21 @@ class _Attempt:
             scratch_peak_bytes=self._scratch_bytes,
         )
 
-    def clear_up(self, verdict: Verdict) -> None:
+    def keep_scratch(self, verdict: Verdict) -> None:
+        """Put the scratch aside where the settings say so."""
+        keep = self._spec.keep_scratch
+        if self._scratch is not None and (
+            keep is KeepScratch.ALWAYS or (keep is KeepScratch.FAILED and not verdict.ok)
+        ):
+            self._record.event("scratch kept", directory=self._scratch.keep())
+            self._scratch = None
+
+    def clear_up(self) -> None:
         """Remove cgroup and scratch; what cannot be removed is noted, and is no reason to fail the job."""
         if self._cgroup is not None and not _remove_patiently(self._cgroup):
-            self._record.event("residue", what="cgroup")
-        keep = self._spec.keep_scratch
-        if self._scratch is None:
-            return
-        if keep is KeepScratch.ALWAYS or (keep is KeepScratch.FAILED and not verdict.ok):
-            self._record.event("scratch kept", directory=self._scratch.keep())
-            return
-        self._tools.slots.give_back(self._scratch, self._spec.exposed)
+            self._record.append_event("residue", what="cgroup")
+        if self._scratch is not None:
+            self._tools.slots.give_back(self._scratch, self._spec.exposed)
 
     def show_rest(self) -> None:
         """Bring the terminal up to date, after everything that matters is on disk."""
@@ -450,12 +400,6 @@ def _remove_patiently(cgroup: JobCgroup) -> bool:
         if cgroup.remove():
             return True
     return False
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _parse_result(data: bytes) -> dict[str, object]:

@@ -12,16 +12,19 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 from ..sandbox import syscalls
 from ..sandbox.cgroup import RunCgroup
 from .pool import Pool
 from .wire import Channel, Frame, Kind
+
+if TYPE_CHECKING:
+    import subprocess
 
 _PROGRAM = """
 import sys
@@ -29,6 +32,12 @@ sys.path.insert(0, sys.argv[1])
 from {package}.backends.launcher import main
 main(int(sys.argv[2]), int(sys.argv[3]))
 """
+
+# Those that Snakemake or Python may have changed: programs expect the default.
+_DEFAULT_SIGNALS = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD,
+    signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,8 @@ def start(group: RunCgroup | None, alive: int) -> tuple[subprocess.Popen[bytes],
         group: the cgroup of the run.
         alive: a descriptor that it and its supervisors keep open (see local.py).
     """
+    import subprocess  # not in the launcher: threading, which it imports, makes every fork slower
+
     ours, theirs = socket.socketpair()
     package = __name__.split(".", maxsplit=1)[0]
     root = str(Path(__file__).resolve().parents[2])
@@ -73,7 +84,7 @@ def main(fd: int, alive: int) -> None:
     first = next(frames, None)
     if first is None:
         return
-    pool = Pool(upward, execute, (alive,))
+    pool = Pool(upward, execute, (alive,), as_init=True)
     pool.group = pickle.loads(first.body)
     gc.collect()
     gc.disable()
@@ -84,18 +95,29 @@ def main(fd: int, alive: int) -> None:
     pool.close()
 
 
-def execute(payload: bytes, scratch: str) -> NoReturn:
-    """In the job: become the command.
+def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
+    """In the job, as the first process of its PID namespace: start the command, reap until it has ended.
+
+    By posix_spawn, which needs no second copy of this process's page tables. TERM reaches the command by itself, with
+    the rest of the job's cgroup, unless it comes before there is one; here it stays blocked.
 
     Raises:
         OSError: if it cannot be executed.
     """
     del scratch  # the command was rendered with it
     command: Command = pickle.loads(payload)
-    environment = {**os.environ, **command.changed}
+    variables = {**os.environ, **environment, **command.changed}
     for name in command.removed:
-        environment.pop(name, None)
+        variables.pop(name, None)
+    if signal.SIGTERM in signal.sigpending():
+        return {"exit_code": None, "signal": int(signal.SIGTERM)}
     os.chdir(command.directory)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs expect the default
-        signal.signal(number, signal.SIG_DFL)
-    os.execve(command.executable, command.arguments, environment)  # noqa: S606 - the command of a rule
+    pid = os.posix_spawn(
+        command.executable, command.arguments, variables, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
+    )
+    if signal.SIGTERM in signal.sigpending():
+        os.kill(pid, signal.SIGTERM)
+    while (ended := os.wait())[0] != pid:
+        pass
+    code = os.waitstatus_to_exitcode(ended[1])
+    return {"exit_code": code, "signal": None} if code >= 0 else {"exit_code": None, "signal": -code}

@@ -54,6 +54,7 @@ class LocalBackend:
         self._idle = threading.Condition()
         self._outgoing: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._sending = threading.Lock()
         self._dead: str | None = None
         self._thread = threading.Thread(target=self._pump, name="forge-backend", daemon=True)
         self._thread.start()
@@ -75,7 +76,7 @@ class LocalBackend:
             )
         return host
 
-    # -- called by Snakemake's threads: they only put frames into a queue, so that no signal can cut one in two ----
+    # -- called by Snakemake's threads: they never block, and no signal can cut a frame in two ---------------------
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         """See :class:`..model.Backend`."""
@@ -111,6 +112,14 @@ class LocalBackend:
             os.waitpid(self._pid, 0)
 
     def _put(self, frame: Frame | None) -> None:
+        """Send it at once if that takes one call that cannot block; else through the thread, which takes its turn.
+
+        To wake the thread means to hand it the interpreter and to wait to get it back: 1 to 2 ms of Snakemake's time.
+        """
+        if frame is not None:
+            with self._sending:
+                if self._dead is None and self._outgoing.empty() and self._channel.send_at_once(frame):
+                    return
         self._outgoing.put(frame)
         with suppress(BlockingIOError):
             os.write(self._wake_write, b"x")
@@ -137,15 +146,17 @@ class LocalBackend:
     def _send_queued(self) -> bool:
         """Send what is in the queue; False if it says that this was all."""
         while True:
-            try:
-                frame = self._outgoing.get_nowait()
-            except queue.Empty:
-                return True
-            if frame is None:
-                return False
-            if self._dead is None:
-                self._channel.send(frame)
-            elif frame.kind in (Kind.RUN, Kind.RENDER):
+            with self._sending:
+                try:
+                    frame = self._outgoing.get_nowait()
+                except queue.Empty:
+                    return True
+                if frame is None:
+                    return False
+                if self._dead is None:
+                    self._channel.send(frame)
+                    continue
+            if frame.kind in (Kind.RUN, Kind.RENDER):
                 self._finish(frame.name, lambda spec: lost(spec, f"{self._dead}; nothing of it was run"))
 
     def _arrived(self, frame: Frame) -> None:

@@ -27,9 +27,9 @@ from ..errors import NurseryError
 from ..model import Host
 from ..sandbox import privileges, syscalls
 from ..sandbox.enter import ROOT_MECHANISMS, USER_MECHANISMS, private_directories
+from ..sandbox.inside import Execute
 from ..sandbox.probe import host_memory_bytes, open_run_cgroup
 from ..sandbox.scratch import seen_path
-from ..supervisor import Execute
 from ..units import parse_share
 from . import launcher
 from .launcher import Command

@@ -16,12 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ..errors import NurseryError
-from ..model import LaunchSpec
+from ..errors import NurseryError, SandboxError
+from ..model import LaunchSpec, Verdict
 from ..sandbox import privileges, syscalls
 from ..sandbox.cgroup import RunCgroup
 from ..sandbox.enter import prepare
-from ..supervisor import Execute, Slots, Tools, bury, lost, supervise
+from ..sandbox.inside import Execute, Standby
+from ..sandbox.scratch import Slots
+from ..supervisor import Tools, bury, lost, supervise
 from .wire import Channel, Frame, Kind
 
 
@@ -49,12 +51,19 @@ class Worker:
 class Pool:
     """Owns the supervisors and the loop that serves whoever is above."""
 
-    def __init__(self, upward: Channel, execute: Execute, keep: tuple[int, ...]) -> None:
-        """Args: ``execute``: what a job does once inside. ``keep``: descriptors that supervisors keep open."""
+    def __init__(self, upward: Channel, execute: Execute, keep: tuple[int, ...], *, as_init: bool = False) -> None:
+        """Args as below, and what a supervisor needs.
+
+        Args:
+            execute: what a job does once inside.
+            keep: descriptors that supervisors keep open.
+            as_init: see :func:`..sandbox.enter.start`.
+        """
         self.upward = upward
         self.group: RunCgroup | None = None
         self.selector = selectors.DefaultSelector()
         self._execute = execute
+        self._as_init = as_init
         self._keep = keep
         self._idle: deque[Worker] = deque()
         self._busy: dict[str, Worker] = {}
@@ -148,7 +157,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _supervisor(self._execute, self.group, theirs, self._keep)
+            _supervisor(self._execute, self._as_init, self.group, theirs, self._keep)
         theirs.close()
         worker = Worker(pid, os.pidfd_open(pid), Channel(ours))
         answer = next(worker.channel.receive(), None)  # blocks until it is prepared
@@ -209,7 +218,9 @@ class _Orders:
         return order
 
 
-def _supervisor(execute: Execute, group: RunCgroup | None, sock: socket.socket, keep: tuple[int, ...]) -> NoReturn:
+def _supervisor(
+    execute: Execute, as_init: bool, group: RunCgroup | None, sock: socket.socket, keep: tuple[int, ...]
+) -> NoReturn:
     """The whole life of a supervisor process: one attempt after the other."""
     code = 1
     try:
@@ -222,7 +233,9 @@ def _supervisor(execute: Execute, group: RunCgroup | None, sock: socket.socket, 
             channel.send(Frame(Kind.REFUSED, body=str(error).encode()))
         else:
             channel.send(Frame(Kind.READY))
-            _serve(Tools(base, group, Slots(base.private), execute, _Orders(channel)), channel)
+            slots = Slots(base.private)
+            standby = Standby(base, execute, slots, as_init=as_init)
+            _serve(Tools(group, slots, standby, _Orders(channel)), channel)
             code = 0
     except BaseException:  # a bug of ours; the pool only sees that this process ended
         traceback.print_exc()
@@ -234,7 +247,7 @@ def _serve(tools: Tools, channel: Channel) -> None:
     while not channel.closed:
         for frame in channel.receive():
             _attend(frame, tools, channel)
-    tools.slots.close()
+    tools.standby.close()
     if tools.group is not None:
         tools.group.remove()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
 
@@ -248,9 +261,20 @@ def _attend(frame: Frame, tools: Tools, channel: Channel) -> None:
         spec, payload = decode_job(body)
     else:
         return  # an order to end a job that has ended already
+    waiting = True
+
+    def report(verdict: Verdict) -> None:
+        nonlocal waiting
+        if waiting:
+            channel.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict)))
+        waiting = False
+
     try:
-        verdict = supervise(spec, payload, tools) if frame.kind is Kind.RUN else bury(spec, tools.group, dead_pid)
-    except OSError as error:
+        if frame.kind is Kind.RUN:
+            supervise(spec, payload, tools, report)
+            tools.standby.prepare(spec)
+        else:
+            report(bury(spec, tools.group, dead_pid))
+    except (OSError, SandboxError) as error:
         traceback.print_exc()
-        verdict = lost(spec, f"its supervisor failed: {error}")
-    channel.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict)))
+        report(lost(spec, f"its supervisor failed: {error}"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 _HEAD = struct.Struct("=BHQ")
 _CHUNK = 1 << 18
+_ATOMIC = 1 << 15  # half of SO_SNDBUF and more is taken whole; its default is 208 KiB (socket(7))
 
 
 class Kind(enum.IntEnum):
@@ -61,6 +62,19 @@ class Channel:
             self._socket.sendall(frame.encode())
         except (BrokenPipeError, ConnectionResetError):
             self.closed = True
+
+    def send_at_once(self, frame: Frame) -> bool:
+        """Send a small frame in one call that does not block; False if that is not possible, and nothing was sent.
+
+        A stream socket of the kernel takes what fits in one buffer whole or not at all: unix_stream_sendmsg().
+        """
+        data = frame.encode()
+        if len(data) > _ATOMIC:
+            return False
+        try:
+            return self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
+        except OSError:
+            return False
 
     def receive(self) -> Iterator[Frame]:
         """The frames that one read completes; sets ``closed`` at the end of the stream."""

@@ -76,6 +76,11 @@ class JobDirectory:
         """Note what happened, with the time since the start. Kept in memory until :meth:`finish`."""
         self._events.append(self._event(name, **data))
 
+    def append_event(self, name: str, **data: object) -> None:
+        """Note what happened after :meth:`finish`."""
+        with open(f"{self.path}/{EVENTS}", "a", encoding="utf-8") as file:
+            file.write(self._event(name, **data) + "\n")
+
     def seconds(self) -> float:
         """Time since the directory was made."""
         return time.monotonic() - self._begin

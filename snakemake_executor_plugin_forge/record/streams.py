@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-from contextlib import suppress
 
 _CHUNK = 65536
 _ECHO_AT_ONCE = 4096  # PIPE_BUF: what poll(2) promises to fit where a pipe is writable
@@ -19,15 +18,20 @@ class Stream:
     ``echo x > /dev/stderr`` would truncate a file.
     """
 
-    def __init__(self, log: int, echo: int | None) -> None:
-        """Args: ``log``: descriptor of the file, read and append. ``echo``: the terminal, or None."""
+    def __init__(self, read_end: int, log: int, echo: int | None) -> None:
+        """All are the caller's descriptors, and stay open.
+
+        Args:
+            read_end: of the pipe, not blocking.
+            log: the file, open to read and append.
+            echo: the terminal, or None.
+        """
+        self.read_end = read_end
         self._log = log
         self._echo = echo
         self._written = 0
         self._shown = 0
         self.problem: str | None = None
-        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.read_end, False)
 
     def pump(self) -> bool:
         """Move what is there; False at the end of the stream."""
@@ -82,15 +86,3 @@ class Stream:
         size = os.fstat(self._log).st_size
         data = os.pread(self._log, limit, max(0, size - limit))
         return data.decode("utf-8", "replace")
-
-    def close_write_end(self) -> None:
-        """To be called once the job's process has its copy."""
-        os.close(self.write_end)
-        self.write_end = -1
-
-    def close(self) -> None:
-        """Close the pipe."""
-        for fd in (self.read_end, self.write_end):
-            with suppress(OSError):
-                if fd >= 0:
-                    os.close(fd)

@@ -34,8 +34,11 @@ class Counters:
 class JobCgroup(Protocol):
     """The cgroup of one job."""
 
-    def attach_self(self) -> None:
-        """Move the calling process into it. To be done before exec, or memory is charged elsewhere."""
+    def open_doors(self) -> tuple[int, ...]:
+        """Descriptors to which a process (of one thread, as every job is when it enters) writes ``0`` to move in.
+
+        To be done before exec, or memory is charged elsewhere.
+        """
 
     def pids(self) -> list[int]:
         """The processes in it and below it, in this process's PID namespace."""
@@ -94,6 +97,11 @@ def write(path: str, value: str | int) -> None:
         os.close(fd)
 
 
+def open_door(path: str) -> int:
+    """See :meth:`JobCgroup.open_doors`."""
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+
 def read_number(path: str) -> int:
     """A file with one number; 0 if it is missing or says "max"."""
     try:
@@ -120,6 +128,9 @@ def walk_up(path: str) -> Iterable[str]:
 
 def remove_tree(path: str) -> bool:
     """Remove a cgroup and its children (a job may have made some); False if one is still in use."""
+    with suppress(OSError):
+        os.rmdir(path)
+        return True
     for directory in walk_up(path):
         try:
             os.rmdir(directory)
@@ -133,7 +144,11 @@ def remove_tree(path: str) -> bool:
 def member_pids(path: str) -> list[int]:
     """The processes of a cgroup and of all below it."""
     found: list[int] = []
-    for directory in walk_up(path):
+    try:
+        childless = os.stat(path).st_nlink <= 2  # a directory has a link from each of its subdirectories
+    except FileNotFoundError:
+        return found
+    for directory in (path,) if childless else walk_up(path):
         with suppress(OSError):
             found += [int(p) for p in read(f"{directory}/cgroup.procs").split()]
     return found

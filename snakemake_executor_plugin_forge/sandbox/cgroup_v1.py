@@ -19,14 +19,13 @@ class V1Job:
     def __init__(self, paths: dict[str, str]) -> None:
         self._paths = paths
 
-    def attach_self(self) -> None:
-        """See :class:`.cgroup.JobCgroup`. For a process of one thread, as every job is when it enters.
+    def open_doors(self) -> tuple[int, ...]:
+        """See :class:`.cgroup.JobCgroup`.
 
         ``tasks`` and not ``cgroup.procs``: for the calling thread alone the kernel (since 5.15) need not take
         cgroup_threadgroup_rwsem, which costs an RCU grace period, 5 to 14 ms (cgroup_procs_write_start).
         """
-        for path in dict.fromkeys(self._paths.values()):
-            cgroup.write(f"{path}/tasks", 0)
+        return tuple(cgroup.open_door(f"{path}/tasks") for path in dict.fromkeys(self._paths.values()))
 
     def pids(self) -> list[int]:
         """See :class:`.cgroup.JobCgroup`."""

@@ -19,9 +19,9 @@ class V2Job:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def attach_self(self) -> None:
+    def open_doors(self) -> tuple[int, ...]:
         """See :class:`.cgroup.JobCgroup`."""
-        cgroup.write(f"{self._path}/cgroup.procs", 0)
+        return (cgroup.open_door(f"{self._path}/cgroup.procs"),)
 
     def pids(self) -> list[int]:
         """See :class:`.cgroup.JobCgroup`."""

@@ -1,7 +1,7 @@
 """What a job sees of the file system.
 
 Two steps, because some of it is the same for all jobs: :func:`prepare_base` is done once by a supervisor, in a mount
-namespace that its jobs copy; :func:`enter_view` is done by each job for itself.
+namespace that its jobs copy; :func:`view_steps` are done by each job for itself.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from contextlib import suppress
 
 from . import syscalls
+from .syscalls import Step
 
 # Device nodes that an analysis may need. Everything else of /dev (disks above all) is not there: a root job
 # could write to it past all mounts.
@@ -19,6 +19,7 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "nvidiac
 _DEVICE_PREFIXES = ("nvidia",)
 _DEVICE_DIRECTORIES = ("pts", "dri", "accel", "infiniband", "nvidia-caps")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
+_SHM = "/dev/shm"  # noqa: S108
 # Parts of a new /proc with which a root job could change the host: proc(5), proc_sys(5).
 _PROC_READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 
@@ -47,48 +48,63 @@ def _private_dev(device_dir: str) -> None:
     for name, text in _LINKS.items():
         os.symlink(text, f"{device_dir}/{name}")
     os.mkdir(f"{device_dir}/shm", 0o1777)
+    if os.path.isdir(_SHM):  # for what jobs must see of it; they cover the rest
+        syscalls.bind(_SHM, f"{device_dir}/shm")
     syscalls.mount(device_dir, "/dev", "", syscalls.MS_MOVE)
 
 
-def enter_view(private: dict[str, str], exposed: Iterable[str], shm_bytes: int | None, new_proc: bool) -> None:
-    """Make this process's mount namespace the job's own.
+def view_steps(private: dict[str, str], places: str, exposed: Iterable[str]) -> list[Step]:
+    """What makes a process's new mount namespace the job's own: to be run in it, in a PID namespace of its own.
+
+    Every private directory is put together at a place of its own, with what stays visible of the real one mounted in
+    it, and then moved to where it covers that. The order matters: who covers the places comes last.
 
     Args:
         private: directory to the directory that shall be seen in its place (/tmp to a part of the scratch).
-        exposed: paths below those, which stay visible with their real content.
-        shm_bytes: size of the private /dev/shm; None for the kernel's default, half of the memory.
-        new_proc: whether this process is in a PID namespace of its own and needs the /proc of it.
+        places: an empty directory for each of those, named by number, lies in here.
+        exposed: existing paths below those, which stay visible with their real content. Each has its mount point: see
+            :func:`make_mount_points`.
 
     """
-    # Opened before anything is covered; /proc/self/fd/N then still leads to what is below.
-    handles = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in exposed if os.path.exists(path)]
-    sources = [(path, os.open(source, os.O_PATH | os.O_CLOEXEC)) for path, source in private.items()]
-    for target, fd in sources:
-        syscalls.bind(f"/proc/self/fd/{fd}", target, recursive=False)
-        os.close(fd)
-    size = f",size={shm_bytes}" if shm_bytes else ""
+    steps: list[Step] = []
+    exposed = list(exposed)
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
-    syscalls.mount("forge-shm", "/dev/shm", "tmpfs", flags, f"mode=1777{size}")  # noqa: S108
-    for path, fd in handles:
-        _make_mount_point(path, is_directory=stat.S_ISDIR(os.fstat(fd).st_mode))
-        syscalls.bind(f"/proc/self/fd/{fd}", path)
-        os.close(fd)
-    syscalls.bind_read_only("/sys")  # not in the base: the supervisor itself writes to cgroups there
-    if new_proc:
-        _new_proc()
+    order = sorted((*private, _SHM), key=lambda d: (places + "/").startswith(d + "/"))
+    for number, directory in enumerate(order):
+        place = f"{places}/{number}"
+        if directory == _SHM:
+            steps.append(
+                syscalls.mount_step("forge-shm", place, "tmpfs", flags, "mode=1777,size=100%")
+            )  # the cgroup limits it
+        else:
+            steps.append(syscalls.bind_step(private[directory], place, recursive=False))
+        for path in (p for p in exposed if p.startswith(directory + "/")):
+            mount_point = place + path.removeprefix(directory)
+            if directory == _SHM:
+                steps.append((_make_mount_point, (mount_point, os.path.isdir(path)), ""))
+            steps.append(syscalls.bind_step(path, mount_point))
+        steps.append(syscalls.mount_step(place, directory, "", syscalls.MS_MOVE))
+    steps += syscalls.bind_read_only_steps("/sys")  # not in the base: the supervisor itself writes to cgroups there
+    steps.append(syscalls.mount_step("proc", "/proc", "proc", flags | syscalls.MS_NOEXEC))
+    for path in _PROC_READ_ONLY:
+        if os.path.exists(path):
+            steps += syscalls.bind_read_only_steps(path)
+    return steps
 
 
-def _make_mount_point(path: str, *, is_directory: bool) -> None:
+def make_mount_points(private: dict[str, str], exposed: Iterable[str]) -> None:
+    """Make those mount points of :func:`view_steps` that lie on disk, if they are not there."""
+    for path in exposed:
+        for directory, source in private.items():
+            if path.startswith(directory + "/"):
+                mount_point = source + path.removeprefix(directory)
+                if not os.path.lexists(mount_point):
+                    _make_mount_point(mount_point, os.path.isdir(path))
+
+
+def _make_mount_point(path: str, is_directory: bool) -> None:
     if is_directory:
         os.makedirs(path, exist_ok=True)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
-
-def _new_proc() -> None:
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    syscalls.mount("proc", "/proc", "proc", flags)
-    for path in _PROC_READ_ONLY:
-        with suppress(FileNotFoundError):
-            syscalls.bind_read_only(path)

@@ -13,17 +13,25 @@ from . import syscalls
 _KEPT_BY_ROOT = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7}
 
 
-def last_capability() -> int:
-    """The kernel's highest capability number: proc_sys_kernel(5)."""
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-        return int(file.read())
+def bound() -> frozenset[int]:
+    """In a supervisor, once: set the bound of what any program may have that it or its jobs execute.
 
+    The supervisor itself keeps what it has: it makes namespaces and mounts.
 
-def drop(last: int) -> None:
-    """Give up capabilities and the way to new ones (no_new_privs of prctl(2)); an ordinary user keeps none."""
+    Returns:
+        The capabilities that a job keeps; an ordinary user's jobs keep none.
+
+    """
     kept = frozenset(_KEPT_BY_ROOT.values()) if os.geteuid() == 0 else frozenset[int]()
-    syscalls.keep_capabilities(kept, last)
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # proc_sys_kernel(5)
+        last = int(file.read())
+    syscalls.bound_capabilities(kept, last)
+    return syscalls.effective_capabilities() & kept
+
+
+def drop_steps(kept: frozenset[int]) -> list[syscalls.Step]:
+    """In a job: give up all other capabilities, and the way to new ones (no_new_privs of prctl(2))."""
+    return [syscalls.capset_step(kept), syscalls.prctl_step(syscalls.PR_SET_NO_NEW_PRIVS, 1)]
 
 
 def close_descriptors(keep: tuple[int, ...]) -> None:
@@ -44,7 +52,7 @@ def reset_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # until the job can deal with it: Execute
 
 
 def limit_resources(file_bytes: int | None) -> None:

@@ -19,7 +19,7 @@ SEEN_AS = ("/tmp", "/var/tmp")  # noqa: S108
 
 
 class Scratch:
-    """``<base>/slot-<pid>`` (seen as /tmp) with ``forge-<job>`` ($TMPDIR) in it."""
+    """``<base>/slot-<pid>/tmp`` (seen as /tmp) with ``forge-<job>`` ($TMPDIR) in it."""
 
     def __init__(self, base: str, private: tuple[str, ...]) -> None:
         """Make the slot, for its owner only.
@@ -29,11 +29,14 @@ class Scratch:
 
         """
         self.base = base
-        self.root = slot_path(base, os.getpid())
+        self.slot = slot_path(base, os.getpid())
+        self.root = f"{self.slot}/tmp"  # noqa: S108
+        self.places = f"{self.slot}/view"  # for mounts.view_steps
         self.private = {d: self.root for d in private if d in SEEN_AS}
         self._inner = f"{self.root}/idle"
         try:
-            self._make_root()
+            self._make_slot()
+            os.mkdir(self.root)
             os.chmod(self.root, 0o1777)  # as /tmp is; the base above it keeps others out
             os.mkdir(self._inner, 0o700)
         except OSError as error:
@@ -42,11 +45,12 @@ class Scratch:
                 "Free space there, or name another place with --forge-scratch-dir."
             ) from error
 
-    def _make_root(self) -> None:
+    def _make_slot(self) -> None:
         for attempt in range(10):
             os.makedirs(self.base, mode=0o700, exist_ok=True)
             try:
-                os.mkdir(self.root)
+                for number in range(len(self.private) + 1):
+                    os.makedirs(f"{self.places}/{number}", exist_ok=True)
                 return
             except FileNotFoundError:  # another supervisor has just removed the empty base
                 if attempt == 9:
@@ -128,7 +132,39 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove the slot and, if it was the last one, the base."""
-        remove_slot(self.base, self.root)
+        remove_slot(self.base, self.slot)
+
+
+class Slots:
+    """The scratch directory that a supervisor keeps from one job to the next."""
+
+    def __init__(self, private: tuple[str, ...]) -> None:
+        self._private = private
+        self._free: Scratch | None = None
+
+    def take(self, base: str) -> Scratch:
+        """An empty scratch directory below ``base``.
+
+        Raises:
+            SandboxError: if it cannot be made.
+
+        """
+        free, self._free = self._free, None
+        if free is not None and free.base == base:
+            return free
+        if free is not None:
+            free.remove()
+        return Scratch(base, self._private)
+
+    def give_back(self, scratch: Scratch, exposed: tuple[str, ...]) -> None:
+        """Empty it for the next job: see :meth:`Scratch.end`."""
+        scratch.end(exposed)
+        self._free = scratch
+
+    def close(self) -> None:
+        """Remove it."""
+        if self._free is not None:
+            self._free.remove()
 
 
 def seen_path(name: str) -> str:
@@ -141,9 +177,9 @@ def slot_path(base: str, pid: int) -> str:
     return f"{base}/slot-{pid}"
 
 
-def remove_slot(base: str, root: str) -> None:
+def remove_slot(base: str, slot: str) -> None:
     """Remove a slot, also that of a supervisor that died; never follows a link."""
-    _remove_tree(root)
+    _remove_tree(slot)
     with suppress(OSError):
         os.rmdir(base)
 
