@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,11 @@ class Executor(RealExecutor):  # type: ignore[misc]
         from .calls import Executor as Calls
         from .config import to_config
         from .engine import Engine
+        from .links import Links
         from .settings import ExecutorSettings
 
         calls = Calls(self.workflow)
+        self._links = Links(os.path.realpath(os.getcwd()))
         config = to_config(self.executor_settings or ExecutorSettings())  # None: Snakemake's Python API
         self._engine = Engine(config, calls.prepare, calls.execute, calls.render, self._always_visible())
         for rule in {job.rule for job in self.dag.needrun_jobs() if not job.is_group()}:
@@ -165,6 +167,8 @@ class Executor(RealExecutor):  # type: ignore[misc]
     def _request(self, job: Any) -> JobRequest:
         from .model import JobRequest
 
+        inputs, outputs = _paths(job.input), _paths(job.output)
+        logs = _paths([*job.log, *([job.benchmark] if job.benchmark else [])])
         return JobRequest(
             rule=job.rule.name,
             wildcards={k: str(v) for k, v in (job.wildcards_dict or {}).items()},
@@ -172,9 +176,10 @@ class Executor(RealExecutor):  # type: ignore[misc]
             threads=job.threads,
             resources=dict(job.resources.items()),
             command=job.shellcmd,
-            inputs=tuple(str(f) for f in job.input),
-            outputs=tuple(str(f) for f in job.output),
-            logs=tuple(str(f) for f in (*job.log, *([job.benchmark] if job.benchmark else []))),
+            inputs=inputs,
+            outputs=outputs,
+            logs=logs,
+            linked=self._links.targets((*inputs, *outputs, *logs)),
             interactive=self.workflow.execution_settings.debug or bool(self.dag.is_edit_notebook_job(job)),
         )
 
@@ -394,6 +399,14 @@ class _Group:
                 self._executor.report_job_error(self._info, msg=message)
             case verdict:
                 self._executor.report_failure(self._info, verdict)
+
+
+def _paths(files: Iterable[Any]) -> tuple[str, ...]:
+    """The files of a job as its rule sees them: storage that is not to be retrieved by its name there."""
+    return tuple(
+        str(file.storage_object.query if file.is_storage and not file.storage_object.retrieve else file)
+        for file in files
+    )
 
 
 def _static_resources(rule: Any) -> dict[str, object]:

@@ -113,6 +113,7 @@ class JobRequest:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     logs: tuple[str, ...] = ()
+    linked: tuple[str, ...] = ()  # where symbolic links on the way to those lead
     interactive: bool = False  # --debug and --edit-notebook need the terminal
 
 

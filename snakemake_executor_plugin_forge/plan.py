@@ -186,7 +186,7 @@ def _private_parent(path: str) -> str | None:
 
 
 def _all_paths(request: JobRequest) -> Iterable[str]:
-    return (*request.inputs, *request.outputs, *request.logs)
+    return (*request.inputs, *request.outputs, *request.logs, *request.linked)
 
 
 def _limits(request: JobRequest, config: Config) -> Limits:
