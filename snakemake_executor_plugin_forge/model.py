@@ -215,7 +215,8 @@ class Evidence:
     summary: str | None = None  # the exception of a rule's Python code, in one line
     timed_out: bool = False
     cancelled: str | None = None  # why
-    setup_error: str | None = None
+    setup_error: str | None = None  # nothing of the job was run
+    supervisor_error: str | None = None  # what Forge failed to do after the job had started, in a sentence
     oom_kills: int = 0
     run_oom: bool = False
     pids_hits: int = 0

@@ -103,7 +103,7 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools) -> Verdict:
             attempt.launch(payload)
             attempt.watch()
         except (OSError, SandboxError) as error:
-            attempt.fail_setup(error)
+            attempt.fail(error)
         attempt.end_everything()
         verdict = attempt.conclude()
         attempt.clear_up(verdict)
@@ -143,6 +143,7 @@ class _Attempt:
         self._io = (0, 0)
         self._status: int | None = None  # of waitpid
         self._setup_error: str | None = None
+        self._supervisor_error: str | None = None
         self._timed_out = False
         self._cancelled: str | None = None
         self._kill_at: float | None = None  # end of the grace
@@ -328,16 +329,21 @@ class _Attempt:
 
     # -- after -----------------------------------------------------------------------------------------------------
 
-    def fail_setup(self, error: Exception) -> None:
-        """Something of the sandbox could not be made."""
-        self._setup_error = str(error)
+    def fail(self, error: Exception) -> None:
+        """The sandbox could not be made or, once the job was started, it could not be watched any more."""
+        if self._started is None:
+            self._setup_error = str(error)
+        else:
+            self._supervisor_error = f"the supervisor failed while the job ran: {error}; the job was killed"
 
     def end_everything(self) -> None:
         """Kill what is left, wait until it is dead, read the last of the streams and the counters."""
         if self._started is None:
             return
+        if self._status is None:  # watching it failed; a namespace's first process does not die before this is reaped
+            self._kill("the supervisor failed")
+            self._reap()
         self._started.end(_DEATH_SECONDS)
-        self._reap()
         self._record.event("all dead")
         assert self._streams is not None
         for stream in self._streams:
@@ -357,7 +363,7 @@ class _Attempt:
                 for path in self._spec.carried:
                     self._scratch.take(path)
             except OSError as error:
-                self._setup_error = f"an output could not be moved to its place: {error}"
+                self._supervisor_error = f"an output could not be moved to its place: {error}"
                 verdict = judge(self._evidence(), self._spec, self._usage(), self._record.started, seconds)
         return verdict
 
@@ -376,6 +382,7 @@ class _Attempt:
             timed_out=self._timed_out,
             cancelled=self._cancelled,
             setup_error=str(setup_error) if setup_error else None,
+            supervisor_error=self._supervisor_error,
             oom_kills=oom_kills,
             run_oom=run_oom,
             pids_hits=self._counters.pids_hits,
