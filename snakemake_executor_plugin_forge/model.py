@@ -138,7 +138,7 @@ class Config:
 class Host:
     """What this host has and lets Forge do, as probed once at the start of the run."""
 
-    memory_bytes: int
+    run_memory_bytes: int  # what all jobs together may use of its memory: --forge-run-memory
     cpus: int
     cgroup: str  # "cgroup-v2", "cgroup-v1" or "none"
     cgroup_note: str  # where, or why not and what to do
@@ -154,7 +154,6 @@ class RunContext:
     run_id: str
     workdir: str
     state_dir: str  # <workdir>/.snakemake/forge
-    run_memory_bytes: int
     exposed: tuple[str, ...]  # paths that must stay visible although they lie below a private directory
 
 

@@ -96,8 +96,7 @@ class _Nursery(Pool):
 
     def _open(self) -> Host:
         """Probe the host by making the cgroup of the run and the first supervisor."""
-        memory = host_memory_bytes()
-        limit = parse_share(self._orders.run_memory, memory, "--forge-run-memory")
+        limit = parse_share(self._orders.run_memory, host_memory_bytes(), "--forge-run-memory")
         self.group, note = open_run_cgroup(f"forge-{self._orders.run_id}", limit, self._orders.run_pids)
         namespaces, namespaces_note = "none", ""
         try:
@@ -106,7 +105,7 @@ class _Nursery(Pool):
         except NurseryError as error:
             namespaces_note = str(error)
         return Host(
-            memory_bytes=memory,
+            run_memory_bytes=limit,
             cpus=len(os.sched_getaffinity(0)),
             cgroup=self.group.version if self.group else "none",
             cgroup_note=note,

@@ -27,7 +27,7 @@ def execute(payload, scratch):
 
 base = prepare()
 host = Host(2**30, 1, "none", "", "root", "", ())
-run = RunContext("run", place, place + "/state", 2**30, (place,))
+run = RunContext("run", place, place + "/state", (place,))
 request = JobRequest("a", {}, 1, 1, {"tmpdir": place}, None)
 spec = plan(request, 1, "true", "nursery", Config(), host, run)
 if fault == "prepare":
