@@ -149,6 +149,8 @@ class Executor(RealExecutor):  # type: ignore[misc]
                 shutil.rmtree(job.shadow_dir, ignore_errors=True)
                 job.shadow_dir = None
         is_command = how == "nursery" and self._is_command(job)
+        if is_command:
+            how = "launcher"  # the nursery changes it in the rare case that it is not
         name: str = self._engine.submit(
             self._request(job), payload, self._by_hand(job), how, done, is_command=is_command
         )

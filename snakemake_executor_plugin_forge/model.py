@@ -167,7 +167,7 @@ class LaunchSpec:
     attempt: int
     command: str | None
     by_hand: str  # shell text that runs the same job by hand
-    how: str  # "nursery" or "inner snakemake", with the reason
+    how: str  # "launcher", "nursery" or "inner snakemake", with the reason
     limits: Limits
     cpu_mode: CpuMode
     network: Network

@@ -20,7 +20,7 @@ import subprocess
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from ..errors import NurseryError
@@ -33,7 +33,7 @@ from ..supervisor import Execute
 from ..units import parse_share
 from . import launcher
 from .launcher import Command
-from .pool import Pool
+from .pool import Pool, decode_job, encode_job
 from .wire import Channel, Frame, Kind
 
 Render = Callable[[bytes, str], Command | None]
@@ -139,7 +139,9 @@ class _Nursery(Pool):
         spec, payload = pickle.loads(frame.body)
         command = self._orders.render(payload, seen_path(frame.name)) if self._private_tmp else None
         if command is None:
-            super().handle(Frame(Kind.RUN, frame.name, frame.body))
+            planned, payload = decode_job(frame.body)
+            body = encode_job(replace(planned, how="nursery"), payload)
+            super().handle(Frame(Kind.RUN, frame.name, body))
             return
         if self._launcher is None:
             self._start_launcher()

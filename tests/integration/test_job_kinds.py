@@ -439,11 +439,17 @@ def test_every_rule_with_something_to_run_is_on_record(results: dict[str, Result
     assert all(a["isolation"]["limits"] != "none" for a in attempts)
 
 
-def test_started_from_the_nursery(results: dict[str, Result]) -> None:
+def test_what_started_them(results: dict[str, Result]) -> None:
+    """Plain shell commands: the launcher. Python, benchmarks and very long commands: the nursery."""
     how = {a["rule"]: a["how"] for a in results["forge"].attempts()}
     for rule in {"unpicklable", "unpicklable_with_storage"} & how.keys():
         assert how.pop(rule).startswith("inner snakemake, because its arguments cannot be pickled")
-    assert set(how.values()) == {"nursery"}
+    python = {"run_rule", "run_with_shell", "script_py", "script_sh", "script_r", "notebook_py", "wrapper_rule", "big_params",
+              "multiproc", "python_tmp", "run_with_storage"}
+    nursery = python & how.keys() | {"benchmark_rule", "long_command"}
+    assert how == {rule: "nursery" if rule in nursery else "launcher" for rule in how}
+    spec = Path(results["forge"].attempt("long_command")["directory"], "spec.json")
+    assert json.loads(spec.read_text())["how"] == "nursery"
 
 
 def test_retries_are_attempts(results: dict[str, Result]) -> None:
