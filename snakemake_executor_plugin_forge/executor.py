@@ -219,8 +219,27 @@ class Executor(RealExecutor):  # type: ignore[misc]
     # -- between-workflow caching ----------------------------------------------------------------------------------
 
     def _uses_cache(self, job: Any) -> bool:
-        cache = self.workflow.workflow_settings.cache
-        return cache is not None and bool(job.rule.cache) and bool(getattr(job.rule.cache, "output", True))
+        if self.workflow.workflow_settings.cache is None:
+            return False
+        if hasattr(self.workflow, "get_cache_mode"):  # older Snakemake 9
+            return bool(self.workflow.get_cache_mode(job.rule))
+        return bool(job.rule.cache and job.rule.cache.output)
+
+    def _call_cache(self, job: Any, name: str) -> None:
+        """Have the output cache ``fetch`` or ``store`` the outputs of a job."""
+        if hasattr(self.workflow, "get_cache_mode"):
+            call = getattr(self.workflow.output_file_cache, name)
+            self._run_async(call(job, self.workflow.get_cache_mode(job.rule)))
+        else:
+            self._run_async(getattr(job.rule.cache, name)(job))
+
+    def _run_async(self, coroutine: Any) -> None:
+        if hasattr(self.workflow, "async_run"):
+            self.workflow.async_run(coroutine)
+        else:  # older Snakemake 9
+            from snakemake import common
+
+            common.async_run(coroutine)
 
     def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
         if self._threads is None:
@@ -232,7 +251,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
         job = info.job
         try:
-            self.workflow.async_run(job.rule.cache.fetch(job))
+            self._call_cache(job, "fetch")
         except CacheMissException:
             self.submit_or_report(info, arguments)
         except Exception as error:
@@ -242,7 +261,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
     def _store_and_report(self, info: SubmittedJobInfo) -> None:
         try:
-            self.workflow.async_run(info.job.rule.cache.store(info.job))
+            self._call_cache(info.job, "store")
         except Exception as error:
             self.report_job_error(info, msg=f"the output cache failed: {error}")
         else:
@@ -295,7 +314,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
             if hasattr(scheduler, "_finish_jobs") and getattr(scheduler, "_tofinish", None):
                 scheduler._finish_jobs()
             for job in list(getattr(scheduler, "_toerror", ())):
-                self.workflow.async_run(job.postprocess(error=True))
+                self._run_async(job.postprocess(error=True))
 
     def shutdown(self) -> None:
         """The run is over."""

@@ -320,9 +320,11 @@ rule from_storage:
     output: "from_storage.txt"
     shell: "cat {input} > {output}"
 
-# Not copied: the one is a link to the storage, of the other only the name is given.
+# Not copied: the one is a link to the storage (since Snakemake 9.1), of the other only the name is given.
+sequential = access.sequential if "access" in globals() else lambda file: file
+
 rule provided:
-    input: access.sequential(storage.fs(config["elsewhere"] + "/once.in")),
+    input: sequential(storage.fs(config["elsewhere"] + "/once.in")),
            storage.fs(config["elsewhere"] + "/there.in", retrieve=False)
     output: "provided.txt"
     shell: "cat {input} > {output}; echo {input} >> {output}"
