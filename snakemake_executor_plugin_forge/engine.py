@@ -19,7 +19,7 @@ from .record.identity import boot_id, start_time
 from .record.jobdir import now
 from .sandbox.inside import Execute
 from .sandbox.syscalls import spread_subdirectories
-from .units import parse_share, show_bytes
+from .units import show_bytes
 
 STATE_DIRECTORY = ".snakemake/forge"
 
@@ -61,7 +61,6 @@ class Engine:
             run_id=run_id,
             workdir=workdir,
             state_dir=state,
-            run_memory_bytes=parse_share(config.run_memory, host.memory_bytes, "--forge-run-memory"),
             exposed=tuple(_below_private([workdir, *exposed])),
         )
         self._count = 0
@@ -91,11 +90,11 @@ class Engine:
 
     def isolation_line(self) -> str:
         """What this run's jobs are enclosed in, in one line."""
-        host, run = self.host, self._run
+        host = self.host
         if host.cgroup == "none":
             limits = f"no memory, CPU and process limits ({host.cgroup_note})"
         else:
-            limits = f"limits by {host.cgroup}, {show_bytes(run.run_memory_bytes)} for all jobs together"
+            limits = f"limits by {host.cgroup}, {show_bytes(host.run_memory_bytes)} for all jobs together"
         return f"Forge: {limits}; {', '.join(host.mechanisms)}; network {self.config.network}."
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
@@ -105,7 +104,7 @@ class Engine:
             UsageError: see :func:`.plan.check_resources`.
 
         """
-        check_resources(rule, resources, self._run.run_memory_bytes)
+        check_resources(rule, resources, self.host.run_memory_bytes)
 
     def submit(
         self, request: JobRequest, payload: bytes, by_hand: str, how: str, done: Done, *, is_command: bool
@@ -158,7 +157,7 @@ class Engine:
             "workdir": self._run.workdir,
             "isolation": self.isolation_line(),
             "cgroup": self.host.cgroup_note,
-            "memory_bytes": self._run.run_memory_bytes,
+            "memory_bytes": self.host.run_memory_bytes,
             "started": self._started,
             "ended": ended,
         }

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,11 @@ class Executor(RealExecutor):  # type: ignore[misc]
         from .calls import Executor as Calls
         from .config import to_config
         from .engine import Engine
+        from .links import Links
         from .settings import ExecutorSettings
 
         calls = Calls(self.workflow)
+        self._links = Links(os.path.realpath(os.getcwd()))
         config = to_config(self.executor_settings or ExecutorSettings())  # None: Snakemake's Python API
         self._engine = Engine(config, calls.prepare, calls.execute, calls.render, self._always_visible())
         for rule in {job.rule for job in self.dag.needrun_jobs() if not job.is_group()}:
@@ -147,6 +149,8 @@ class Executor(RealExecutor):  # type: ignore[misc]
                 shutil.rmtree(job.shadow_dir, ignore_errors=True)
                 job.shadow_dir = None
         is_command = how == "nursery" and self._is_command(job)
+        if is_command:
+            how = "launcher"  # the nursery changes it in the rare case that it is not
         command = job.shellcmd  # formatted anew at every look
         by_hand = self._by_hand(job, command)
         request = self._request(job, command)
@@ -166,6 +170,8 @@ class Executor(RealExecutor):  # type: ignore[misc]
     def _request(self, job: Any, command: str | None) -> JobRequest:
         from .model import JobRequest
 
+        inputs, outputs = _paths(job.input), _paths(job.output)
+        logs = _paths([*job.log, *([job.benchmark] if job.benchmark else [])])
         return JobRequest(
             rule=job.rule.name,
             wildcards={k: str(v) for k, v in (job.wildcards_dict or {}).items()},
@@ -173,9 +179,10 @@ class Executor(RealExecutor):  # type: ignore[misc]
             threads=job.threads,
             resources=dict(job.resources.items()),
             command=command,
-            inputs=tuple(str(f) for f in job.input),
-            outputs=tuple(str(f) for f in job.output),
-            logs=tuple(str(f) for f in (*job.log, *([job.benchmark] if job.benchmark else []))),
+            inputs=inputs,
+            outputs=outputs,
+            logs=logs,
+            linked=self._links.targets((*inputs, *outputs, *logs)),
             interactive=self.workflow.execution_settings.debug or bool(self.dag.is_edit_notebook_job(job)),
         )
 
@@ -213,8 +220,27 @@ class Executor(RealExecutor):  # type: ignore[misc]
     # -- between-workflow caching ----------------------------------------------------------------------------------
 
     def _uses_cache(self, job: Any) -> bool:
-        cache = self.workflow.workflow_settings.cache
-        return cache is not None and bool(job.rule.cache) and bool(getattr(job.rule.cache, "output", True))
+        if self.workflow.workflow_settings.cache is None:
+            return False
+        if hasattr(self.workflow, "get_cache_mode"):  # older Snakemake 9
+            return bool(self.workflow.get_cache_mode(job.rule))
+        return bool(job.rule.cache and job.rule.cache.output)
+
+    def _call_cache(self, job: Any, name: str) -> None:
+        """Have the output cache ``fetch`` or ``store`` the outputs of a job."""
+        if hasattr(self.workflow, "get_cache_mode"):
+            call = getattr(self.workflow.output_file_cache, name)
+            self._run_async(call(job, self.workflow.get_cache_mode(job.rule)))
+        else:
+            self._run_async(getattr(job.rule.cache, name)(job))
+
+    def _run_async(self, coroutine: Any) -> None:
+        if hasattr(self.workflow, "async_run"):
+            self.workflow.async_run(coroutine)
+        else:  # older Snakemake 9
+            from snakemake import common
+
+            common.async_run(coroutine)
 
     def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
         if self._threads is None:
@@ -226,7 +252,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
         job = info.job
         try:
-            self.workflow.async_run(job.rule.cache.fetch(job))
+            self._call_cache(job, "fetch")
         except CacheMissException:
             self.submit_or_report(info, arguments)
         except Exception as error:
@@ -236,7 +262,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
     def _store_and_report(self, info: SubmittedJobInfo) -> None:
         try:
-            self.workflow.async_run(info.job.rule.cache.store(info.job))
+            self._call_cache(info.job, "store")
         except Exception as error:
             self.report_job_error(info, msg=f"the output cache failed: {error}")
         else:
@@ -289,7 +315,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
             if hasattr(scheduler, "_finish_jobs") and getattr(scheduler, "_tofinish", None):
                 scheduler._finish_jobs()
             for job in list(getattr(scheduler, "_toerror", ())):
-                self.workflow.async_run(job.postprocess(error=True))
+                self._run_async(job.postprocess(error=True))
 
     def shutdown(self) -> None:
         """The run is over."""
@@ -395,6 +421,14 @@ class _Group:
                 self._executor.report_job_error(self._info, msg=message)
             case verdict:
                 self._executor.report_failure(self._info, verdict)
+
+
+def _paths(files: Iterable[Any]) -> tuple[str, ...]:
+    """The files of a job as its rule sees them: storage that is not to be retrieved by its name there."""
+    return tuple(
+        str(file.storage_object.query if file.is_storage and not file.storage_object.retrieve else file)
+        for file in files
+    )
 
 
 def _static_resources(rule: Any) -> dict[str, object]:

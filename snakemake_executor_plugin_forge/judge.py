@@ -37,7 +37,7 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
 
 def _outcome(evidence: Evidence) -> Outcome:
     failed = evidence.exit_code != 0 or evidence.error is not None
-    if evidence.setup_error is not None:
+    if evidence.setup_error is not None or evidence.supervisor_error is not None:
         return Outcome.FAILED
     if evidence.cancelled is not None:
         return Outcome.CANCELLED
@@ -104,6 +104,8 @@ def _oom_reason(evidence: Evidence, spec: LaunchSpec, usage: Usage) -> str:
 def _failure_reason(evidence: Evidence) -> str:
     if evidence.setup_error is not None:
         return f"the sandbox could not be set up, nothing was run: {evidence.setup_error}"
+    if evidence.supervisor_error is not None:
+        return evidence.supervisor_error
     number = _signal_of(evidence)
     if number is not None:
         try:

@@ -113,6 +113,7 @@ class JobRequest:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     logs: tuple[str, ...] = ()
+    linked: tuple[str, ...] = ()  # where symbolic links on the way to those lead
     interactive: bool = False  # --debug and --edit-notebook need the terminal
 
 
@@ -137,7 +138,7 @@ class Config:
 class Host:
     """What this host has and lets Forge do, as probed once at the start of the run."""
 
-    memory_bytes: int
+    run_memory_bytes: int  # what all jobs together may use of its memory: --forge-run-memory
     cpus: int
     cgroup: str  # "cgroup-v2", "cgroup-v1" or "none"
     cgroup_note: str  # where, or why not and what to do
@@ -153,7 +154,6 @@ class RunContext:
     run_id: str
     workdir: str
     state_dir: str  # <workdir>/.snakemake/forge
-    run_memory_bytes: int
     exposed: tuple[str, ...]  # paths that must stay visible although they lie below a private directory
 
 
@@ -167,7 +167,7 @@ class LaunchSpec:
     attempt: int
     command: str | None
     by_hand: str  # shell text that runs the same job by hand
-    how: str  # "nursery" or "inner snakemake", with the reason
+    how: str  # "launcher", "nursery" or "inner snakemake", with the reason
     limits: Limits
     cpu_mode: CpuMode
     network: Network
@@ -214,7 +214,8 @@ class Evidence:
     summary: str | None = None  # the exception of a rule's Python code, in one line
     timed_out: bool = False
     cancelled: str | None = None  # why
-    setup_error: str | None = None
+    setup_error: str | None = None  # nothing of the job was run
+    supervisor_error: str | None = None  # what Forge failed to do after the job had started, in a sentence
     oom_kills: int = 0
     run_oom: bool = False
     pids_hits: int = 0

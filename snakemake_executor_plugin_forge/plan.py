@@ -123,7 +123,7 @@ def plan(
         UsageError: for resources that cannot be met (see :func:`check_resources`).
 
     """
-    check_resources(request.rule, request.resources, run.run_memory_bytes)
+    check_resources(request.rule, request.resources, host.run_memory_bytes)
     limits = _limits(request, config)
     network = Network(str(request.resources.get("forge_network", config.network)))
     name = f"{number:05d}-{_slug(request.rule)}"
@@ -184,7 +184,7 @@ def _private_parent(path: str) -> str | None:
 
 
 def _all_paths(request: JobRequest) -> Iterable[str]:
-    return (*request.inputs, *request.outputs, *request.logs)
+    return (*request.inputs, *request.outputs, *request.logs, *request.linked)
 
 
 def _limits(request: JobRequest, config: Config) -> Limits:

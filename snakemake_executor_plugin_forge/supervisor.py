@@ -68,7 +68,7 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[
             attempt.launch(payload)
             attempt.watch()
         except (OSError, SandboxError) as error:
-            attempt.fail_setup(error)
+            attempt.fail(error)
         attempt.end_everything()
         verdict = attempt.conclude()
         attempt.keep_scratch(verdict)
@@ -105,9 +105,11 @@ class _Attempt:
         self._scratch_bytes = 0
         self._run_oom_before = 0
         self._io = (0, 0)
+        self._launched = False
         self._over = False  # the job has done its work or died; processes that it left behind may live
         self._status: int | None = None  # of waitpid
         self._setup_error: str | None = None
+        self._supervisor_error: str | None = None
         self._timed_out = False
         self._cancelled: str | None = None
         self._kill_at: float | None = None  # end of the grace
@@ -144,6 +146,7 @@ class _Attempt:
         finally:
             for fd in doors:
                 os.close(fd)
+        self._launched = True
         self._record.event("started", pid=self._inside.started.pid)
 
     # -- while it runs ---------------------------------------------------------------------------------------------
@@ -272,16 +275,20 @@ class _Attempt:
 
     # -- after -----------------------------------------------------------------------------------------------------
 
-    def fail_setup(self, error: Exception) -> None:
-        """Something of the sandbox could not be made."""
-        self._setup_error = str(error)
+    def fail(self, error: Exception) -> None:
+        """The sandbox could not be made or, once the job was started, it could not be watched any more."""
+        if not self._launched:
+            self._setup_error = str(error)
+        else:
+            self._supervisor_error = f"the supervisor failed while the job ran: {error}; the job was killed"
 
     def end_everything(self) -> None:
         """Kill what is left, wait until it is dead, read the last of the streams and the counters."""
         if self._inside is None:
             return
+        self._inside.started.kill()
+        self._reap()  # before the rest: the first process of a namespace does not die before all others are reaped
         self._inside.started.end(_DEATH_SECONDS)
-        self._reap()
         self._record.event("all dead")
         for stream in self._streams or ():
             stream.drain()
@@ -300,7 +307,7 @@ class _Attempt:
                 for path in self._spec.carried:
                     self._scratch.take(path)
             except OSError as error:
-                self._setup_error = f"an output could not be moved to its place: {error}"
+                self._supervisor_error = f"an output could not be moved to its place: {error}"
                 verdict = judge(self._evidence(), self._spec, self._usage(), self._record.started, seconds)
         return verdict
 
@@ -322,6 +329,7 @@ class _Attempt:
             timed_out=self._timed_out,
             cancelled=self._cancelled,
             setup_error=str(setup_error) if setup_error else None,
+            supervisor_error=self._supervisor_error,
             oom_kills=oom_kills,
             run_oom=run_oom,
             pids_hits=self._counters.pids_hits,

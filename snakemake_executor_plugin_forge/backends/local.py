@@ -49,7 +49,12 @@ class LocalBackend:
         theirs.close()
         os.close(alive_write)
         self._channel = Channel(ours)
-        self.host = self._await_ready()
+        try:
+            self.host = self._await_ready()
+        except NurseryError:  # it may hang, so it is not waited for
+            self._channel.close()
+            os.close(self._alive)
+            raise
         self._jobs: dict[str, tuple[LaunchSpec, Done]] = {}
         self._idle = threading.Condition()
         self._outgoing: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
@@ -103,6 +108,9 @@ class LocalBackend:
         self._put(None)
         self._thread.join()
         self.close_socket()
+        os.close(self._wake_read)
+        wake_write, self._wake_write = self._wake_write, -1  # a late caller must not write into another file
+        os.close(wake_write)
 
     def close_socket(self) -> None:
         """Let the nursery end, and wait until it and its supervisors have."""
@@ -110,6 +118,7 @@ class LocalBackend:
         select.select([self._alive], [], [], _ORPHAN_SECONDS)
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
+        os.close(self._alive)
 
     def _put(self, frame: Frame | None) -> None:
         """Send it at once if that takes one call that cannot block; else through the thread, which takes its turn.

@@ -20,7 +20,7 @@ import subprocess
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from ..errors import NurseryError
@@ -33,7 +33,7 @@ from ..sandbox.scratch import seen_path
 from ..units import parse_share
 from . import launcher
 from .launcher import Command
-from .pool import Pool
+from .pool import Pool, decode_job, encode_job
 from .wire import Channel, Frame, Kind
 
 Render = Callable[[bytes, str], Command | None]
@@ -96,8 +96,7 @@ class _Nursery(Pool):
 
     def _open(self) -> Host:
         """Probe the host by making the cgroup of the run and the first supervisor."""
-        memory = host_memory_bytes()
-        limit = parse_share(self._orders.run_memory, memory, "--forge-run-memory")
+        limit = parse_share(self._orders.run_memory, host_memory_bytes(), "--forge-run-memory")
         self.group, note = open_run_cgroup(f"forge-{self._orders.run_id}", limit, self._orders.run_pids)
         namespaces, namespaces_note = "none", ""
         try:
@@ -106,7 +105,7 @@ class _Nursery(Pool):
         except NurseryError as error:
             namespaces_note = str(error)
         return Host(
-            memory_bytes=memory,
+            run_memory_bytes=limit,
             cpus=len(os.sched_getaffinity(0)),
             cgroup=self.group.version if self.group else "none",
             cgroup_note=note,
@@ -140,7 +139,9 @@ class _Nursery(Pool):
         spec, payload = pickle.loads(frame.body)
         command = self._orders.render(payload, seen_path(frame.name)) if self._private_tmp else None
         if command is None:
-            super().handle(Frame(Kind.RUN, frame.name, frame.body))
+            planned, payload = decode_job(frame.body)
+            body = encode_job(replace(planned, how="nursery"), payload)
+            super().handle(Frame(Kind.RUN, frame.name, body))
             return
         if self._launcher is None:
             self._start_launcher()

@@ -1,12 +1,15 @@
 """Every kind of job that Snakemake knows, in one workflow: the same files as under the local executor.
 
-One run of each executor; the tests compare the two working directories and look at single rules.
+One run of each executor; the tests compare the two working directories and look at single rules. What needs a program
+that not every machine has is in the workflow where it has it, and a skipped test says where it has not.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from ..conftest import Result, residue, run, write_workflow
 
 WORKFLOW = """
 import os
+import shutil
 configfile: "config.yaml"
 envvars: "FORGE_TEST_VARIABLE"
 N = 3
@@ -26,7 +30,10 @@ rule all:
         "service.txt", "params.txt", "big_params.txt", "long_command.txt", "spaces in name.txt", "module.txt",
         "unpicklable.txt", "threads.txt", "norun.flag", "logged.txt", "subworkflow/deep/dir/out.txt", "group.txt",
         "multi_a.txt", "streams.txt", "run_shell.txt", "env.txt", "umlaut-ä.txt", "locale.txt", "process_sub.txt",
-        "multiproc.txt", "config.txt", "updated.txt", os.path.abspath("absolute.txt"), "python_tmp.txt"
+        "multiproc.txt", "config.txt", "updated.txt", os.path.abspath("absolute.txt"), "python_tmp.txt",
+        "notebook.txt", "linked.txt",
+        ["script_r.txt"] if shutil.which("Rscript") else [],
+        ["from_storage.txt", "provided.txt"] if shutil.which("rsync") else [],
 
 localrules: all, norun
 
@@ -60,6 +67,21 @@ rule script_sh:
     input: "shell.txt"
     output: "script_sh.txt"
     script: "scripts/s.sh"
+
+rule script_r:
+    input: "shell.txt"
+    output: "script_r.txt"
+    params: x=[1, 2]
+    threads: 2
+    log: "logs/script_r.log"
+    script: "scripts/s.R"
+
+rule notebook_py:
+    input: "shell.txt"
+    output: "notebook.txt"
+    params: x=[1, 2]
+    log: notebook="logs/notebook.ipynb"
+    notebook: "notebooks/n.py.ipynb"
 
 rule wrapper_rule:
     input: "shell.txt"
@@ -262,6 +284,51 @@ rule python_tmp:
             open(d + "/x", "w").write("x" * 10)
             open(output[0], "w").write(str(os.path.getsize(d + "/x")))
 
+# Links from the working directory to places below /tmp that nobody names.
+rule linked:
+    input: "linked.in", "linked/file.in"
+    output: "linked.txt", "linked/file.out"
+    shell: "cat {input} | tee {output}"
+
+# Local copies of files in storage lie below /tmp too: --local-storage-prefix.
+storage:
+    provider="fs"
+
+rule to_storage:
+    input: storage.fs("store/in.txt")
+    output: storage.fs("store/shell.txt")
+    log: storage.fs("store/shell.log")
+    shell: "echo stored | cat {input} - > {output}; echo logged > {log}"
+
+rule run_with_storage:
+    input: storage.fs("store/shell.txt")
+    output: storage.fs("store/run.txt"), "run_with_storage.txt"
+    run:
+        text = open(input[0]).read()
+        for name in output:
+            open(name, "w").write(text + "run\\n")
+
+rule unpicklable_with_storage:
+    input: storage.fs("store/run.txt")
+    output: storage.fs("store/unpicklable.txt")
+    params: odd=lambda wildcards: Odd()
+    run:
+        open(output[0], "w").write(open(input[0]).read() + str(params.odd))
+
+rule from_storage:
+    input: storage.fs("store/unpicklable.txt"), storage.fs("store/run.txt")
+    output: "from_storage.txt"
+    shell: "cat {input} > {output}"
+
+# Not copied: the one is a link to the storage (since Snakemake 9.1), of the other only the name is given.
+sequential = access.sequential if "access" in globals() else lambda file: file
+
+rule provided:
+    input: sequential(storage.fs(config["elsewhere"] + "/once.in")),
+           storage.fs(config["elsewhere"] + "/there.in", retrieve=False)
+    output: "provided.txt"
+    shell: "cat {input} > {output}; echo {input} >> {output}"
+
 onsuccess:
     print("ON-SUCCESS-RAN")
 """
@@ -271,19 +338,53 @@ with open(snakemake.output[0], "w") as f:
     f.write(f"{snakemake.input[0]} {snakemake.params.x} {snakemake.log[0]} {snakemake.rule}")
 open(snakemake.log[0], "w").write("logged")
 """
+SCRIPT_R = """
+writeLines(c(readLines(snakemake@input[[1]]), snakemake@params[["x"]], snakemake@threads, snakemake@rule, getwd()),
+           snakemake@output[[1]])
+message("R says hello-33")
+cat("logged", tempdir() != "", file = snakemake@log[[1]])
+"""
+NOTEBOOK = """
+import tempfile
+with open(snakemake.output[0], "w") as f, tempfile.TemporaryFile() as _:
+    f.write(f"{open(snakemake.input[0]).read().strip()} {snakemake.params.x} {snakemake.rule}")
+print("notebook says hello-34")
+"""
 SCRIPT_SH = 'cat "${snakemake_input[0]}" > "${snakemake_output[0]}"\n'
 WRAPPER = 'from snakemake.shell import shell\nshell("cat {snakemake.input} > {snakemake.output}; echo w >> {snakemake.output}")\n'
 OTHER = 'rule word:\n    output: "module.txt"\n    params: word=config["word"]\n    shell: "echo {params.word} > {output}"\n'
 
 
-def _make(directory: Path) -> None:
+def _notebook(code: str) -> str:
+    """A Jupyter notebook of one cell."""
+    cell: dict[str, object] = {"cell_type": "code", "id": "0", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "cells": [cell],
+                       "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}})
+
+
+def _make(directory: Path, elsewhere: Path) -> None:
     write_workflow(directory, WORKFLOW)
+    elsewhere.mkdir()
+    for name in ("target.in", "file.in", "once.in", "there.in"):
+        (elsewhere / name).write_text(f"{name}\n")
+    (directory / "linked").symlink_to(elsewhere)
+    (directory / "linked.in").symlink_to(elsewhere / "target.in")
     for name, text in {"scripts/s.py": SCRIPT_PY, "scripts/s.sh": SCRIPT_SH, "wrapper/wrapper.py": WRAPPER,
+                       "scripts/s.R": SCRIPT_R, "notebooks/n.py.ipynb": _notebook(NOTEBOOK), "store/in.txt": "in\n",
                        "wrapper/environment.yaml": "channels: []\ndependencies: []\n",
                        "other.smk": OTHER, "config.yaml": "greeting: hello\n"}.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text)
     (directory / "updated.txt").write_text("old\n")
+
+
+# Snakemake calls papermill, which is beside the Python that runs this.
+ENVIRONMENT = {"FORGE_TEST_VARIABLE": "passed on", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def _arguments(place: Path) -> list[str]:
+    return ["-j4", "--config", "extra=word", f"elsewhere={place}/elsewhere", "--local-storage-prefix", f"{place}/copies"]
 
 
 @pytest.fixture(scope="module")
@@ -292,15 +393,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     place = tmp_path_factory.mktemp("kinds").resolve()
     found = {}
     for executor in ("local", "forge"):
-        work = place / "work"
-        _make(work)
-        arguments = ["-j4", "--config", "extra=word", "--forcerun", "updated"]
-        result = run(work, *arguments, executor=executor, env={"FORGE_TEST_VARIABLE": "passed on"})
+        work, elsewhere = place / "work", place / "elsewhere"
+        _make(work, elsewhere)
+        result = run(work, *_arguments(place), "--forcerun", "updated", executor=executor, env=ENVIRONMENT)
         if executor == "forge":
             found["forge"] = result
         else:
             shutil.copytree(work, place / "local", symlinks=True)
-            shutil.rmtree(work)
+            for directory in (work, elsewhere, place / "copies"):
+                shutil.rmtree(directory, ignore_errors=True)
             found["local"] = Result(result.code, result.output, place / "local")
     return found
 
@@ -312,7 +413,7 @@ def _tree(directory: Path) -> dict[str, object]:
             names.remove(".snakemake")
         for leaf in leaves:
             path = Path(parent, leaf)
-            if leaf != "benchmark.tsv":
+            if leaf not in ("benchmark.tsv", "notebook.ipynb"):  # there are times in these
                 files[str(path.relative_to(directory))] = (path.read_bytes(), oct(path.stat().st_mode))
     return files
 
@@ -340,10 +441,17 @@ def test_every_rule_with_something_to_run_is_on_record(results: dict[str, Result
     assert all(a["isolation"]["limits"] != "none" for a in attempts)
 
 
-def test_started_from_the_nursery(results: dict[str, Result]) -> None:
+def test_what_started_them(results: dict[str, Result]) -> None:
+    """Plain shell commands: the launcher. Python, benchmarks and very long commands: the nursery."""
     how = {a["rule"]: a["how"] for a in results["forge"].attempts()}
-    assert how.pop("unpicklable").startswith("inner snakemake, because its arguments cannot be pickled")
-    assert set(how.values()) == {"nursery"}
+    for rule in {"unpicklable", "unpicklable_with_storage"} & how.keys():
+        assert how.pop(rule).startswith("inner snakemake, because its arguments cannot be pickled")
+    python = {"run_rule", "run_with_shell", "script_py", "script_sh", "script_r", "notebook_py", "wrapper_rule", "big_params",
+              "multiproc", "python_tmp", "run_with_storage"}
+    nursery = python & how.keys() | {"benchmark_rule", "long_command"}
+    assert how == {rule: "nursery" if rule in nursery else "launcher" for rule in how}
+    spec = Path(results["forge"].attempt("long_command")["directory"], "spec.json")
+    assert json.loads(spec.read_text())["how"] == "nursery"
 
 
 def test_retries_are_attempts(results: dict[str, Result]) -> None:
@@ -359,6 +467,57 @@ def test_streams_are_captured_and_shown(results: dict[str, Result]) -> None:
     assert "to-stdout-31" in result.output
     assert "to-stderr-31" in result.output
     assert "hello-32" in Path(result.attempt("script_py")["directory"], "stdout.log").read_text()
+
+
+def test_notebook(results: dict[str, Result]) -> None:
+    """The executed notebook is kept as its log, and no kernel is left."""
+    for result in results.values():
+        assert "notebook says hello-34" in result.read("logs/notebook.ipynb")
+    assert results["forge"].attempt("notebook_py")["notes"] == []
+
+
+@pytest.mark.skipif(shutil.which("Rscript") is None, reason="there is no Rscript here (Debian: r-base-core)")
+def test_r_script(results: dict[str, Result]) -> None:
+    work = results["forge"].directory
+    assert results["forge"].read("script_r.txt") == f"shell\n1\n2\n2\nscript_r\n{work}\n"
+    assert "R says hello-33" in Path(results["forge"].attempt("script_r")["directory"], "stderr.log").read_text()
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="there is no rsync here, which Snakemake's fs storage calls")
+def test_storage(results: dict[str, Result]) -> None:
+    result = results["forge"]
+    assert result.read("from_storage.txt") == "in\nstored\nrun\noddin\nstored\nrun\n"
+    assert result.read("store/shell.log") == "logged\n"
+    assert result.read("provided.txt").startswith("once.in\nthere.in\n")
+    assert result.attempt("run_with_storage")["how"] == "nursery"
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="there is no rsync here, which Snakemake's fs storage calls")
+def test_default_storage(workdir: Path) -> None:
+    """Every file of a workflow in storage, whose local copies are below /tmp."""
+    text = """
+        rule c:
+            input: "b.txt"
+            output: "c.txt"
+            params: cannot_be_pickled=lambda wildcards: {"c": lambda: "c"}
+            run: open(output[0], "w").write(open(input[0]).read() + params.cannot_be_pickled["c"]())
+        rule b:
+            input: "a.txt"
+            output: "b.txt"
+            run: open(output[0], "w").write(open(input[0]).read() + "b")
+        rule a:
+            output: "a.txt"
+            shell: "echo a > {output}"
+        """
+    write_workflow(workdir / "work", text)
+    result = run(workdir / "work", "-j2", "--default-storage-provider", "fs", "--default-storage-prefix",
+                 f"{workdir}/store", "--local-storage-prefix", f"{workdir}/copies")
+    assert result.code == 0, result.output
+    assert (workdir / "store" / "c.txt").read_text() == "a\nbc"
+    assert not (workdir / "work" / "c.txt").exists()
+    assert result.attempt("c")["how"].startswith("inner snakemake")
+    assert {a["outcome"] for a in result.attempts()} == {"succeeded"}
+    assert residue(workdir / "work") == []
 
 
 def test_benchmark_has_its_columns(results: dict[str, Result]) -> None:
@@ -378,8 +537,8 @@ def test_hooks_run(results: dict[str, Result]) -> None:
 
 
 def test_second_run_has_nothing_to_do(results: dict[str, Result]) -> None:
-    again = run(results["forge"].directory, "-j4", "--config", "extra=word",
-                env={"FORGE_TEST_VARIABLE": "passed on"} )
+    work = results["forge"].directory
+    again = run(work, *_arguments(work.parent), env=ENVIRONMENT)
     assert "Nothing to be done" in again.output, again.output[-3000:]
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -63,10 +63,11 @@ def descendants(pid: int, name: str) -> list[int]:
     found, wanted = [], [pid]
     while wanted:
         parent = wanted.pop()
-        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-            wanted.append(int(child))
-            if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                found.append(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):  # some end meanwhile
+            for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+                wanted.append(int(child))
+                if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                    found.append(int(child))
     return found
 
 

@@ -37,6 +37,8 @@ TABLE: list[tuple[dict[str, object], Outcome, str]] = [
     ({"exit_code": 128 + signal.SIGXFSZ}, Outcome.DISK, "disk_mb"),
     ({"cancelled": "Ctrl-C", "oom_kills": 1}, Outcome.CANCELLED, "Ctrl-C"),
     ({"setup_error": "mount: no", "exit_code": None}, Outcome.FAILED, "mount: no"),
+    ({"supervisor_error": "the supervisor failed", "exit_code": 0}, Outcome.FAILED, "the supervisor failed"),
+    ({"supervisor_error": "the supervisor failed", "oom_kills": 1}, Outcome.FAILED, "the supervisor failed"),
     ({"exit_code": None}, Outcome.FAILED, "no result"),
 ]
 

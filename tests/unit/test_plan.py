@@ -11,8 +11,8 @@ from snakemake_executor_plugin_forge.model import Config, CpuMode, Host, JobRequ
 from snakemake_executor_plugin_forge.plan import check_requirement, check_resources, exposures, plan
 
 GIB = 1024**3
-HOST = Host(8 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns",))
-RUN = RunContext("run", "/work", "/work/.snakemake/forge", 7 * GIB, ())
+HOST = Host(7 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns",))
+RUN = RunContext("run", "/work", "/work/.snakemake/forge", ())
 REQUEST = JobRequest("call", {"sample": "A"}, 1, 2, {"mem_mb": 512, "runtime": 3, "tmpdir": "/tmp"}, "true")
 
 

@@ -1,0 +1,67 @@
+"""What a supervisor says of its own failures, tried with one that is started without nursery and Snakemake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import os, socket, sys, time
+from snakemake_executor_plugin_forge.backends.pool import _Orders
+from snakemake_executor_plugin_forge.backends.wire import Channel
+from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, RunContext
+from snakemake_executor_plugin_forge.plan import plan
+from snakemake_executor_plugin_forge.sandbox.enter import prepare
+from snakemake_executor_plugin_forge.sandbox.inside import Standby
+from snakemake_executor_plugin_forge.sandbox.scratch import Slots
+from snakemake_executor_plugin_forge.supervisor import Tools, supervise
+
+place, fault = sys.argv[1:]
+
+def execute(payload, environment, scratch):
+    with open("begun", "w") as file:
+        print(os.readlink("/proc/self/ns/pid"), file=file)
+    if fault == "watch":
+        time.sleep(1000)
+    return {"exit_code": 0}
+
+base = prepare()
+host = Host(2**30, 1, "none", "", "root", "", ())
+run = RunContext("run", place, place + "/state", (place,))
+request = JobRequest("a", {}, 1, 1, {"tmpdir": place}, None)
+spec = plan(request, 1, "true", "nursery", Config(), host, run)
+if fault == "prepare":
+    os.mkdir(place + "/forge-run")
+    os.makedirs(place + "/forge-run/slot-%d/tmp" % os.getpid())
+orders, other_end = socket.socketpair()
+if fault == "watch":
+    orders = socket.socket()  # never connected: the first look at it is an error
+slots = Slots(base.private)
+standby = Standby(base, execute, slots, as_init=False)
+supervise(spec, b"", Tools(None, slots, standby, _Orders(Channel(orders))), lambda verdict: None)
+"""
+
+
+def _reason(place: Path, fault: str) -> str:
+    """The reason of the attempt's verdict."""
+    subprocess.run([sys.executable, "-c", PROGRAM, str(place), fault], check=True, timeout=60, cwd=place)
+    (path,) = place.glob("state/runs/run/*/verdict.json")
+    verdict = json.loads(path.read_text())
+    assert verdict["outcome"] == "failed"
+    assert verdict["seconds"] < 10  # not the 30 s that a supervisor waits for what does not die
+    reason: str = verdict["reason"]
+    return reason
+
+
+def test_an_error_before_the_start(workdir: Path) -> None:
+    reason = _reason(workdir, "prepare")
+    assert reason.startswith("the sandbox could not be set up, nothing was run: ")
+    assert not (workdir / "begun").exists()
+
+
+def test_an_error_while_the_job_runs(workdir: Path) -> None:
+    reason = _reason(workdir, "watch")
+    assert reason.startswith("the supervisor failed while the job ran: ")
+    assert reason.endswith("; the job was killed")
