@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
+from dataclasses import replace
 
 from .model import Evidence, LaunchSpec, Outcome, Usage, Verdict
 from .units import show_bytes, show_seconds
 
 _NOT_FOUND = re.compile(r"(?:line \d+: )?(?P<tool>[^\s:]+): (?:command not found|not found)$", re.MULTILINE)
 _SHELL_NOT_FOUND = 127
+_TEXT = 2000
 _SHELL_SIGNAL_BASE = 128
 
 
@@ -32,6 +34,17 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
         error=evidence.error,
         stderr_tail=evidence.stderr_tail if outcome is not Outcome.SUCCEEDED else "",
         directory=spec.job_dir,
+    )
+
+
+def shortened(verdict: Verdict) -> Verdict:
+    """The same verdict, with no text in it that is longer than anybody reads; the record has them whole."""
+    return replace(
+        verdict,
+        reason=verdict.reason[:_TEXT],
+        notes=tuple(note[:_TEXT] for note in verdict.notes[:10]),
+        error=None if verdict.error is None else verdict.error[:_TEXT],
+        stderr_tail=verdict.stderr_tail[-_TEXT:],
     )
 
 

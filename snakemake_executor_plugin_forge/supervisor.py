@@ -53,7 +53,7 @@ class Tools:
 def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[Verdict], None]) -> None:
     """Run one attempt, record it, report its verdict, and clear up.
 
-    Whatever it started is dead when it is reported; what is left to be cleared up then is empty.
+    Whatever it started is dead when it is reported; what is cleared up then is empty sandbox.
 
     Raises:
         OSError: if not even the job directory can be written.
@@ -69,12 +69,15 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[
             attempt.watch()
         except (OSError, SandboxError) as error:
             attempt.fail(error)
-        attempt.end_everything()
+        if not attempt.left_nothing():
+            attempt.end_everything()
+        attempt.read_rest()
         verdict = attempt.conclude()
         attempt.keep_scratch(verdict)
         record.finish(verdict)
         attempt.show_rest()
         report(verdict)
+        attempt.end_everything()
         attempt.clear_up()
 
 
@@ -108,6 +111,7 @@ class _Attempt:
         self._launched = False
         self._over = False  # the job has done its work or died; processes that it left behind may live
         self._status: int | None = None  # of waitpid
+        self._all_dead = False
         self._setup_error: str | None = None
         self._supervisor_error: str | None = None
         self._timed_out = False
@@ -282,13 +286,24 @@ class _Attempt:
         else:
             self._supervisor_error = f"the supervisor failed while the job ran: {error}; the job was killed"
 
+    def left_nothing(self) -> bool:
+        """Whether nothing of the job is alive but our own process, which holds its sandbox and waits to be killed."""
+        inside = self._inside
+        return inside is not None and inside.as_init and self._cgroup is not None and self._over and not self._members()
+
     def end_everything(self) -> None:
-        """Kill what is left, wait until it is dead, read the last of the streams and the counters."""
-        if self._inside is None:
+        """Kill what is left, and wait until it is dead."""
+        if self._inside is None or self._all_dead:
             return
+        self._all_dead = True
         self._inside.started.kill()
         self._reap()  # before the rest: the first process of a namespace does not die before all others are reaped
         self._inside.started.end(_DEATH_SECONDS)
+
+    def read_rest(self) -> None:
+        """The last of the streams and the counters; nothing writes to them any more."""
+        if self._inside is None:
+            return
         self._record.event("all dead")
         for stream in self._streams or ():
             stream.drain()

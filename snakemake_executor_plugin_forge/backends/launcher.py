@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ..sandbox import syscalls
 from ..sandbox.cgroup import RunCgroup
 from .pool import Pool
-from .wire import Channel, Frame, Kind
+from .wire import Channel, Frame, Kind, Mailbox
 
 if TYPE_CHECKING:
     import subprocess
@@ -51,13 +51,8 @@ class Command:
     removed: tuple[str, ...]
 
 
-def start(group: RunCgroup | None, alive: int) -> tuple[subprocess.Popen[bytes], Channel]:
-    """Start a launcher; called in the nursery.
-
-    Args:
-        group: the cgroup of the run.
-        alive: a descriptor that it and its supervisors keep open (see local.py).
-    """
+def start(group: RunCgroup | None, mailbox: Mailbox) -> tuple[subprocess.Popen[bytes], Channel]:
+    """Start a launcher; called in the nursery."""
     import subprocess  # not in the launcher: threading, which it imports, makes every fork slower
 
     ours, theirs = socket.socketpair()
@@ -65,9 +60,9 @@ def start(group: RunCgroup | None, alive: int) -> tuple[subprocess.Popen[bytes],
     root = str(Path(__file__).resolve().parents[2])
     program = [sys.executable, "-E", "-s", "-S", "-c", _PROGRAM.format(package=package)]
     process = subprocess.Popen(
-        [*program, root, str(theirs.fileno()), str(alive)],
+        [*program, root, str(theirs.fileno()), str(mailbox.fileno())],
         stdin=subprocess.DEVNULL,
-        pass_fds=(theirs.fileno(), alive),
+        pass_fds=(theirs.fileno(), mailbox.fileno()),
     )
     theirs.close()
     channel = Channel(ours)
@@ -75,16 +70,21 @@ def start(group: RunCgroup | None, alive: int) -> tuple[subprocess.Popen[bytes],
     return process, channel
 
 
-def main(fd: int, alive: int) -> None:
+class _Launcher(Pool):
+    def ended(self, name: str) -> None:
+        self.upward.send(Frame(Kind.ENDED, name))
+
+
+def main(fd: int, mailbox_fd: int) -> None:
     """The whole life of the launcher process."""
     syscalls.set_process_name("forge-launcher")
-    os.set_inheritable(alive, False)
+    os.set_inheritable(mailbox_fd, False)
     upward = Channel(socket.socket(fileno=fd))
     frames = upward.receive()
     first = next(frames, None)
     if first is None:
         return
-    pool = Pool(upward, execute, (alive,), as_init=True)
+    pool = _Launcher(upward, Mailbox(socket.socket(fileno=mailbox_fd)), execute, as_init=True)
     pool.group = pickle.loads(first.body)
     gc.collect()
     gc.disable()

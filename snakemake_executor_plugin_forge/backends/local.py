@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import queue
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from ..errors import HostError, NurseryError
 from ..model import Done, Host, LaunchSpec, Verdict
@@ -19,7 +21,7 @@ from ..supervisor import lost
 from . import nursery
 from .nursery import Orders
 from .pool import encode_job
-from .wire import Channel, Frame, Kind
+from .wire import Channel, Frame, Kind, Mailbox
 
 _READY_SECONDS = 60.0
 _ORPHAN_SECONDS = 40.0
@@ -38,22 +40,24 @@ class LocalBackend:
 
         """
         ours, theirs = socket.socketpair()
-        # The write end lives in the nursery and all its supervisors: its end of file says that none is left.
-        self._alive, alive_write = os.pipe2(os.O_CLOEXEC)
+        self._mailbox, writers = Mailbox.pair()
         sys.stdout.flush()
         sys.stderr.flush()
+        # What is there now (the workflow) will stay: a collection in the nursery would copy all of it to look at it,
+        # and one in Snakemake takes 70 ms.
+        gc.freeze()
         self._pid = os.fork()
         if self._pid == 0:
             ours.close()
-            nursery.run(orders, theirs, alive_write)
+            nursery.run(orders, theirs, writers)
         theirs.close()
-        os.close(alive_write)
+        writers.close()
         self._channel = Channel(ours)
         try:
             self.host = self._await_ready()
         except NurseryError:  # it may hang, so it is not waited for
             self._channel.close()
-            os.close(self._alive)
+            self._mailbox.close()
             raise
         self._jobs: dict[str, tuple[LaunchSpec, Done]] = {}
         self._idle = threading.Condition()
@@ -65,9 +69,9 @@ class LocalBackend:
         self._thread.start()
 
     def _await_ready(self) -> Host:
-        if not select.select([self._channel], [], [], _READY_SECONDS)[0]:
+        if not select.select([self._mailbox], [], [], _READY_SECONDS)[0]:
             raise NurseryError(f"the nursery (pid {self._pid}) did not get ready within {_READY_SECONDS:.0f} s")
-        frame = next(self._channel.receive(), None)
+        frame = self._mailbox.receive()
         if frame is None:
             raise NurseryError(f"the nursery (pid {self._pid}) died while it probed this host; see its message above")
         host: Host = pickle.loads(frame.body)
@@ -115,10 +119,15 @@ class LocalBackend:
     def close_socket(self) -> None:
         """Let the nursery end, and wait until it and its supervisors have."""
         self._channel.close()
-        select.select([self._alive], [], [], _ORPHAN_SECONDS)
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        while self._wait_for_mail(deadline) and self._mailbox.receive() is not None:
+            pass
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
-        os.close(self._alive)
+        self._mailbox.close()
+
+    def _wait_for_mail(self, deadline: float) -> bool:
+        return bool(select.select([self._mailbox], [], [], max(0.0, deadline - time.monotonic()))[0])
 
     def _put(self, frame: Frame | None) -> None:
         """Send it at once if that takes one call that cannot block; else through the thread, which takes its turn.
@@ -137,20 +146,25 @@ class LocalBackend:
 
     def _pump(self) -> None:
         poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
-        poll.register(self._wake_read, select.POLLIN)
+        for readable in (self._channel, self._mailbox, self._wake_read):
+            poll.register(readable, select.POLLIN)
         while True:
             for fd, _ in poll.poll():
                 if fd == self._wake_read:
                     os.read(self._wake_read, 4096)
                     if not self._send_queued():
                         return
-                else:
-                    for frame in self._channel.receive():
-                        self._arrived(frame)
-                    if self._channel.closed:
-                        poll.unregister(self._channel)
-                        self._nursery_died()
+                elif self._dead is None and (fd == self._channel.fileno() or not self._read_mail()):
+                    poll.unregister(self._channel)
+                    poll.unregister(self._mailbox)
+                    self._nursery_died()
+
+    def _read_mail(self) -> bool:
+        """Take one message; False at the end of them all."""
+        frame = self._mailbox.receive()
+        if frame is not None:
+            self._arrived(frame)
+        return frame is not None
 
     def _send_queued(self) -> bool:
         """Send what is in the queue; False if it says that this was all."""
@@ -174,11 +188,16 @@ class LocalBackend:
             self._finish(frame.name, lambda spec: lost(spec, f"it could not be started: {reason}"))
             return
         verdict: Verdict = pickle.loads(frame.body)
+        if self._dead is not None and not verdict.ok:  # the supervisor can only guess why it was to end the job
+            verdict = replace(verdict, reason=f"{verdict.reason} ({self._dead})")
         self._finish(frame.name, lambda _: verdict)
 
     def _finish(self, name: str, verdict_of: Callable[[LaunchSpec], Verdict]) -> None:
         with self._idle:
-            spec, done = self._jobs[name]
+            job = self._jobs.get(name)
+        if job is None:  # its supervisor died right after it had reported: it was buried, and reported again
+            return
+        spec, done = job
         try:
             done(verdict_of(spec))
         finally:
@@ -187,10 +206,11 @@ class LocalBackend:
                 self._idle.notify_all()
 
     def _nursery_died(self) -> None:
-        """Report its jobs, but not before they are dead: supervisors end theirs when the nursery is gone."""
+        """Supervisors end their jobs when the nursery is gone, and say so; report those of which nothing was heard."""
         self._dead = f"the nursery (pid {self._pid}) was killed"
         begin = time.monotonic()
-        select.select([self._alive], [], [], _ORPHAN_SECONDS)
+        while self._wait_for_mail(begin + _ORPHAN_SECONDS) and self._read_mail():
+            pass
         waited = time.monotonic() - begin
         for name in list(self._jobs):
             self._finish(name, lambda spec: lost(spec, f"{self._dead}; its job ended {waited:.1f} s later"))

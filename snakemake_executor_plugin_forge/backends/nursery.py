@@ -34,7 +34,7 @@ from ..units import parse_share
 from . import launcher
 from .launcher import Command
 from .pool import Pool, decode_job, encode_job
-from .wire import Channel, Frame, Kind
+from .wire import Channel, Frame, Kind, Mailbox
 
 Render = Callable[[bytes, str], Command | None]
 """A payload and the job's $TMPDIR to the command that it comes down to; None if it is more than a command."""
@@ -52,24 +52,20 @@ class Orders:
     render: Render
 
 
-def run(orders: Orders, sock: socket.socket, alive: int) -> NoReturn:
-    """The whole life of the nursery process; called right after the fork.
-
-    Args:
-        alive: a descriptor that it and all its supervisors keep open (see local.py).
-    """
+def run(orders: Orders, sock: socket.socket, mailbox: Mailbox) -> NoReturn:
+    """The whole life of the nursery process; called right after the fork."""
     code = 1
     try:
         os.setsid()  # the terminal's Ctrl-C is Snakemake's to hear; it tells us
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         syscalls.set_process_name("forge-nursery")
-        privileges.close_descriptors((sock.fileno(), alive))
+        privileges.close_descriptors((sock.fileno(), mailbox.fileno()))
         orders.prepare()
         # The collector would touch, and so copy, every page that is shared with Snakemake.
         gc.disable()
         gc.freeze()
-        _Nursery(orders, Channel(sock), alive).live()
+        _Nursery(orders, Channel(sock), mailbox).live()
         code = 0
     except BaseException:  # a bug of ours; Snakemake only sees that this process ended
         traceback.print_exc()
@@ -80,17 +76,16 @@ def run(orders: Orders, sock: socket.socket, alive: int) -> NoReturn:
 class _Nursery(Pool):
     """A pool of supervisors with the workflow in memory, and a launcher for the jobs that do not need it."""
 
-    def __init__(self, orders: Orders, upward: Channel, alive: int) -> None:
-        super().__init__(upward, orders.execute, (alive,))
+    def __init__(self, orders: Orders, upward: Channel, mailbox: Mailbox) -> None:
+        super().__init__(upward, mailbox, orders.execute)
         self._orders = orders
-        self._alive = alive
         self._launcher: tuple[subprocess.Popen[bytes], Channel] | None = None
         self._launched: dict[str, Frame] = {}
         self._private_tmp = "/tmp" in private_directories()  # noqa: S108
 
     def live(self) -> None:
         """From the probe to the end."""
-        self.upward.send(Frame(Kind.READY, body=pickle.dumps(self._open())))
+        self.mailbox.send(Frame(Kind.READY, body=pickle.dumps(self._open())))
         self.serve()
         self.close()
 
@@ -151,7 +146,7 @@ class _Nursery(Pool):
         self._launcher[1].send(job)
 
     def _start_launcher(self) -> None:
-        self._launcher = launcher.start(self.group, self._alive)
+        self._launcher = launcher.start(self.group, self.mailbox)
         self.watch(self._launcher[1].fileno(), self._from_launcher)
 
     def _from_launcher(self) -> None:
@@ -159,7 +154,6 @@ class _Nursery(Pool):
         process, channel = self._launcher
         for frame in channel.receive():
             self._launched.pop(frame.name, None)
-            self.upward.send(frame)
         if channel.closed:  # it was killed; its supervisors end their jobs, ours make sure of it
             self.unwatch(channel.fileno())
             self._launcher = None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..errors import NurseryError, SandboxError
+from ..judge import shortened
 from ..model import LaunchSpec, Verdict
 from ..sandbox import privileges, syscalls
 from ..sandbox.cgroup import RunCgroup
@@ -24,7 +25,7 @@ from ..sandbox.enter import prepare
 from ..sandbox.inside import Execute, Standby
 from ..sandbox.scratch import Slots
 from ..supervisor import Tools, bury, lost, supervise
-from .wire import Channel, Frame, Kind
+from .wire import Channel, Frame, Kind, Mailbox
 
 
 def encode_job(spec: LaunchSpec, payload: bytes) -> bytes:
@@ -51,20 +52,21 @@ class Worker:
 class Pool:
     """Owns the supervisors and the loop that serves whoever is above."""
 
-    def __init__(self, upward: Channel, execute: Execute, keep: tuple[int, ...], *, as_init: bool = False) -> None:
+    def __init__(self, upward: Channel, mailbox: Mailbox, execute: Execute, *, as_init: bool = False) -> None:
         """Args as below, and what a supervisor needs.
 
         Args:
+            upward: where orders come from.
+            mailbox: where verdicts go.
             execute: what a job does once inside.
-            keep: descriptors that supervisors keep open.
             as_init: see :func:`..sandbox.enter.start`.
         """
         self.upward = upward
+        self.mailbox = mailbox
         self.group: RunCgroup | None = None
         self.selector = selectors.DefaultSelector()
         self._execute = execute
         self._as_init = as_init
-        self._keep = keep
         self._idle: deque[Worker] = deque()
         self._busy: dict[str, Worker] = {}
         self._closing = False
@@ -127,20 +129,27 @@ class Pool:
         try:
             worker = self._idle.popleft() if self._idle else self._fork()
         except NurseryError as error:
-            self.upward.send(Frame(Kind.REFUSED, frame.name, str(error).encode()))
+            self.mailbox.send(Frame(Kind.REFUSED, frame.name, str(error).encode()))
+            self.ended(frame.name)
             return
         worker.job = frame
         self._busy[frame.name] = worker
         worker.channel.send(frame)
+        if self._as_init and not self._idle:  # so that the next job finds one that has cleared up after its last
+            with suppress(NurseryError):
+                self._idle.append(self._fork())
 
     def _from_worker(self, worker: Worker) -> None:
         for frame in worker.channel.receive():
             self._busy.pop(frame.name, None)
             worker.job = None
             self._idle.append(worker)
-            self.upward.send(frame)
+            self.ended(frame.name)
         if worker.channel.closed:
             self.unwatch(worker.channel.fileno())  # its death follows
+
+    def ended(self, name: str) -> None:
+        """An attempt is over; its verdict is in the mailbox."""
 
     # -- supervisors -----------------------------------------------------------------------------------------------
 
@@ -157,7 +166,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _supervisor(self._execute, self._as_init, self.group, theirs, self._keep)
+            _supervisor(self._execute, self._as_init, self.group, theirs, self.mailbox)
         theirs.close()
         worker = Worker(pid, os.pidfd_open(pid), Channel(ours))
         answer = next(worker.channel.receive(), None)  # blocks until it is prepared
@@ -188,7 +197,8 @@ class Pool:
         if job.kind is Kind.BURY:  # the one who should bury died as well: say so rather than try for ever
             spec, _ = decode_job(pickle.loads(job.body)[0])
             verdict = lost(spec, "its supervisor and the one that cleared up after it were killed")
-            self.upward.send(Frame(Kind.DONE, job.name, pickle.dumps(verdict)))
+            self.mailbox.send(Frame(Kind.DONE, job.name, pickle.dumps(verdict)))
+            self.ended(job.name)
             return
         self.bury(job, worker.pid)
 
@@ -214,18 +224,18 @@ class _Orders:
         for frame in self._channel.receive():
             order = (frame.body.decode(), frame.kind is Kind.CANCEL)
         if self._channel.closed:
-            return "Snakemake and the process that started this job died", False
+            return "Snakemake or the process that started this job died", False
         return order
 
 
 def _supervisor(
-    execute: Execute, as_init: bool, group: RunCgroup | None, sock: socket.socket, keep: tuple[int, ...]
+    execute: Execute, as_init: bool, group: RunCgroup | None, sock: socket.socket, mailbox: Mailbox
 ) -> NoReturn:
     """The whole life of a supervisor process: one attempt after the other."""
     code = 1
     try:
         syscalls.set_process_name("forge-super")
-        privileges.close_descriptors((sock.fileno(), *keep))
+        privileges.close_descriptors((sock.fileno(), mailbox.fileno()))
         channel = Channel(sock)
         try:
             base = prepare()
@@ -235,7 +245,7 @@ def _supervisor(
             channel.send(Frame(Kind.READY))
             slots = Slots(base.private)
             standby = Standby(base, execute, slots, as_init=as_init)
-            _serve(Tools(group, slots, standby, _Orders(channel)), channel)
+            _serve(Tools(group, slots, standby, _Orders(channel)), channel, mailbox)
             code = 0
     except BaseException:  # a bug of ours; the pool only sees that this process ended
         traceback.print_exc()
@@ -243,16 +253,16 @@ def _supervisor(
         os._exit(code)
 
 
-def _serve(tools: Tools, channel: Channel) -> None:
+def _serve(tools: Tools, channel: Channel, mailbox: Mailbox) -> None:
     while not channel.closed:
         for frame in channel.receive():
-            _attend(frame, tools, channel)
+            _attend(frame, tools, channel, mailbox)
     tools.standby.close()
     if tools.group is not None:
         tools.group.remove()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
 
 
-def _attend(frame: Frame, tools: Tools, channel: Channel) -> None:
+def _attend(frame: Frame, tools: Tools, channel: Channel, mailbox: Mailbox) -> None:
     dead_pid = 0
     if frame.kind is Kind.RUN:
         spec, payload = decode_job(frame.body)
@@ -266,7 +276,9 @@ def _attend(frame: Frame, tools: Tools, channel: Channel) -> None:
     def report(verdict: Verdict) -> None:
         nonlocal waiting
         if waiting:
-            channel.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict)))
+            if not mailbox.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict))):
+                mailbox.send(Frame(Kind.DONE, spec.name, pickle.dumps(shortened(verdict))))
+            channel.send(Frame(Kind.ENDED, spec.name))
         waiting = False
 
     try:

@@ -1,11 +1,15 @@
-"""Frames on a stream socket between Snakemake, nursery and supervisors: kind, job name, body.
+"""Frames between Snakemake, nursery, launcher and supervisors: kind, job name, body.
 
-All three are Forge's own processes, forked from one another; nothing that a job can write to goes through here.
+Orders go down through stream sockets, one for each pair of processes (:class:`Channel`). Verdicts come up through one
+socket that all of them have (:class:`Mailbox`), so that the news of a job's end takes no detour.
+
+All these are Forge's own processes, forked from one another; nothing that a job can write to goes through here.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -24,10 +28,11 @@ class Kind(enum.IntEnum):
     KILL = 3  # downwards: the same without grace
     BURY = 4  # downwards: clear up after a supervisor that died
     QUIT = 5  # downwards: no more jobs will come
-    READY = 6  # upwards: the host as probed
-    DONE = 7  # upwards: the verdict
-    REFUSED = 8  # upwards: it could not even be started; the body says why
+    READY = 6  # upwards: the host as probed; this supervisor is
+    DONE = 7  # to the mailbox: the verdict
+    REFUSED = 8  # to the mailbox: it could not even be started; the body says why
     RENDER = 9  # downwards: start this attempt, which may come down to a command
+    ENDED = 10  # upwards: this attempt is over, and its verdict is in the mailbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +108,49 @@ class Channel:
     def close(self) -> None:
         """Close the socket."""
         self.closed = True
+        self._socket.close()
+
+
+class Mailbox:
+    """A socket that keeps messages apart, for many writers and one reader.
+
+    Its end of file says that no writer is left.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    @staticmethod
+    def pair() -> tuple[Mailbox, Mailbox]:
+        """The reader's end and the writers'."""
+        reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Mailbox(reader), Mailbox(writer)
+
+    def fileno(self) -> int:
+        """For selectors, and to be inherited."""
+        return self._socket.fileno()
+
+    def send(self, frame: Frame) -> bool:
+        """Send it; False if it is too large (SO_SNDBUF of socket(7), 208 KiB by default). No error if nobody reads."""
+        try:
+            self._socket.send(frame.encode())
+        except (BrokenPipeError, ConnectionResetError):
+            return True
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            return False
+        return True
+
+    def receive(self) -> Frame | None:
+        """The next message; None at the end."""
+        data = self._socket.recv(_CHUNK)
+        if not data:
+            return None
+        kind, name_size, _ = _HEAD.unpack_from(data)
+        name = data[_HEAD.size : _HEAD.size + name_size].decode()
+        return Frame(Kind(kind), name, data[_HEAD.size + name_size :])
+
+    def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
