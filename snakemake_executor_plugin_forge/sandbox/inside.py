@@ -48,12 +48,22 @@ class View:
     network: Network
     exposed: tuple[str, ...]
     workdir: str
+    identities: tuple[tuple[int, int] | None, ...]
     interactive: bool
 
     @classmethod
     def of(cls, spec: LaunchSpec) -> View:
-        """That of one job."""
-        return cls(spec.scratch_base, spec.network, spec.exposed, spec.workdir, spec.interactive)
+        """That of one job, now: a directory that was deleted and made anew since is another one."""
+        identities = tuple(_identity(path) for path in (spec.workdir, *spec.exposed))
+        return cls(spec.scratch_base, spec.network, spec.exposed, spec.workdir, identities, spec.interactive)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class Inside:

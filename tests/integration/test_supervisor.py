@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import os, socket, sys, time
 from snakemake_executor_plugin_forge.backends.pool import _Orders
@@ -65,3 +67,54 @@ def test_an_error_while_the_job_runs(workdir: Path) -> None:
     reason = _reason(workdir, "watch")
     assert reason.startswith("the supervisor failed while the job ran: ")
     assert reason.endswith("; the job was killed")
+
+
+STANDBY = """
+import os, pickle, sys
+from snakemake_executor_plugin_forge.backends.launcher import Command, execute
+from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, RunContext
+from snakemake_executor_plugin_forge.plan import plan
+from snakemake_executor_plugin_forge.sandbox.enter import prepare
+from snakemake_executor_plugin_forge.sandbox.inside import Standby
+from snakemake_executor_plugin_forge.sandbox.scratch import Slots
+from snakemake_executor_plugin_forge.supervisor import Tools, supervise
+
+class Control:
+    def __init__(self):
+        self.ends = os.pipe()
+    def fileno(self):
+        return self.ends[0]
+
+place, elsewhere = sys.argv[1:]
+data = elsewhere + "/data"
+os.mkdir(data)
+base = prepare()
+host = Host(2**30, 1, "none", "", "root", "", ())
+run = RunContext("run", place, place + "/state", (place,))
+slots = Slots(base.private)
+standby = Standby(base, execute, slots, as_init=True)
+for number in range(1, 7):
+    request = JobRequest("a", {}, 1, 1, {"tmpdir": place}, None, (), (data + "/x",))
+    spec = plan(request, number, "true", "launcher", Config(), host, run)
+    if number % 2 == 0:
+        os.rename(data, data + str(number))
+        os.mkdir(data)
+    program = f"echo {number} > {data}/{number}"
+    verdicts = []
+    command = Command("/bin/sh", ("/bin/sh", "-c", program), place, {}, ())
+    supervise(spec, pickle.dumps(command), Tools(None, slots, standby, Control()), verdicts.append)
+    standby.prepare(spec)
+    assert verdicts[0].ok, verdicts
+    assert os.path.exists(f"{data}/{number}"), number
+standby.close()
+print(os.listdir(place))
+"""
+
+
+def test_a_process_that_waited_is_used_only_where_it_fits(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A directory that was made anew is another one, and what was made ahead for the old one must not be used."""
+    place, elsewhere = tmp_path_factory.mktemp("standby"), tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([sys.executable, "-c", STANDBY, str(place), str(elsewhere)], check=False, timeout=60,
+                          cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "forge-run" not in done.stdout
