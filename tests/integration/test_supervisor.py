@@ -70,7 +70,7 @@ def test_an_error_while_the_job_runs(workdir: Path) -> None:
 
 
 STANDBY = """
-import os, pickle, sys
+import os, pickle, sys, time
 from snakemake_executor_plugin_forge.backends.launcher import Command, execute
 from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, RunContext
 from snakemake_executor_plugin_forge.plan import plan
@@ -104,6 +104,7 @@ for number in range(1, 7):
     command = Command("/bin/sh", ("/bin/sh", "-c", program), place, {}, ())
     supervise(spec, pickle.dumps(command), Tools(None, slots, standby, Control()), verdicts.append)
     standby.prepare(spec)
+    time.sleep(0.1)  # until it is inside
     assert verdicts[0].ok, verdicts
     assert os.path.exists(f"{data}/{number}"), number
 standby.close()
