@@ -66,6 +66,7 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[
         try:
             attempt.prepare()
             attempt.launch(payload)
+            record.describe()  # while the job's first program is being loaded
             attempt.watch()
         except (OSError, SandboxError) as error:
             attempt.fail(error)
@@ -283,6 +284,8 @@ class _Attempt:
         """The sandbox could not be made or, once the job was started, it could not be watched any more."""
         if not self._launched:
             self._setup_error = str(error)
+            with suppress(OSError):
+                self._record.describe()
         else:
             self._supervisor_error = f"the supervisor failed while the job ran: {error}; the job was killed"
 

@@ -1,6 +1,6 @@
 """The job directory: the files of one attempt. Format: docs/reference/record.md.
 
-``spec.json`` and ``command.sh`` are written before the job starts, ``verdict.json`` is renamed into place at the end
+``spec.json`` and ``command.sh`` are written while the job starts, ``verdict.json`` is renamed into place at the end
 and is the only end marker.
 """
 
@@ -27,7 +27,7 @@ class JobDirectory:
     """Writes the record of one attempt."""
 
     def __init__(self, spec: LaunchSpec) -> None:
-        """Make the directory with ``spec.json`` and ``command.sh``; the streams are open for the supervisor.
+        """Make the directory; the streams are open for the supervisor.
 
         Raises:
             OSError: if the directory cannot be written.
@@ -38,12 +38,20 @@ class JobDirectory:
         self.started = now()
         self._begin = time.monotonic()
         os.makedirs(self.path)
-        _write(f"{self.path}/{SPEC}", json.dumps(self._spec_json(), ensure_ascii=False))
-        _write(f"{self.path}/{COMMAND}", _script(spec), mode=0o755)
         flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         self.stdout = os.open(f"{self.path}/{STDOUT}", flags, 0o644)
         self.stderr = os.open(f"{self.path}/{STDERR}", flags, 0o644)
         self._events = [self._event("created")]
+
+    def describe(self) -> None:
+        """Write ``spec.json`` and ``command.sh``.
+
+        Raises:
+            OSError: if they cannot be written.
+
+        """
+        _write(f"{self.path}/{SPEC}", json.dumps(self._spec_json(), ensure_ascii=False))
+        _write(f"{self.path}/{COMMAND}", _script(self._spec), mode=0o755)
 
     def _spec_json(self) -> dict[str, object]:
         spec = self._spec
