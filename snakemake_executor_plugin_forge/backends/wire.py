@@ -77,9 +77,11 @@ class Channel:
         if len(data) > _ATOMIC:
             return False
         try:
-            return self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
+            sent = self._socket.send(data, socket.MSG_DONTWAIT)
+            self._socket.sendall(data[sent:])  # nothing is left, unless somebody made the buffers of this host tiny
         except OSError:
             return False
+        return True
 
     def receive(self) -> Iterator[Frame]:
         """The frames that one read completes; sets ``closed`` at the end of the stream."""
