@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from .errors import UsageError
 from .model import Config, CpuMode, KeepScratch, Network, Require
+from .plan import NUMBERED_NODE
 from .settings import ExecutorSettings
 from .units import parse_bytes, parse_seconds, parse_share
 
@@ -36,6 +37,7 @@ def to_config(settings: ExecutorSettings) -> Config:
         grace_seconds=parse_seconds(settings.grace, "--forge-grace"),
         run_memory=share,
         run_pids=_optional(settings.run_pids, _parse_count, "--forge-run-pids"),
+        gpus=_parse_nodes(settings.gpus, "--forge-gpus"),
     )
 
 
@@ -60,3 +62,21 @@ def _parse_count(text: str, where: str) -> int:
     if not 1 <= number <= 4194304:  # PID_MAX_LIMIT, proc(5)
         raise UsageError(f"{where}={text}: must be between 1 and 4194304 (the kernel's own limit), or none.")
     return number
+
+
+def _parse_nodes(text: str, where: str) -> tuple[str, ...] | None:
+    """Device nodes; None for "auto". Whether they are there is seen by sandbox/gpus.py."""
+    if text.strip().lower() == "auto":
+        return None
+    if text.strip().lower() in ("none", ""):
+        return ()
+    nodes = tuple(part.strip() for part in text.split(","))
+    for node in nodes:
+        if not NUMBERED_NODE.fullmatch(node):
+            raise UsageError(
+                f"{where}={text}: {node!r} is no device node with a number. Write auto, none, or nodes with commas "
+                "between them, like /dev/nvidia0,/dev/nvidia1."
+            )
+    if len(set(nodes)) < len(nodes):
+        raise UsageError(f"{where}={text}: a device is named twice.")
+    return nodes

@@ -7,16 +7,17 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from .backends.local import LocalBackend
 from .backends.nursery import Orders, Render
 from .errors import HostError
 from .model import RECORD_SCHEMA, Config, Done, Host, JobRequest, RunContext
-from .plan import PRIVATE_DIRECTORIES, check_requirement, check_resources, plan
+from .plan import PRIVATE_DIRECTORIES, check_group, check_requirement, check_resources, plan
 from .record.identity import boot_id, start_time
 from .record.jobdir import now
+from .sandbox.gpus import find
 from .sandbox.inside import Execute
 from .sandbox.syscalls import spread_subdirectories
 from .units import show_bytes
@@ -34,6 +35,7 @@ class Engine:
         execute: Execute,
         render: Render,
         exposed: list[str],
+        notice: Callable[[str], None],
     ) -> None:
         """Start the backend and open the record of the run.
 
@@ -42,6 +44,7 @@ class Engine:
             execute: what a job does: see :data:`.sandbox.inside.Execute`.
             render: called in the nursery for jobs that may come down to a command.
             exposed: paths that every job must see (workflow sources, environments, caches).
+            notice: shows a sentence to the user; called in any thread.
 
         Raises:
             ForgeError: if this host cannot do what the settings ask for, or the record cannot be written.
@@ -54,8 +57,9 @@ class Engine:
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}"
         self._run_dir = f"{state}/runs/{run_id}"
         self._make_run_dir()
-        orders = Orders(run_id, config.run_memory, config.run_pids, prepare, execute, render)
-        self._backend = LocalBackend(orders)
+        gpus = find(config.gpus, os.environ)
+        orders = Orders(run_id, config.run_memory, config.run_pids, gpus, prepare, execute, render)
+        self._backend = LocalBackend(orders, notice)
         host = self._backend.host
         self._run = RunContext(
             run_id=run_id,
@@ -95,7 +99,8 @@ class Engine:
             limits = f"no memory, CPU and process limits ({host.cgroup_note})"
         else:
             limits = f"limits by {host.cgroup}, {show_bytes(host.run_memory_bytes)} for all jobs together"
-        return f"Forge: {limits}; {', '.join(host.mechanisms)}; network {self.config.network}."
+        gpus = f"; GPUs {', '.join(host.gpus)}" if host.gpus else ""
+        return f"Forge: {limits}; {', '.join(host.mechanisms)}; network {self.config.network}{gpus}."
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
         """Refuse a rule's resources before anything runs.
@@ -104,7 +109,16 @@ class Engine:
             UsageError: see :func:`.plan.check_resources`.
 
         """
-        check_resources(rule, resources, self.host.run_memory_bytes)
+        check_resources(rule, resources, self.host)
+
+    def check_group(self, members: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+        """Refuse a group whose members could wait for each other for ever.
+
+        Raises:
+            UsageError: see :func:`.plan.check_group`.
+
+        """
+        check_group(members, self.host.gpus)
 
     def submit(
         self, request: JobRequest, payload: bytes, by_hand: str, how: str, done: Done, *, is_command: bool

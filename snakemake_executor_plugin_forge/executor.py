@@ -71,7 +71,9 @@ class Executor(RealExecutor):  # type: ignore[misc]
         calls = Calls(self.workflow)
         self._links = Links(os.path.realpath(os.getcwd()))
         config = to_config(self.executor_settings or ExecutorSettings())  # None: Snakemake's Python API
-        self._engine = Engine(config, calls.prepare, calls.execute, calls.render, self._always_visible())
+        self._engine = Engine(
+            config, calls.prepare, calls.execute, calls.render, self._always_visible(), self.logger.info
+        )
         for rule in {job.rule for job in self.dag.needrun_jobs() if not job.is_group()}:
             if not rule.norun:
                 self._engine.check(rule.name, _static_resources(rule))
@@ -162,6 +164,15 @@ class Executor(RealExecutor):  # type: ignore[misc]
         workflow = self.workflow
         plain = not workflow.deployment_settings.deployment_method and not workflow.execution_settings.debug
         return bool(plain and job.is_shell and not job.benchmark)
+
+    def check_group(self, jobs: list[Any]) -> None:
+        """Refuse jobs that cannot run at the same time.
+
+        Raises:
+            UsageError: see :func:`.plan.check_group`.
+
+        """
+        self._engine.check_group([(job.rule.name, dict(job.resources.items())) for job in jobs])
 
     def end(self, name: str, reason: str) -> None:
         """End one attempt."""
@@ -375,7 +386,9 @@ class _Group:
 
     def start(self) -> None:
         """Start every member, services first: to prepare a job that uses one means to wait for it."""
+        job = self._waiting[0]
         try:
+            self._executor.check_group(self._waiting)
             while self._failure is None and self._waiting:
                 job = self._waiting[0]
                 arguments = self._executor.arguments(job)

@@ -69,6 +69,7 @@ class Limits:
     pids: int | None
     wall_seconds: float | None
     disk_bytes: int | None = None
+    gpus: tuple[int, ...] = ()  # the numbers in the names of its devices
 
     def as_json(self) -> dict[str, object]:
         """The ``limits`` object of the record."""
@@ -78,6 +79,7 @@ class Limits:
             "pids": self.pids,
             "seconds": self.wall_seconds,
             "disk_bytes": self.disk_bytes,
+            "gpus": list(self.gpus),
         }
 
 
@@ -132,6 +134,7 @@ class Config:
     grace_seconds: float = 10.0
     run_memory: str = "90%"
     run_pids: int | None = 16384
+    gpus: tuple[str, ...] | None = None  # device nodes; None: those that are found
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ class Host:
     namespaces: str  # "root", "user" or "none"
     namespaces_note: str
     mechanisms: tuple[str, ...]
+    gpus: tuple[str, ...] = ()  # device nodes that this run may give to its jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,8 @@ class LaunchSpec:
     runtime: str = "host"
     backend: str = "local"
     interactive: bool = False
+    gpu_count: int = 0  # how many it asks for
+    gpus: tuple[str, ...] = ()  # device nodes that it has for itself: assigned by the backend when they are free
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import difflib
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from .errors import RequirementError, UsageError
 from .model import (
@@ -42,7 +43,16 @@ FORGE_RESOURCES: Mapping[str, type[CpuMode | Network | KeepScratch]] = {
 """The resources with which a rule overrides a setting of the run."""
 
 
-def check_resources(rule: str, resources: Mapping[str, object], run_memory_bytes: int) -> None:
+GPU_RESOURCES = ("gpu", "gpus")
+"""Two names for the same: how many GPUs a job has for itself."""
+
+NUMBERED_NODE = re.compile(r"/dev/(?:[\w.-]+/)*[\w.-]*?(\d+)")
+"""A device node that has a number at its end, which is the group."""
+
+AMD_NODES = "/dev/dri/renderD"
+
+
+def check_resources(rule: str, resources: Mapping[str, object], host: Host) -> None:
     """Refuse resources that no job could run with.
 
     Raises:
@@ -57,14 +67,15 @@ def check_resources(rule: str, resources: Mapping[str, object], run_memory_bytes
                 f"Rule {rule}: mem_mb={memory:g} is less than the {MIN_MEMORY_BYTES // MEBIBYTE} MB "
                 "that starting any job takes. Raise mem_mb, or leave it out to be limited by the run alone."
             )
-        if size > run_memory_bytes:
+        if size > host.run_memory_bytes:
             raise UsageError(
-                f"Rule {rule}: mem_mb={memory:g} is more than the {show_bytes(run_memory_bytes)} "
-                f"({run_memory_bytes // MEBIBYTE} MB) that the jobs of this run may use together on this host. "
+                f"Rule {rule}: mem_mb={memory:g} is more than the {show_bytes(host.run_memory_bytes)} "
+                f"({host.run_memory_bytes // MEBIBYTE} MB) that the jobs of this run may use together on this host. "
                 "Lower mem_mb, or raise --forge-run-memory if the host has more."
             )
     _number(rule, resources, "runtime")
     _number(rule, resources, "disk_mb")
+    gpu_count(rule, resources, host.gpus)
     for key, value in resources.items():
         if key.startswith("forge_"):
             _check_forge_resource(rule, key, value)
@@ -89,6 +100,119 @@ def _number(rule: str, resources: Mapping[str, object], key: str) -> float | Non
         unit = {"runtime": "minutes", "mem_mb": "MB", "disk_mb": "MB"}[key]
         raise UsageError(f"Rule {rule}: {key}={value:g} must be above zero ({unit}).")
     return float(value)
+
+
+def gpu_count(rule: str, resources: Mapping[str, object], gpus: tuple[str, ...]) -> int:
+    """How many GPUs a job asks for; 0 if that is not known yet.
+
+    Args:
+        gpus: the device nodes of the run.
+
+    Raises:
+        UsageError: for more than there are, for what is no number, and for two numbers.
+
+    """
+    asked: dict[str, int] = {}
+    for key in GPU_RESOURCES:
+        value = resources.get(key)
+        if value in (None, "<TBD>"):
+            continue
+        if not isinstance(value, int) or value < 0:
+            raise UsageError(f"Rule {rule}: {key}={value!r} must be a whole number, 0 or more: how many GPUs.")
+        if value > len(gpus):
+            raise UsageError(
+                f"Rule {rule}: {key}={value}, but {_gpus_in_words(gpus)}. Run it on a host that has them, or ask "
+                f"for fewer: {key}={len(gpus)}, also with --set-resources {rule}:{key}={len(gpus)}."
+            )
+        asked[key] = value
+    if len(set(asked.values())) > 1:
+        raise UsageError(f"Rule {rule}: gpu={asked['gpu']} and gpus={asked['gpus']} mean the same; leave one out.")
+    return next(iter(asked.values()), 0)
+
+
+def _gpus_in_words(gpus: tuple[str, ...]) -> str:
+    if not gpus:
+        return "this run has no GPU: no /dev/nvidia0, no /dev/kfd with /dev/dri/renderD128, or not allowed to use them"
+    return f"this run has {len(gpus)} ({', '.join(gpus)})"
+
+
+def check_group(members: Iterable[tuple[str, Mapping[str, object]]], gpus: tuple[str, ...]) -> None:
+    """Refuse a pipe or service group of which two members ask for GPUs.
+
+    They would get them one after the other. Two such groups could then wait for each other for ever.
+
+    Args:
+        members: rule and resources of each.
+        gpus: the device nodes of the run.
+
+    Raises:
+        UsageError: names the rules.
+
+    """
+    asking = [rule for rule, resources in members if gpu_count(rule, resources, gpus)]
+    if len(asking) > 1:
+        raise UsageError(
+            f"Rules {' and '.join(asking)} run at the same time, as a group, and each asks for GPUs; only one job of "
+            "a group can have some. Give all of them to one rule, or connect the rules with a file instead of a pipe."
+        )
+
+
+def with_gpus(spec: LaunchSpec, gpus: tuple[str, ...]) -> LaunchSpec:
+    """The same with its devices, which it sees and nobody else does.
+
+    Libraries count the devices that they can open, from 0, and do not know the host's numbers: the variables say so as
+    they do in a Slurm job under ConstrainDevices and in a container with a part of the GPUs.
+    """
+    visible = ",".join(str(n) for n in range(len(gpus)))
+    amd = any(node.startswith(AMD_NODES) for node in gpus)
+    names = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES") if amd else ("CUDA_VISIBLE_DEVICES",)
+    return replace(
+        spec,
+        gpus=gpus,
+        limits=replace(spec.limits, gpus=tuple(gpu_number(node) for node in gpus)),
+        environment={**spec.environment, **dict.fromkeys(names, visible)},
+    )
+
+
+def gpu_number(node: str) -> int:
+    """The number at the end of a device node's name."""
+    match = NUMBERED_NODE.fullmatch(node)
+    assert match is not None, node  # settings and probe let no other pass
+    return int(match[1])
+
+
+def choose_gpus(found: Iterable[str], has_kfd: bool, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """``--forge-gpus auto``: NVIDIA's devices or, if there are none, AMD's; of those, what Snakemake itself may use.
+
+    Args:
+        found: device nodes of GPUs.
+        has_kfd: whether there is /dev/kfd, without which no AMD device computes.
+        environment: Snakemake's. SLURM_JOB_GPUS holds numbers of the host (sbatch(1)); those that
+            end in VISIBLE_DEVICES count the devices that are there, from 0.
+
+    Raises:
+        UsageError: for variables that do not give numbers.
+
+    """
+    nodes = sorted(found, key=gpu_number)
+    nvidia = [node for node in nodes if not node.startswith(AMD_NODES)]
+    nodes = nvidia or (nodes if has_kfd else [])
+    names = ("CUDA_VISIBLE_DEVICES",) if nvidia else ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+    for name in ("SLURM_JOB_GPUS", *names):
+        text = environment.get(name)
+        if text is None or not nodes:
+            continue
+        try:
+            numbers = [int(part) for part in text.split(",") if part.strip()]
+        except ValueError:
+            raise UsageError(
+                f"--forge-gpus=auto: {name}={text} restricts the GPUs of this run, but not by their numbers. "
+                f"Name the device nodes: --forge-gpus {','.join(nodes)} or fewer."
+            ) from None
+        if name == "SLURM_JOB_GPUS":
+            return tuple(node for node in nodes if gpu_number(node) in numbers)
+        return tuple(nodes[n] for n in dict.fromkeys(numbers) if 0 <= n < len(nodes))
+    return tuple(nodes)
 
 
 def check_requirement(require: Require, host: Host) -> None:
@@ -123,7 +247,7 @@ def plan(
         UsageError: for resources that cannot be met (see :func:`check_resources`).
 
     """
-    check_resources(request.rule, request.resources, host.run_memory_bytes)
+    check_resources(request.rule, request.resources, host)
     limits = _limits(request, config)
     network = Network(str(request.resources.get("forge_network", config.network)))
     name = f"{number:05d}-{_slug(request.rule)}"
@@ -156,6 +280,7 @@ def plan(
         outputs=request.outputs,
         isolation=_isolation(host, network),
         interactive=request.interactive,
+        gpu_count=gpu_count(request.rule, request.resources, host.gpus),
     )
 
 

@@ -80,3 +80,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         default="16384",
         metadata=_text("How many processes and threads all jobs of the run may have together, or none.", "N"),
     )
+    gpus: str = field(
+        default="auto",
+        metadata=_text("GPUs for jobs whose rule has the resource gpu: auto (those found in /dev), none, or device "
+                       "nodes with commas between them, for example /dev/nvidia0,/dev/nvidia1.", "NODES"),
+    )

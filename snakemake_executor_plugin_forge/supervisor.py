@@ -418,6 +418,17 @@ def lost(spec: LaunchSpec, reason: str) -> Verdict:
     return Verdict(Outcome.LOST, f"lost: {reason}", None, None, Usage(), now(), 0.0, directory=spec.job_dir)
 
 
+def never_started(spec: LaunchSpec, reason: str) -> Verdict:
+    """Record an attempt that was cancelled before anything of it had run."""
+    text = f"cancelled, nothing of it was run: {reason}"
+    verdict = Verdict(Outcome.CANCELLED, text, None, None, Usage(), now(), 0.0, directory=spec.job_dir)
+    with suppress(OSError):  # its verdict counts all the same
+        record = JobDirectory(spec)
+        record.close()
+        record.finish(verdict)
+    return verdict
+
+
 def _remove_patiently(cgroup: JobCgroup) -> bool:
     """A dead process leaves its cgroup a moment after it was reaped."""
     for pause_milliseconds in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500):

@@ -51,7 +51,9 @@ class Command:
     removed: tuple[str, ...]
 
 
-def start(group: RunCgroup | None, mailbox: Mailbox) -> tuple[subprocess.Popen[bytes], Channel]:
+def start(
+    group: RunCgroup | None, gpus: tuple[str, ...], mailbox: Mailbox
+) -> tuple[subprocess.Popen[bytes], Channel]:
     """Start a launcher; called in the nursery."""
     import subprocess  # not in the launcher: threading, which it imports, makes every fork slower
 
@@ -66,7 +68,7 @@ def start(group: RunCgroup | None, mailbox: Mailbox) -> tuple[subprocess.Popen[b
     )
     theirs.close()
     channel = Channel(ours)
-    channel.send(Frame(Kind.READY, body=pickle.dumps(group)))
+    channel.send(Frame(Kind.READY, body=pickle.dumps((group, gpus))))
     return process, channel
 
 
@@ -85,7 +87,7 @@ def main(fd: int, mailbox_fd: int) -> None:
     if first is None:
         return
     pool = _Launcher(upward, Mailbox(socket.socket(fileno=mailbox_fd)), execute, as_init=True)
-    pool.group = pickle.loads(first.body)
+    pool.group, pool.gpus = pickle.loads(first.body)
     gc.collect()
     gc.disable()
     gc.freeze()

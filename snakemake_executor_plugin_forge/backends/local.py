@@ -11,14 +11,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 from ..errors import HostError, NurseryError
 from ..model import Done, Host, LaunchSpec, Verdict
-from ..supervisor import lost
+from ..plan import with_gpus
+from ..supervisor import lost, never_started
 from . import nursery
+from .gpus import Devices, Grant
 from .nursery import Orders
 from .pool import encode_job
 from .wire import Channel, Frame, Kind, Mailbox
@@ -32,8 +34,12 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, notice: Callable[[str], None]) -> None:
         """Fork the nursery. To be called while Snakemake has no threads.
+
+        Args:
+            orders: for the nursery.
+            notice: shows a sentence to the user; called in this backend's thread.
 
         Raises:
             HostError, NurseryError: if this host cannot run contained jobs at all.
@@ -61,10 +67,14 @@ class LocalBackend:
             raise
         self._jobs: dict[str, tuple[LaunchSpec, Done]] = {}
         self._idle = threading.Condition()
-        self._outgoing: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[Frame | Callable[[], None] | None] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._sending = threading.Lock()
         self._dead: str | None = None
+        # The thread's own: nobody else touches them.
+        self._gpus = Devices(orders.gpus)
+        self._waiting: dict[str, tuple[bytes, bool]] = {}  # for GPUs: payload, and whether it is a command
+        self._notice: Callable[[str], None] | None = notice
         self._thread = threading.Thread(target=self._pump, name="forge-backend", daemon=True)
         self._thread.start()
 
@@ -91,15 +101,19 @@ class LocalBackend:
         """See :class:`..model.Backend`."""
         with self._idle:
             self._jobs[spec.name] = (spec, done)
-        self._put(Frame(Kind.RENDER if is_command else Kind.RUN, spec.name, encode_job(spec, payload)))
+        if spec.gpu_count:
+            self._later(lambda: self._ask_for_gpus(spec, payload, is_command))
+        else:
+            self._put(_order(spec, payload, is_command))
 
     def cancel(self, name: str, reason: str) -> None:
         """See :class:`..model.Backend`."""
-        self._put(Frame(Kind.CANCEL, name, reason.encode()))
+        self._later(lambda: self._cancel([name], Frame(Kind.CANCEL, name, reason.encode())))
 
     def cancel_all(self, reason: str, grace: bool) -> None:
         """See :class:`..model.Backend`."""
-        self._put(Frame(Kind.CANCEL if grace else Kind.KILL, body=reason.encode()))
+        frame = Frame(Kind.CANCEL if grace else Kind.KILL, body=reason.encode())
+        self._later(lambda: self._cancel(self._gpus.dismiss(), frame))
 
     def wait_idle(self, timeout_seconds: float) -> bool:
         """See :class:`..model.Backend`."""
@@ -138,7 +152,11 @@ class LocalBackend:
             with self._sending:
                 if self._dead is None and self._outgoing.empty() and self._channel.send_at_once(frame):
                     return
-        self._outgoing.put(frame)
+        self._later(frame)
+
+    def _later(self, what: Frame | Callable[[], None] | None) -> None:
+        """Have the thread send a frame, make a call, or end."""
+        self._outgoing.put(what)
         with suppress(BlockingIOError):
             os.write(self._wake_write, b"x")
 
@@ -176,11 +194,26 @@ class LocalBackend:
                     return True
                 if frame is None:
                     return False
-                if self._dead is None:
+                if self._dead is None and isinstance(frame, Frame):
                     self._channel.send(frame)
                     continue
-            if frame.kind in (Kind.RUN, Kind.RENDER):
-                self._finish(frame.name, lambda spec: lost(spec, f"{self._dead}; nothing of it was run"))
+            if isinstance(frame, Frame):
+                self._not_sent(frame)
+            else:
+                frame()
+
+    def _send(self, frame: Frame) -> None:
+        """Send it now: what is said of a job must not overtake what starts it."""
+        with self._sending:
+            if self._dead is None:
+                self._channel.send(frame)
+                return
+        self._not_sent(frame)
+
+    def _not_sent(self, frame: Frame) -> None:
+        """The nursery is dead."""
+        if frame.kind in (Kind.RUN, Kind.RENDER):
+            self._finish(frame.name, lambda spec: lost(spec, f"{self._dead}; nothing of it was run"))
 
     def _arrived(self, frame: Frame) -> None:
         if frame.kind is Kind.REFUSED:
@@ -198,6 +231,8 @@ class LocalBackend:
         if job is None:  # its supervisor died right after it had reported: it was buried, and reported again
             return
         spec, done = job
+        if spec.gpu_count:  # before Snakemake is told: it may take its time
+            self._start(self._gpus.release(name))
         try:
             done(verdict_of(spec))
         finally:
@@ -208,9 +243,44 @@ class LocalBackend:
     def _nursery_died(self) -> None:
         """Supervisors end their jobs when the nursery is gone, and say so; report those of which nothing was heard."""
         self._dead = f"the nursery (pid {self._pid}) was killed"
+        self._gpus.dismiss()
         begin = time.monotonic()
         while self._wait_for_mail(begin + _ORPHAN_SECONDS) and self._read_mail():
             pass
         waited = time.monotonic() - begin
         for name in list(self._jobs):
             self._finish(name, lambda spec: lost(spec, f"{self._dead}; its job ended {waited:.1f} s later"))
+
+    # -- GPUs (in the thread) --------------------------------------------------------------------------------------
+
+    def _ask_for_gpus(self, spec: LaunchSpec, payload: bytes, is_command: bool) -> None:
+        self._waiting[spec.name] = (payload, is_command)
+        self._start(self._gpus.ask(spec.name, spec.gpu_count))
+        if self._notice is not None and spec.name in self._waiting:
+            self._notice(
+                f"Forge: rule {spec.rule} waits for a free GPU. Its cores count as used meanwhile; with "
+                f"--resources gpu={len(self._gpus)} Snakemake starts other jobs instead."
+            )
+            self._notice = None  # said once
+
+    def _start(self, grants: Iterable[Grant]) -> None:
+        """Start those that have got their GPUs."""
+        for name, nodes in grants:
+            payload, is_command = self._waiting.pop(name)
+            with self._idle:
+                spec, done = self._jobs[name]
+                spec = with_gpus(spec, nodes)
+                self._jobs[name] = (spec, done)
+            self._send(_order(spec, payload, is_command))
+
+    def _cancel(self, names: list[str], frame: Frame) -> None:
+        """End those that wait for GPUs here, and have the others ended."""
+        reason = frame.body.decode()
+        for name in names:
+            if self._waiting.pop(name, None) is not None:
+                self._finish(name, lambda spec: never_started(spec, f"{reason}, while it waited for a free GPU"))
+        self._send(frame)
+
+
+def _order(spec: LaunchSpec, payload: bytes, is_command: bool) -> Frame:
+    return Frame(Kind.RENDER if is_command else Kind.RUN, spec.name, encode_job(spec, payload))

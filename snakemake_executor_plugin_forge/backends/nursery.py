@@ -47,6 +47,7 @@ class Orders:
     run_id: str
     run_memory: str  # a size or a percentage, as the user gave it
     run_pids: int | None
+    gpus: tuple[str, ...]  # device nodes that jobs may be given
     prepare: Callable[[], None]
     execute: Execute
     render: Render
@@ -78,6 +79,7 @@ class _Nursery(Pool):
 
     def __init__(self, orders: Orders, upward: Channel, mailbox: Mailbox) -> None:
         super().__init__(upward, mailbox, orders.execute)
+        self.gpus = orders.gpus
         self._orders = orders
         self._launcher: tuple[subprocess.Popen[bytes], Channel] | None = None
         self._launched: dict[str, Frame] = {}
@@ -107,6 +109,7 @@ class _Nursery(Pool):
             namespaces=namespaces,
             namespaces_note=namespaces_note,
             mechanisms={"root": ROOT_MECHANISMS, "user": USER_MECHANISMS}.get(namespaces, ()),
+            gpus=self.gpus,
         )
 
     def active(self) -> bool:
@@ -146,7 +149,7 @@ class _Nursery(Pool):
         self._launcher[1].send(job)
 
     def _start_launcher(self) -> None:
-        self._launcher = launcher.start(self.group, self.mailbox)
+        self._launcher = launcher.start(self.group, self.gpus, self.mailbox)
         self.watch(self._launcher[1].fileno(), self._from_launcher)
 
     def _from_launcher(self) -> None:

@@ -64,6 +64,7 @@ class Pool:
         self.upward = upward
         self.mailbox = mailbox
         self.group: RunCgroup | None = None
+        self.gpus: tuple[str, ...] = ()
         self.selector = selectors.DefaultSelector()
         self._execute = execute
         self._as_init = as_init
@@ -166,7 +167,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _supervisor(self._execute, self._as_init, self.group, theirs, self.mailbox)
+            _supervisor(self._execute, self._as_init, self.group, self.gpus, theirs, self.mailbox)
         theirs.close()
         worker = Worker(pid, os.pidfd_open(pid), Channel(ours))
         answer = next(worker.channel.receive(), None)  # blocks until it is prepared
@@ -229,7 +230,12 @@ class _Orders:
 
 
 def _supervisor(
-    execute: Execute, as_init: bool, group: RunCgroup | None, sock: socket.socket, mailbox: Mailbox
+    execute: Execute,
+    as_init: bool,
+    group: RunCgroup | None,
+    gpus: tuple[str, ...],
+    sock: socket.socket,
+    mailbox: Mailbox,
 ) -> NoReturn:
     """The whole life of a supervisor process: one attempt after the other."""
     code = 1
@@ -238,7 +244,7 @@ def _supervisor(
         privileges.close_descriptors((sock.fileno(), mailbox.fileno()))
         channel = Channel(sock)
         try:
-            base = prepare()
+            base = prepare(gpus)
         except OSError as error:
             channel.send(Frame(Kind.REFUSED, body=str(error).encode()))
         else:

@@ -35,12 +35,16 @@ class Base:
     init_program: str
     capabilities: frozenset[int]  # what a job keeps
     private: tuple[str, ...]  # those of PRIVATE_DIRECTORIES that exist here and are not links
+    gpus: tuple[str, ...] = ()  # device nodes that its jobs may be given
 
 
-def prepare() -> Base:
+def prepare(gpus: tuple[str, ...] = ()) -> Base:
     """Give this (single-threaded) process a mount namespace that its jobs will copy.
 
     As an ordinary user this is done in a user namespace in which only the user itself exists: user_namespaces(7).
+
+    Args:
+        gpus: device nodes that its jobs may be given.
 
     Raises:
         OSError: the call that the host refuses.
@@ -57,7 +61,7 @@ def prepare() -> Base:
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
     device_dir = _empty_directory()
     try:
-        mounts.prepare_base(device_dir)
+        mounts.prepare_base(device_dir, gpus)
     finally:
         os.rmdir(device_dir)
     program = shutil.which("cat")
@@ -70,6 +74,7 @@ def prepare() -> Base:
         init_program=program,
         capabilities=privileges.bound(),
         private=private_directories(),
+        gpus=gpus,
     )
 
 
@@ -168,9 +173,12 @@ def _hold_namespace(program: str) -> subprocess.Popen[bytes]:
 
 
 def entry_steps(
-    network: Network, scratch: Scratch, exposed: tuple[str, ...], workdir: str, base: Base
+    network: Network, scratch: Scratch, exposed: tuple[str, ...], workdir: str, gpus: tuple[str, ...], base: Base
 ) -> tuple[Step, ...]:
     """What locks a job's process into its sandbox, worked out ahead of it, in the supervisor.
+
+    Args:
+        gpus: device nodes for this job alone, of those of ``base``.
 
     Raises:
         OSError: if a mount point cannot be made.
@@ -179,7 +187,8 @@ def entry_steps(
     existing = tuple(path for path in exposed if os.path.exists(path))
     mounts.make_mount_points(scratch.private, existing)
     private = tuple(scratch.private.items())
-    return _entry_steps(network, private, scratch.places, existing, workdir, base.capabilities)
+    own_gpus = gpus if base.gpus else None
+    return _entry_steps(network, private, scratch.places, existing, workdir, own_gpus, base.capabilities)
 
 
 @functools.lru_cache(maxsize=64)  # most jobs of a run are entered in the same way
@@ -189,6 +198,7 @@ def _entry_steps(
     places: str,
     exposed: tuple[str, ...],
     workdir: str,
+    gpus: tuple[str, ...] | None,
     capabilities: frozenset[int],
 ) -> tuple[Step, ...]:
     flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
@@ -198,6 +208,7 @@ def _entry_steps(
         syscalls.unshare_step(flags),
         *([(syscalls.raise_loopback, (), "loopback")] if network is Network.OFF else []),
         *mounts.view_steps(dict(private), places, exposed),
+        *(mounts.gpu_steps(gpus) if gpus is not None else []),
         syscalls.chdir_step(workdir),
         *privileges.drop_steps(capabilities),
     )

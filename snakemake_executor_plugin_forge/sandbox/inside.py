@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..model import LaunchSpec, Network
-from . import enter
+from . import enter, mounts
 from .enter import Base
 from .scratch import Scratch, Slots
 from .syscalls import Step
@@ -50,12 +50,15 @@ class View:
     workdir: str
     identities: tuple[tuple[int, int] | None, ...]
     interactive: bool
+    gpus: tuple[str, ...]
 
     @classmethod
     def of(cls, spec: LaunchSpec) -> View:
         """That of one job, now: a directory that was deleted and made anew since is another one."""
         identities = tuple(_identity(path) for path in (spec.workdir, *spec.exposed))
-        return cls(spec.scratch_base, spec.network, spec.exposed, spec.workdir, identities, spec.interactive)
+        return cls(
+            spec.scratch_base, spec.network, spec.exposed, spec.workdir, identities, spec.interactive, spec.gpus
+        )
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -83,7 +86,7 @@ class Inside:
         self.stderr, err = _pipe()
         self.result_fd, result = _pipe()
         self._ours, theirs = socket.socketpair()
-        steps = enter.entry_steps(view.network, scratch, view.exposed, view.workdir, base)
+        steps = enter.entry_steps(view.network, scratch, view.exposed, view.workdir, view.gpus, base)
         streams = () if view.interactive else ((base.null, 0), (out, 1), (err, 2))
 
         def job() -> NoReturn:
@@ -136,6 +139,7 @@ class Standby:
         self._slots = slots
         self._as_init = as_init
         self._last: View | None = None
+        self._gpus: tuple[str, ...] = ()
         self._waiting: Inside | None = None
 
     def take(self, spec: LaunchSpec) -> Inside:
@@ -166,6 +170,9 @@ class Standby:
                 self._waiting = self._make(view)
 
     def _make(self, view: View) -> Inside:
+        if view.gpus != self._gpus:
+            mounts.place_gpus(self._gpus, view.gpus)
+            self._gpus = view.gpus
         scratch = self._slots.take(view.scratch_base)
         return Inside(view, self._base, scratch, self._execute, as_init=self._as_init)
 

@@ -101,6 +101,11 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     run([mount_step(source, target, kind, flags, data)])
 
 
+def unmount_step(target: str) -> Step:
+    """Take away what is mounted on ``target``, with all that is mounted in it: MNT_DETACH of umount2(2)."""
+    return _libc.umount2, (os.fsencode(target), MNT_DETACH), f"umount {target}"
+
+
 def bind_step(source: str, target: str, *, recursive: bool = True) -> Step:
     """Show ``source`` at ``target`` as well."""
     return mount_step(source, target, "", MS_BIND | (MS_REC if recursive else 0))

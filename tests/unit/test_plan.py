@@ -54,13 +54,13 @@ def test_exposures_keep_only_the_outermost() -> None:
 
 @pytest.mark.parametrize("value", ["<TBD>", None, True])
 def test_values_that_are_not_known_yet_are_not_judged(value: object) -> None:
-    check_resources("r", {"mem_mb": value}, GIB)
+    check_resources("r", {"mem_mb": value, "gpu": None}, HOST)
 
 
 @pytest.mark.parametrize("resources", [{"mem_mb": 1}, {"mem_mb": 0}, {"mem_mb": 2000}, {"runtime": 0}, {"disk_mb": -1}])
 def test_absurd_values_are_refused(resources: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="Rule r: "):
-        check_resources("r", resources, GIB)
+        check_resources("r", resources, replace(HOST, run_memory_bytes=GIB))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,225 @@
+"""GPUs belong to one job at a time and are seen by nobody else.
+
+The devices are nodes made here, with the numbers of /dev/null.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ..conftest import command, residue, run, write_workflow
+
+pytestmark = pytest.mark.kernel
+
+# The nodes that it sees, the variable, what it sees of all the others, and which it can use.
+LOOK = (
+    "echo $(cd /dev; ls | grep -- '-gpu') ${{CUDA_VISIBLE_DEVICES:-}} > {output}; ls -A /dev/.forge-gpus >> {output}; "
+    "for f in $(ls -d /dev/*-gpu* 2>/dev/null); do test -c $f && echo x > $f && echo writable >> {output}; done; true"
+)
+
+
+@pytest.fixture
+def gpus() -> Iterator[list[str]]:
+    """Two character devices that can be read and written."""
+    tag = uuid.uuid4().hex[:8]
+    nodes = [f"/dev/forge-{tag}-gpu{number}" for number in (0, 1)]
+    for node in nodes:
+        os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    try:
+        yield nodes
+    finally:
+        for node in nodes:
+            os.unlink(node)
+
+
+def _span(attempt: dict[str, object]) -> tuple[float, float]:
+    start = datetime.fromisoformat(str(attempt["started"])).timestamp()
+    return start, start + float(str(attempt["seconds"]))
+
+
+def test_two_jobs_have_one_each_and_the_others_wait(workdir: Path, gpus: list[str]) -> None:
+    write_workflow(workdir, f"""
+        rule all:
+            input: expand("{{i}}.out", i=range(6)), "both.out", "plain.out", "python.out"
+        rule one:
+            output: "{{i}}.out"
+            resources: gpu=1
+            shell: {LOOK + "; sleep 0.7"!r}
+        rule both:
+            output: "both.out"
+            resources: gpus=2
+            shell: {LOOK!r}
+        rule plain:
+            output: "plain.out"
+            shell: {LOOK!r}
+        rule python:
+            output: "python.out"
+            resources: gpu=1
+            run:
+                import os
+                seen = [name for name in os.listdir("/dev") if "-gpu" in name and name[0] != "."]
+                with open(output[0], "w") as file:
+                    print(*seen, os.environ["CUDA_VISIBLE_DEVICES"], file=file)
+        """)
+    result = run(workdir, "-j16", "--forge-gpus", ",".join(gpus))
+    assert result.code == 0, result.output
+    names = [os.path.basename(node) for node in gpus]
+    ones = result.attempts("one")
+    by_device: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
+    for attempt in [*ones, result.attempt("both"), result.attempt("python")]:
+        for number in attempt["limits"]["gpus"]:
+            by_device[number].append(_span(attempt))
+    for attempt in ones:
+        (number,) = attempt["limits"]["gpus"]
+        expected = f"{names[number]} 0\nwritable\n"
+        assert result.read(f"{attempt['wildcards']['i']}.out") == expected
+    for spans in by_device.values():
+        spans.sort()
+        assert all(first[1] <= second[0] for first, second in pairwise(spans)), spans
+    assert any(a[0] < b[1] and b[0] < a[1] for a in by_device[0] for b in by_device[1]), "none ran at the same time"
+    assert result.read("both.out") == f"{' '.join(names)} 0,1\nwritable\nwritable\n"
+    assert result.attempt("both")["limits"]["gpus"] == [0, 1]
+    assert result.read("python.out").split() in ([names[0], "0"], [names[1], "0"])
+    assert result.read("plain.out") == "\n"
+    assert result.attempt("plain")["limits"]["gpus"] == []
+    assert f"GPUs {', '.join(gpus)}" in result.output
+    assert residue(workdir) == []
+
+
+def test_one_supervisor_shows_each_job_its_own(workdir: Path, gpus: list[str]) -> None:
+    """One job after the other, with and without: nothing of the one before is seen, in a sandbox made ahead or not."""
+    write_workflow(workdir, f"""
+        rule all:
+            input: expand("{{i}}.out", i=range(12))
+        rule one:
+            output: "{{i}}.out"
+            resources: gpu=lambda wildcards: [0, 1, 2, 0, 0, 0, 1, 1, 1, 2, 1, 0][int(wildcards.i)]
+            shell: {LOOK!r}
+        """)
+    result = run(workdir, "-j1", "--forge-gpus", ",".join(gpus))
+    assert result.code == 0, result.output
+    for number, count in enumerate([0, 1, 2, 0, 0, 0, 1, 1, 1, 2, 1, 0]):
+        names = " ".join(os.path.basename(node) for node in gpus[:count])
+        visible = ",".join(str(n) for n in range(count))
+        expected = f"{names} {visible}".strip() + "\n" + "writable\n" * count
+        assert result.read(f"{number}.out") == expected, number
+    assert residue(workdir) == []
+
+
+@pytest.mark.parametrize(
+    ("resources", "flag", "words"),
+    [
+        ("gpu=3", None, "Rule greedy: gpu=3, but this run has 2 (/dev/forge-"),
+        ("gpus=1", "none", "Rule greedy: gpus=1, but this run has no GPU"),
+        ("gpu=-1", None, "Rule greedy: gpu=-1 must be a whole number"),
+        ("gpu='a100'", None, "Rule greedy: gpu='a100' must be a whole number"),
+        ("gpu=1, gpus=2", None, "Rule greedy: gpu=1 and gpus=2 mean the same"),
+        ("gpu=1", "/dev/nosuchgpu7", "--forge-gpus: /dev/nosuchgpu7 is no character device"),
+        ("gpu=1", "nvidia0", "--forge-gpus=nvidia0: 'nvidia0' is no device node"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_runs(
+    workdir: Path, gpus: list[str], resources: str, flag: str | None, words: str
+) -> None:
+    write_workflow(workdir, f"""
+        rule all:
+            input: "first.out", "greedy.out"
+        rule first:
+            output: "first.out"
+            shell: "touch {{output}}"
+        rule greedy:
+            output: "greedy.out"
+            resources: {resources}
+            shell: "touch {{output}}"
+        """)
+    result = run(workdir, "-j2", "--forge-gpus", flag or ",".join(gpus))
+    assert result.code != 0
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert not (workdir / "first.out").exists()
+    assert residue(workdir) == []
+
+
+def test_more_than_there_are_in_a_function_fails_that_job_alone(workdir: Path, gpus: list[str]) -> None:
+    write_workflow(workdir, """
+        rule all:
+            input: "a.out", "b.out"
+        rule a:
+            output: "a.out"
+            resources: gpu=lambda wildcards: 7
+            shell: "touch {output}"
+        rule b:
+            output: "b.out"
+            resources: gpu=2
+            shell: "touch {output}"
+        """)
+    result = run(workdir, "-j2", "-k", "--forge-gpus", ",".join(gpus))
+    assert "Rule a: gpu=7, but this run has 2" in result.output
+    assert (workdir / "b.out").exists() and not (workdir / "a.out").exists()
+
+
+def test_a_group_with_two_gpu_jobs_is_refused(workdir: Path, gpus: list[str]) -> None:
+    write_workflow(workdir, """
+        rule all:
+            input: "b.out"
+        rule a:
+            output: pipe("a.txt")
+            resources: gpu=1
+            shell: "echo x > {output}"
+        rule b:
+            input: "a.txt"
+            output: "b.out"
+            resources: gpu=1
+            shell: "cat {input} > {output}"
+        """)
+    result = run(workdir, "-j4", "--forge-gpus", ",".join(gpus))
+    assert result.code != 0
+    assert "run at the same time, as a group, and each asks for GPUs" in result.output
+    assert residue(workdir) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str], number: int) -> None:
+    write_workflow(workdir, """
+        rule all:
+            input: expand("{i}.out", i=range(5))
+        rule one:
+            output: "{i}.out"
+            resources: gpu=1
+            shell: "touch begun.{wildcards.i}; sleep 1000; touch {output}"
+        """)
+    snakemake = subprocess.Popen(
+        command("forge", "-j5", "--forge-gpus", ",".join(gpus)),
+        cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(workdir.glob("begun.*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert len(list(workdir.glob("begun.*"))) == 2
+    begin = time.monotonic()
+    snakemake.send_signal(number)
+    output, _ = snakemake.communicate(timeout=60)
+    assert time.monotonic() - begin < 20
+    assert snakemake.returncode != 0
+    assert "waits for a free GPU" in output
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "jobs"],
+        cwd=workdir, capture_output=True, text=True, check=True,
+    )
+    assert done.stdout.count("cancelled") >= 5
+    assert done.stdout.count("nothing of it was run") == 3
+    assert len(list(workdir.glob("begun.*"))) == 2
+    assert residue(workdir) == []
