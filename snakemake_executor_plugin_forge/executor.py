@@ -226,7 +226,13 @@ class Executor(RealExecutor):  # type: ignore[misc]
         lines.append(f"record: {verdict.directory}")
         logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
-        self.report_job_error(info, msg="\n        ".join(lines), aux_logs=logs)
+        self.report_error(info, "\n        ".join(lines), logs)
+
+    def report_error(self, info: SubmittedJobInfo, message: str, logs: list[str]) -> None:
+        """Tell Snakemake that a job or group failed, and the user why: Snakemake shows no message with a group's."""
+        if info.job.is_group():
+            self.logger.error(message)
+        self.report_job_error(info, msg=message, aux_logs=logs)
 
     # -- between-workflow caching ----------------------------------------------------------------------------------
 
@@ -431,7 +437,7 @@ class _Group:
             case None:
                 self._executor.report_job_success(self._info)
             case str() as message:
-                self._executor.report_job_error(self._info, msg=message)
+                self._executor.report_error(self._info, message, [])
             case verdict:
                 self._executor.report_failure(self._info, verdict)
 

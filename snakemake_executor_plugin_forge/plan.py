@@ -46,7 +46,7 @@ FORGE_RESOURCES: Mapping[str, type[CpuMode | Network | KeepScratch]] = {
 GPU_RESOURCES = ("gpu", "gpus")
 """Two names for the same: how many GPUs a job has for itself."""
 
-NUMBERED_NODE = re.compile(r"/dev/(?:[\w.-]+/)*[\w.-]*?(\d+)")
+NUMBERED_NODE = re.compile(r"/dev/(?:\w[\w.-]*/)*(?:\w[\w.-]*?)?(\d+)")
 """A device node that has a number at its end, which is the group."""
 
 AMD_NODES = "/dev/dri/renderD"

@@ -36,7 +36,8 @@ def gpus() -> Iterator[list[str]]:
     tag = uuid.uuid4().hex[:8]
     nodes = [f"/dev/forge-{tag}-gpu{number}" for number in (0, 1)]
     for node in nodes:
-        os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        os.mknod(node, stat.S_IFCHR, os.makedev(1, 3))
+        os.chmod(node, 0o666)
     try:
         yield nodes
     finally:
@@ -115,6 +116,83 @@ def test_one_supervisor_shows_each_job_its_own(workdir: Path, gpus: list[str]) -
         visible = ",".join(str(n) for n in range(count))
         expected = f"{names} {visible}".strip() + "\n" + "writable\n" * count
         assert result.read(f"{number}.out") == expected, number
+    assert residue(workdir) == []
+
+
+USER_PROGRAM = """
+import encodings.ascii, os, shutil, sys  # all that cannot be imported later
+from snakemake_executor_plugin_forge.sandbox import mounts, privileges, syscalls
+from snakemake_executor_plugin_forge.sandbox.enter import prepare
+
+gpus = tuple(sys.argv[1:])
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)  # here, and not before this program: it may lie where only root can read
+syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # as if it had been started by that user: /proc/self is its own
+base = prepare(gpus)
+last = ()
+for own in (gpus[1:], (), gpus, ()):
+    mounts.place_gpus(last, own)
+    last = own
+    steps = mounts.gpu_steps(own)
+    if os.fork() == 0:
+        syscalls.run([syscalls.unshare_step(syscalls.CLONE_NEWNS), *steps, *privileges.drop_steps(base.capabilities)])
+        names = sorted(name for name in os.listdir("/dev") if name.startswith("forge-"))
+        for name in names:
+            with open("/dev/" + name, "w") as device:
+                print("used", file=device)
+        print(*names, os.listdir("/dev/.forge-gpus"), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_an_ordinary_user_gets_the_same(gpus: list[str]) -> None:
+    """By bind mounts in a user namespace, as a supervisor and four jobs of its make them, one after the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", USER_PROGRAM, *gpus], cwd="/", capture_output=True, text=True, check=False, timeout=60
+    )
+    first, second = (os.path.basename(node) for node in gpus)
+    assert done.stdout.splitlines() == [f"{second} []", "[]", f"{first} {second} []", "[]"], done.stderr
+
+
+def test_names_of_the_drivers(workdir: Path) -> None:
+    """``auto`` finds them, a job without gpu sees only what controls them; AMD's lie in a directory of their own."""
+    number = 1000 + os.getpid() % 1000000
+    made_directory = not os.path.isdir("/dev/dri")
+    os.makedirs("/dev/dri", exist_ok=True)
+    nodes = [f"/dev/nvidia{number}", f"/dev/nvidia-forge{number}x", f"/dev/dri/renderD{number}"]
+    look = "(ls -d /dev/nvidia* /dev/dri/* 2>/dev/null; env | grep VISIBLE | sort) > {output} || true"
+    write_workflow(workdir, f"""
+        rule all:
+            input: "one.out", "plain.out"
+        rule one:
+            output: "one.out"
+            resources: gpu=1
+            shell: "{look}"
+        rule plain:
+            output: "plain.out"
+            shell: "{look}"
+        """)
+    try:
+        for node in nodes:
+            os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        count = sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev"))  # also those of the host
+        result = run(workdir, "-j2", env={"CUDA_VISIBLE_DEVICES": str(count - 1)})
+        assert result.code == 0, result.output
+        assert result.read("one.out").split() == [nodes[1], nodes[0], "CUDA_VISIBLE_DEVICES=0"]
+        assert result.read("plain.out").split()[:1] == [nodes[1]] and nodes[0] not in result.read("plain.out")
+        result = run(workdir, "-j2", "-F", "--forge-gpus", nodes[2])
+        assert result.code == 0, result.output
+        assert result.read("one.out").split() == [
+            nodes[2], nodes[1], "HIP_VISIBLE_DEVICES=0", "ROCR_VISIBLE_DEVICES=0"
+        ]
+        assert result.read("plain.out").split() == [nodes[1]]
+    finally:
+        for node in nodes:
+            Path(node).unlink(missing_ok=True)
+        if made_directory:
+            os.rmdir("/dev/dri")
     assert residue(workdir) == []
 
 
