@@ -425,6 +425,7 @@ def never_started(spec: LaunchSpec, reason: str) -> Verdict:
     with suppress(OSError):  # its verdict counts all the same
         record = JobDirectory(spec)
         record.close()
+        record.describe()
         record.finish(verdict)
     return verdict
 

@@ -54,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_table(attempts: list[Attempt]) -> None:
-    header = ("RULE", "WILDCARDS", "TRY", "OUTCOME", "TIME", "MEMORY", "CPU", "REASON")
-    rows = [_row(a) for a in attempts]
+    with_gpus = any(a.record["limits"].get("gpus") for a in attempts)
+    header = ("RULE", "WILDCARDS", "TRY", "OUTCOME", "TIME", "MEMORY", "CPU", *(["GPU"] if with_gpus else []), "REASON")
+    rows = [_row(a, with_gpus) for a in attempts]
     if sys.stdout.isatty():
         _print_rich(header, rows)
         return
@@ -75,7 +76,7 @@ def _print_rich(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     Console().print(table)
 
 
-def _row(attempt: Attempt) -> tuple[str, ...]:
+def _row(attempt: Attempt, with_gpus: bool) -> tuple[str, ...]:
     record = attempt.record
     limit = record["limits"]["memory_bytes"]
     used = record["usage"].get("memory_peak_bytes")
@@ -90,5 +91,6 @@ def _row(attempt: Attempt) -> tuple[str, ...]:
         show_seconds(record["seconds"]),
         memory,
         "-" if cpu is None else show_seconds(cpu),
+        *([",".join(map(str, record["limits"].get("gpus") or ())) or "-"] if with_gpus else []),
         "; ".join(record["notes"]) if succeeded else record["reason"],
     )

@@ -299,5 +299,6 @@ def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str], numbe
     )
     assert done.stdout.count("cancelled") >= 5
     assert done.stdout.count("nothing of it was run") == 3
+    assert "GPU" in done.stdout.splitlines()[0]
     assert len(list(workdir.glob("begun.*"))) == 2
     assert residue(workdir) == []
