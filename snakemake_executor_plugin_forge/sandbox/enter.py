@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..model import Network
 from ..plan import PRIVATE_DIRECTORIES
-from . import mounts, privileges, syscalls
+from . import mounts, privileges, sockets, syscalls
 from .scratch import Scratch
 from .syscalls import Step
 
@@ -64,6 +64,8 @@ def prepare(gpus: tuple[str, ...] = ()) -> Base:
         mounts.prepare_base(device_dir, gpus)
     finally:
         os.rmdir(device_dir)
+    sockets.forget()
+    syscalls.join_new_session_keyring()  # whatever becomes of that of a job, it is not the user's
     program = shutil.which("cat")
     if program is None:
         raise OSError("cat, which holds a job's PID namespace, is not in PATH")
@@ -210,6 +212,7 @@ def _entry_steps(
         *mounts.view_steps(dict(private), places, exposed),
         *(mounts.gpu_steps(gpus) if gpus is not None else []),
         syscalls.chdir_step(workdir),
+        (syscalls.join_new_session_keyring, (), "keyring"),
         *privileges.drop_steps(capabilities),
     )
 

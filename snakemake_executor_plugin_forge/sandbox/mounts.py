@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
-from . import syscalls
+from . import sockets, syscalls
 from .gpus import is_gpu
 from .syscalls import Step
 
@@ -29,7 +29,7 @@ _GPU_STORE = ".forge-gpus"
 
 
 def prepare_base(device_dir: str, gpus: tuple[str, ...]) -> None:
-    """In a new mount namespace: no propagation to the host, a small /dev.
+    """In a new mount namespace: no propagation to the host, no way to its services, a small /dev.
 
     Args:
         device_dir: an empty directory, used as the place where the new /dev is put together.
@@ -37,6 +37,7 @@ def prepare_base(device_dir: str, gpus: tuple[str, ...]) -> None:
 
     """
     syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
+    sockets.hide(os.environ)
     _private_dev(device_dir, gpus)
 
 

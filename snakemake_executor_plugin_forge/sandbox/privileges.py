@@ -11,6 +11,9 @@ from . import syscalls
 # What a root user's ordinary programs need (tar restores owners, tools work in other users' directories) and no
 # more: neither mounting nor devices, raw sockets, ptrace of others, kernel modules nor reading files by handle.
 _KEPT_BY_ROOT = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7}
+# Of root's programs only the one that holds a job's PID namespace has it. It is outside the sandbox but for that
+# namespace, and who has less than a process may neither trace it nor look through its /proc entry: ptrace(2).
+_CAP_SETPCAP = 8
 
 
 def bound() -> frozenset[int]:
@@ -25,13 +28,14 @@ def bound() -> frozenset[int]:
     kept = frozenset(_KEPT_BY_ROOT.values()) if os.geteuid() == 0 else frozenset[int]()
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # proc_sys_kernel(5)
         last = int(file.read())
-    syscalls.bound_capabilities(kept, last)
+    syscalls.bound_capabilities(kept | {_CAP_SETPCAP} if kept else kept, last)
     return syscalls.effective_capabilities() & kept
 
 
 def drop_steps(kept: frozenset[int]) -> list[syscalls.Step]:
     """In a job: give up all other capabilities, and the way to new ones (no_new_privs of prctl(2))."""
-    return [syscalls.capset_step(kept), syscalls.prctl_step(syscalls.PR_SET_NO_NEW_PRIVS, 1)]
+    bound_step = [syscalls.prctl_step(syscalls.PR_CAPBSET_DROP, _CAP_SETPCAP)] if kept else []
+    return [*bound_step, syscalls.capset_step(kept), syscalls.prctl_step(syscalls.PR_SET_NO_NEW_PRIVS, 1)]
 
 
 def close_descriptors(keep: tuple[int, ...]) -> None:

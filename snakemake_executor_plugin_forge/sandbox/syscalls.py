@@ -45,6 +45,8 @@ _MOUNT_SETATTR = 442  # the same on every architecture, since Linux 5.12
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _MOUNT_ATTR_RDONLY = 0x1
+_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}.get(os.uname().machine)
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
@@ -136,6 +138,16 @@ def _has_mount_setattr() -> bool:
     """Asked by a call that can only fail: with a structure of no size."""
     _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", 0, None, ctypes.c_size_t(0))
     return ctypes.get_errno() != errno.ENOSYS
+
+
+def join_new_session_keyring() -> None:
+    """An empty session keyring for this process, instead of the one that it has inherited: session-keyring(7).
+
+    No error where it is refused: a kernel without keyrings has nothing to hide, and an ordinary user may have no more
+    than 200 keys at a time (/proc/sys/kernel/keys/maxkeys of keyrings(7)).
+    """
+    if _KEYCTL is not None:
+        _libc.syscall(_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def chdir_step(path: str) -> Step:

@@ -6,9 +6,13 @@ faults that the sandbox must survive (docs/explanation/faults.md).
 
 from __future__ import annotations
 
+import ctypes
+import os
+import socket
 import textwrap
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +94,25 @@ TAG = uuid.uuid4().hex[:8]
 ALLOCATE = "python3 -c 'x = bytearray({mb} * 2**20); print(len(x))'"
 SPIN = 'for i in 1 2 3 4 5 6 7 8; do timeout {s} sh -c "while :; do :; done" & done; wait || true; touch {{output}}'
 
+SERVICES = ("/run/docker.sock", f"/run/user/forge-test-{TAG}/bus", "/run/dbus/system_bus_socket", "/run/systemd/private")
+TRY_SERVICES = (
+    "import os, socket\n"
+    "for path in os.environ['SERVICES'].split():\n"
+    "    try:\n"
+    "        socket.socket(socket.AF_UNIX).connect(path)\n"
+    "    except OSError:\n"
+    "        continue\n"
+    "    print('reached', path)\n"
+)
+# add_key(2), keyctl(2): KEYCTL_SEARCH in KEY_SPEC_SESSION_KEYRING; 126 is ENOKEY.
+ADD_KEY, KEYCTL = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+SEARCH_KEY = (
+    "import ctypes; libc = ctypes.CDLL(None, use_errno=True); "
+    f"print(libc.syscall({KEYCTL}, 10, -3, b'user', b'forge-test-{TAG}', 0), ctypes.get_errno())"
+)
+# ptrace(2): PTRACE_ATTACH; 1 is EPERM.
+ATTACH = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.ptrace(16, 1, 0, 0), ctypes.get_errno())"
+
 CASES = [
     Case("fork_bomb", "pids", "f() {{ f | f & }}; f; sleep 3; sleep 1 & wait $!; exit 1", check=_reason("--forge-pids")),
     Case("daemon", "succeeded", "(setsid nohup sleep 1002 >/dev/null 2>&1 &); sleep 0.3; echo ok > {output}",
@@ -99,6 +122,31 @@ CASES = [
     Case("kill_parent", "succeeded", "kill -9 $PPID; sleep 0.1; echo alive > {output}", check=_out("alive")),  # 8
     Case("kill_init", "succeeded", "kill -9 1; sleep 0.1; echo alive > {output}", check=_out("alive")),  # 9
     Case("new_privileges", "succeeded", "grep NoNewPrivs /proc/self/status | cut -f2 > {output}", check=_out("1")),  # 13
+    Case("ptrace_init", "succeeded", f'python3 -c "{ATTACH}" > {{output}}', check=_out("-1 1")),  # 12
+    Case("ptrace_holder", "succeeded", check=_out("-1 1"),
+         run=f"import subprocess\nopen(output[0], 'wb').write(subprocess.check_output(['python3', '-c', {ATTACH!r}]))"),
+    Case("holders_root", "succeeded", check=_out("no no"),
+         run="import os\n"
+             "def look(path):\n"
+             "    try:\n"
+             "        return len(os.listdir(path)) >= 0 and 'yes'\n"
+             "    except OSError:\n"
+             "        return 'no'\n"
+             "with open(output[0], 'w') as file:\n"
+             "    print(look('/proc/1/root'), look('/proc/1/cwd'), file=file)"),
+    Case("bounding_set", "succeeded", "grep CapBnd /proc/self/status | cut -f2 > {output}", check=_out("00000000000000fb")),
+    Case("setuid_copy", "succeeded",  # 13: with the privilege it would be 65534
+         "cp $(command -v id) $TMPDIR/id; chown 65534 $TMPDIR/id; chmod 4755 $TMPDIR/id; $TMPDIR/id -u > {output}",
+         check=_out("0")),
+    Case("services", "succeeded", f'python3 -c "{TRY_SERVICES}" > {{output}}', check=_out("")),  # 14, 15, 83
+    Case("systemd_run", "succeeded",
+         "systemd-run --quiet --wait true 2>/dev/null && echo yes > {output} || echo no > {output}", check=_out("no")),
+    Case("variables_of_services", "succeeded",
+         "env | grep -cE '^(SSH_AUTH_SOCK|DBUS_SESSION_BUS_ADDRESS|XDG_RUNTIME_DIR)=' > {output} || true",
+         check=_out("0")),
+    Case("variables_of_services_in_python", "succeeded", check=_out("None None"),
+         run="import os\nopen(output[0], 'w').write(f\"{os.environ.get('SSH_AUTH_SOCK')} {os.environ.get('TMUX')}\")"),
+    Case("own_keyring", "succeeded", f'python3 -c "{SEARCH_KEY}" > {{output}}', check=_out("-1 126")),  # 92
     Case("new_namespace_mount", "succeeded",
          "unshare -m true 2>/dev/null && echo mounted > {output} || echo refused > {output}", check=_out("refused")),
     Case("hidden_processes", "succeeded",  # 18
@@ -169,10 +217,44 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     outputs = [f"{case.name}.out" for case in CASES]
     write_workflow(directory, f"rule all:\n    input: {outputs!r}\n" + "\n".join(case.rule() for case in CASES))
     Path("/tmp", f"forge-test-{TAG}").touch()
+    agent = str(directory / "agent")
+    environment = {
+        "SSH_AUTH_SOCK": agent, "DBUS_SESSION_BUS_ADDRESS": f"unix:path={directory}/bus,guid=1",
+        "XDG_RUNTIME_DIR": f"/run/user/forge-test-{TAG}", "TMUX": "/nowhere,1,0",
+        "SERVICES": " ".join([*SERVICES, agent, f"{directory}/bus"]),
+    }
+    _add_session_key()
     try:
-        return run(directory, "-j4", "--keep-going", "--forge-pids", "400")
+        with ExitStack() as stack:
+            for path in (*SERVICES, agent, f"{directory}/bus"):
+                _listen(path, stack)
+            return run(directory, "-j4", "--keep-going", "--forge-pids", "400", env=environment)
     finally:
         Path("/tmp", f"forge-test-{TAG}").unlink()
+
+
+def _listen(path: str, stack: ExitStack) -> None:
+    """A service at ``path`` that takes connections, unless the host has one there."""
+    if os.path.exists(path):
+        return
+    for directory in reversed(Path(path).parents):
+        if not directory.exists():
+            directory.mkdir()
+            stack.callback(directory.rmdir)
+    service = stack.enter_context(socket.socket(socket.AF_UNIX))
+    service.bind(path)
+    stack.callback(os.unlink, path)
+    service.listen(100)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(path)
+
+
+def _add_session_key() -> None:
+    """A key in this process's session keyring, which Snakemake inherits; it is found here."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(KEYCTL, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING
+    assert libc.syscall(ADD_KEY, b"user", f"forge-test-{TAG}".encode(), b"secret", 6, -3) > 0
+    assert libc.syscall(KEYCTL, 10, -3, b"user", f"forge-test-{TAG}".encode(), 0) > 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
