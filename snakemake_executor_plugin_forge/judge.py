@@ -6,9 +6,16 @@ import re
 import signal
 from dataclasses import replace
 
-from .model import Evidence, LaunchSpec, Outcome, Usage, Verdict
+from .model import Evidence, LaunchSpec, Oom, OomScope, Outcome, Usage, Verdict
 from .units import show_bytes, show_seconds
 
+_OOM_LINE = re.compile(
+    r"oom-kill:constraint=[^\n]*?(?:oom_memcg=(?P<limit>[^,\n]*)|global_oom),"
+    r"task_memcg=(?P<victim>[^,\n]*),task=(?P<process>[^\n]*?),pid=\d+"
+)
+_SHELL_KILLED = re.compile(r"\d+ Killed\s+(?P<command>\S[^\n|]*)")
+_PLAIN = (Outcome.FAILED, Outcome.CANCELLED)
+"""Outcomes whose remedy would only make the reason longer; verdict.json has it all the same."""
 _NOT_FOUND = re.compile(r"(?:line \d+: )?(?P<tool>[^\s:]+): (?:command not found|not found)$", re.MULTILINE)
 _SHELL_NOT_FOUND = 127
 _TEXT = 2000
@@ -22,9 +29,10 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
     its shell went on and exited with 0.
     """
     outcome = _outcome(evidence)
+    cause, remedy = _words(outcome, evidence, spec, usage, seconds)
     return Verdict(
         outcome=outcome,
-        reason=_reason(outcome, evidence, spec, usage, seconds),
+        reason=f"{cause}; {remedy}" if remedy and outcome not in _PLAIN else cause,
         exit_code=evidence.exit_code,
         signal=evidence.signal,
         usage=usage,
@@ -34,6 +42,8 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
         error=evidence.error,
         stderr_tail=evidence.stderr_tail if outcome is not Outcome.SUCCEEDED else "",
         directory=spec.job_dir,
+        remedy=remedy,
+        evidence=_facts(outcome, evidence, spec, usage, seconds),
     )
 
 
@@ -48,6 +58,51 @@ def shortened(verdict: Verdict) -> Verdict:
     )
 
 
+def killed_for_memory(kernel_log: str, run: str, job: str) -> Oom | None:
+    """The last kill of a process of a job in the kernel's log; None if it is not there.
+
+    The line is that of dump_oom_victim() in mm/oom_kill.c, since Linux 5.0: whose limit, and which process.
+
+    Args:
+        kernel_log: its end.
+        run: a part of the name of the run's cgroup.
+        job: the name of the job's cgroup.
+
+    """
+    found = None
+    for line in _OOM_LINE.finditer(kernel_log):
+        victim = line["victim"].split("/")
+        if job not in victim or not any(run in part for part in victim):
+            continue
+        limit = (line["limit"] or "").split("/")
+        if job in limit:
+            found = Oom(OomScope.JOB, line["process"])
+        elif any(run in part for part in limit):
+            found = Oom(OomScope.RUN, line["process"])
+        else:
+            where = f"the cgroup {line['limit']}" if line["limit"] else "the host"
+            found = Oom(OomScope.OUTSIDE, line["process"], where)
+    return found
+
+
+def anon_peak(sampled: int, peak: int, file: int, kernel: int, largest: int) -> int:
+    """The best that can be said of the peak of anonymous and shared memory, in bytes.
+
+    No counter has it. What was sampled is a lower bound, and misses short peaks. The largest process' peak of resident
+    memory is one too, but counts the program files that it maps; the peak of the cgroup without what is page cache and
+    the kernel's own at the end bounds that from above.
+
+    Args:
+        sampled: the highest sample of the cgroup.
+        peak: of the cgroup, everything included.
+        file: page cache at the end.
+        kernel: the kernel's own memory for the job.
+        largest: the peak of resident memory of the largest process.
+
+    """
+    return min(peak, max(sampled, min(largest, peak - file - kernel)))
+
+
 def _outcome(evidence: Evidence) -> Outcome:
     failed = evidence.exit_code != 0 or evidence.error is not None
     if evidence.setup_error is not None or evidence.supervisor_error is not None:
@@ -56,11 +111,13 @@ def _outcome(evidence: Evidence) -> Outcome:
         return Outcome.CANCELLED
     if evidence.oom_kills > 0:
         return Outcome.OOM
+    if evidence.excess is not None:
+        return Outcome.DISK
     if evidence.timed_out:
         return Outcome.TIMEOUT
     if failed and evidence.pids_hits > 0:
         return Outcome.PIDS
-    if failed and _signal_of(evidence) == signal.SIGXFSZ:
+    if failed and (evidence.full_file is not None or _signal_of(evidence) == signal.SIGXFSZ):
         return Outcome.DISK
     return Outcome.FAILED if failed else Outcome.SUCCEEDED
 
@@ -75,68 +132,141 @@ def _signal_of(evidence: Evidence) -> int | None:
     return None
 
 
-def _reason(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage, seconds: float) -> str:
+def _words(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage, seconds: float) -> tuple[str, str]:
+    """What happened, and what to do about it."""
+    limits = spec.limits
     match outcome:
         case Outcome.SUCCEEDED:
-            return f"succeeded in {show_seconds(seconds)}"
+            return f"succeeded in {show_seconds(seconds)}", ""
         case Outcome.OOM:
-            return _oom_reason(evidence, spec, usage)
+            return _oom_words(evidence, spec, usage)
         case Outcome.TIMEOUT:
-            limit = show_seconds(spec.limits.wall_seconds or 0)
-            return f"timed out after {limit}; raise the rule's runtime (minutes) if the job needs longer"
+            limit = show_seconds(limits.wall_seconds or 0)
+            return f"timed out after {limit}", "raise the rule's runtime (minutes) if the job needs longer"
         case Outcome.PIDS:
-            return (
-                f"hit its limit of {spec.limits.pids} processes and threads {evidence.pids_hits} times; "
-                "raise --forge-pids if it needs more"
-            )
+            hits = f"hit its limit of {limits.pids} processes and threads {evidence.pids_hits} times"
+            return hits, "raise --forge-pids if it needs more"
         case Outcome.DISK:
-            limit = show_bytes(spec.limits.disk_bytes or 0)
-            return f"a file grew beyond the {limit} of disk_mb; raise disk_mb if the job needs more"
+            limit = show_bytes(limits.disk_bytes or 0)
+            remedy = "raise the rule's disk_mb if the job needs more"
+            if evidence.excess is None:
+                return f"a file{_named(evidence.full_file)} grew beyond the {limit} of disk_mb", remedy
+            total, largest = show_bytes(evidence.excess.total_bytes), show_bytes(evidence.excess.name_bytes)
+            return f"its temporary files took {total} of {limit} (disk_mb), {largest} in {evidence.excess.name}", remedy
         case Outcome.CANCELLED:
-            return f"cancelled after {show_seconds(seconds)}: {evidence.cancelled}"
+            return f"cancelled after {show_seconds(seconds)}: {evidence.cancelled}", "run Snakemake again"
         case Outcome.FAILED:
-            return _failure_reason(evidence)
+            return _failure_words(evidence, spec)
         case Outcome.LOST | Outcome.VIOLATION:
-            return str(outcome)
+            return str(outcome), ""
 
 
-def _oom_reason(evidence: Evidence, spec: LaunchSpec, usage: Usage) -> str:
-    limit = spec.limits.memory_bytes
+def _oom_words(evidence: Evidence, spec: LaunchSpec, usage: Usage) -> tuple[str, str]:
+    scope = _scope(evidence, spec)
+    limit, process = spec.limits.memory_bytes, _victim(evidence)
     exit_note = ", although the command exited with 0" if evidence.exit_code == 0 else ""
-    if limit is None or evidence.run_oom:
+    ending = f"{_in(process)}{exit_note}"
+    if scope is OomScope.RUN:
         return (
-            f"out of memory: the jobs of this run together reached its limit (--forge-run-memory){exit_note}; "
-            "give the rule a mem_mb so that fewer jobs run at a time"
+            f"out of memory: the jobs of this run together reached its limit (--forge-run-memory){ending}",
+            "give the rule a mem_mb so that fewer jobs run at a time",
         )
-    return (
-        f"out of memory: {show_bytes(usage.memory_peak_bytes)} of {show_bytes(limit)}{exit_note}; "
-        "raise the rule's mem_mb"
-    )
+    if scope is OomScope.OUTSIDE:
+        where = (evidence.oom.where if evidence.oom is not None else None) or "the host or a cgroup around this run"
+        return (
+            f"out of memory: {where} ran out of it; the job had {show_bytes(usage.memory_peak_bytes)}{ending}",
+            "lower --forge-run-memory, or leave this host more memory",
+        )
+    used = show_bytes(usage.memory_peak_bytes)
+    return f"out of memory: {used} of {show_bytes(limit or 0)}{ending}", "raise the rule's mem_mb"
 
 
-def _failure_reason(evidence: Evidence) -> str:
+def _scope(evidence: Evidence, spec: LaunchSpec) -> OomScope:
+    if evidence.oom is not None:
+        return evidence.oom.scope
+    return OomScope.JOB if spec.limits.memory_bytes is not None else OomScope.RUN
+
+
+def _victim(evidence: Evidence) -> str | None:
+    """The process that was killed, as the kernel or the job's shell names it."""
+    if evidence.oom is not None and evidence.oom.process:
+        return evidence.oom.process
+    match = _SHELL_KILLED.search(evidence.stderr_tail)
+    return match["command"].strip()[:80] if match else None
+
+
+def _named(name: str | None) -> str:
+    return f" ({name})" if name else ""
+
+
+def _in(process: str | None) -> str:
+    return f", in {process}" if process else ""
+
+
+def _failure_words(evidence: Evidence, spec: LaunchSpec) -> tuple[str, str]:
+    look = f"see its stderr: snakemake-forge logs {spec.rule}"
     if evidence.setup_error is not None:
-        return f"the sandbox could not be set up, nothing was run: {evidence.setup_error}"
+        return f"the sandbox could not be set up, nothing was run: {evidence.setup_error}", "mend that, and run again"
     if evidence.supervisor_error is not None:
-        return evidence.supervisor_error
+        return evidence.supervisor_error, "run again; if it stays, report it with the record"
     number = _signal_of(evidence)
     if number is not None:
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        return f"killed by {name}"
+        return f"killed by {_signal_name(number)}", look
     if evidence.exit_code == _SHELL_NOT_FOUND and (match := _NOT_FOUND.search(evidence.stderr_tail)):
-        return (
-            f"exit code 127: the command {match['tool']} was not found; "
-            "install it, or give the rule an environment that has it"
-        )
+        remedy = "install it, or give the rule an environment that has it"
+        return f"exit code 127: the command {match['tool']} was not found; {remedy}", remedy
     if evidence.summary:
-        return evidence.summary
+        return evidence.summary, look
     if evidence.exit_code not in (None, 0):
-        return f"exit code {evidence.exit_code}"
+        return f"exit code {evidence.exit_code}", look
     first = (evidence.error or "no result").strip().splitlines()[0]
-    return first.rstrip(":")
+    return first.rstrip(":"), look
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _facts(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage, seconds: float) -> dict[str, object]:
+    """The numbers and names behind an outcome: the ``evidence`` object of the record."""
+    limits = spec.limits
+    match outcome:
+        case Outcome.OOM:
+            return {
+                "scope": str(_scope(evidence, spec)),
+                "where": evidence.oom.where if evidence.oom is not None else None,
+                "process": _victim(evidence),
+                "oom_kills": evidence.oom_kills,
+                "memory_peak_bytes": usage.memory_peak_bytes,
+                "limit_bytes": limits.memory_bytes,
+            }
+        case Outcome.TIMEOUT:
+            return {"seconds": round(seconds, 3), "limit_seconds": limits.wall_seconds}
+        case Outcome.PIDS:
+            return {"refused_forks": evidence.pids_hits, "pids_peak": usage.pids_peak, "limit": limits.pids}
+        case Outcome.DISK:
+            excess = evidence.excess
+            return {
+                "what": "scratch" if excess is not None else "file size",
+                "total_bytes": excess.total_bytes if excess is not None else None,
+                "largest": excess.name if excess is not None else evidence.full_file,
+                "largest_bytes": excess.name_bytes if excess is not None else None,
+                "limit_bytes": limits.disk_bytes,
+            }
+        case Outcome.CANCELLED:
+            return {"by": evidence.cancelled}
+        case Outcome.FAILED:
+            number = _signal_of(evidence)
+            return {
+                "stage": "setup" if evidence.setup_error is not None else "job",
+                "exit_code": evidence.exit_code,
+                "signal": None if number is None else _signal_name(number),
+            }
+        case _:
+            return {}
 
 
 def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> tuple[str, ...]:
@@ -146,4 +276,7 @@ def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> tuple[str,
         notes.append(f"left {len(evidence.leftover)} process(es) running, which were killed: {shown}")
     if evidence.pids_hits and outcome is not Outcome.PIDS:
         notes.append(f"hit its limit of {spec.limits.pids} processes {evidence.pids_hits} times")
-    return tuple(notes)
+    if evidence.unkillable:
+        shown = ", ".join(evidence.unkillable[:5])
+        notes.append(f"{len(evidence.unkillable)} process(es) did not die when they were killed: {shown}")
+    return (*notes, *evidence.problems)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 RECORD_SCHEMA = 1
@@ -27,6 +27,14 @@ class Outcome(enum.StrEnum):
     VIOLATION = "violation"
     CANCELLED = "cancelled"
     LOST = "lost"
+
+
+class OomScope(enum.StrEnum):
+    """Whose memory limit made the kernel kill a process of a job."""
+
+    JOB = "job"
+    RUN = "run"
+    OUTSIDE = "outside"  # the host ran out of memory, or a cgroup around the run reached its limit
 
 
 class CpuMode(enum.StrEnum):
@@ -195,7 +203,10 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an attempt used, from the kernel's counters; 0 where a counter is missing on this host."""
+    """What an attempt used, from the kernel's counters; 0 or None where a counter is missing on this host.
+
+    docs/reference/record.md says of each field where it comes from.
+    """
 
     memory_peak_bytes: int = 0
     memory_anon_peak_bytes: int = 0
@@ -204,10 +215,35 @@ class Usage:
     io_write_bytes: int = 0
     pids_peak: int = 0
     scratch_peak_bytes: int = 0
+    cpu_user_seconds: float = 0.0
+    cpu_system_seconds: float = 0.0
+    throttled_seconds: float = 0.0
+    throttled_periods: int = 0
+    memory_pressure_seconds: float | None = None
+    cpu_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """The ``usage`` object of the record."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Oom:
+    """What is known of a kill for memory."""
+
+    scope: OomScope
+    process: str | None = None  # the name of the one that was killed
+    where: str | None = None  # outside: "the host", or the cgroup that reached its limit
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """More in a scratch directory than its limit, and the largest single thing in it."""
+
+    total_bytes: int
+    name: str  # as the job sees it
+    name_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +259,13 @@ class Evidence:
     setup_error: str | None = None  # nothing of the job was run
     supervisor_error: str | None = None  # what Forge failed to do after the job had started, in a sentence
     oom_kills: int = 0
-    run_oom: bool = False
+    oom: Oom | None = None
+    excess: Excess | None = None
+    full_file: str | None = None  # as large as RLIMIT_FSIZE lets it be
     pids_hits: int = 0
     leftover: tuple[str, ...] = ()  # processes that the job left behind, killed by Forge
+    unkillable: tuple[str, ...] = ()  # those that did not die
+    problems: tuple[str, ...] = ()  # what Forge could not measure or write, in sentences
     stderr_tail: str = ""
 
 
@@ -244,6 +284,8 @@ class Verdict:
     error: str | None = None
     stderr_tail: str = ""
     directory: str = ""
+    remedy: str = ""  # what to do about it, in one sentence
+    evidence: Mapping[str, object] = field(default_factory=dict)  # see docs/reference/record.md
 
     @property
     def ok(self) -> bool:

@@ -32,18 +32,27 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
 
     require: str = field(
         default="none",
-        metadata=_choice(["none", "limits", "full"], "Refuse to start if this host enforces less: 'limits' asks for "
-                         "kernel-enforced memory, CPU and process limits, 'full' for namespaces as well."),
+        metadata=_choice(
+            ["none", "limits", "full"],
+            "Refuse to start if this host enforces less: 'limits' asks for "
+            "kernel-enforced memory, CPU and process limits, 'full' for namespaces as well.",
+        ),
     )
     cpu: str = field(
         default="cap",
-        metadata=_choice(["cap", "share", "off"], "What a rule's threads mean: a hard cap on its CPU time, a share of "
-                         "the machine relative to the other jobs, or no limit."),
+        metadata=_choice(
+            ["cap", "share", "off"],
+            "What a rule's threads mean: a hard cap on its CPU time, a share of "
+            "the machine relative to the other jobs, or no limit.",
+        ),
     )
     network: str = field(
         default="on",
-        metadata=_choice(["on", "off"], "Network of the jobs: the host's, or only a loopback of the job's own. "
-                         "A rule overrides it with the resource forge_network."),
+        metadata=_choice(
+            ["on", "off"],
+            "Network of the jobs: the host's, or only a loopback of the job's own. "
+            "A rule overrides it with the resource forge_network.",
+        ),
     )
     keep_scratch: str = field(
         default="never",
@@ -51,13 +60,18 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
     scratch_dir: Optional[Path] = field(
         default=None,
-        metadata=_text("Directory below which the jobs' private temporary directories are made. "
-                       "Default: the job's tmpdir resource, which is the system's temporary directory.", "DIR"),
+        metadata=_text(
+            "Directory below which the jobs' private temporary directories are made. "
+            "Default: the job's tmpdir resource, which is the system's temporary directory.",
+            "DIR",
+        ),
     )
     memory: str = field(
         default="none",
-        metadata=_text("Memory limit of a job whose rule has no mem_mb, for example 4GiB. "
-                       "none: only the limit of the run holds.", "SIZE"),
+        metadata=_text(
+            "Memory limit of a job whose rule has no mem_mb, for example 4GiB. none: only the limit of the run holds.",
+            "SIZE",
+        ),
     )
     pids: str = field(
         default="4096",
@@ -73,8 +87,11 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
     run_memory: str = field(
         default="90%",
-        metadata=_text("Memory that all jobs of the run may use together: a size, or a percentage of what "
-                       "the host (or the cgroup that Snakemake runs in) has. Default: 90 percent.", "SIZE"),
+        metadata=_text(
+            "Memory that all jobs of the run may use together: a size, or a percentage of what "
+            "the host (or the cgroup that Snakemake runs in) has. Default: 90 percent.",
+            "SIZE",
+        ),
     )
     run_pids: str = field(
         default="16384",

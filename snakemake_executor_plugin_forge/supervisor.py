@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .errors import SandboxError
-from .judge import judge
-from .model import Evidence, KeepScratch, LaunchSpec, Outcome, Usage, Verdict
+from .judge import anon_peak, judge, killed_for_memory
+from .model import Evidence, Excess, KeepScratch, LaunchSpec, Oom, OomScope, Outcome, Usage, Verdict
 from .record.jobdir import JobDirectory, now, write_verdict
 from .record.streams import Stream
+from .sandbox import syscalls
 from .sandbox.cgroup import Counters, JobCgroup, RunCgroup
+from .sandbox.disk import Meter
 from .sandbox.inside import Inside, Standby
 from .sandbox.scratch import Scratch, Slots, remove_slot, slot_path
 
-_FIRST_SAMPLE_SECONDS = 0.05
+_FIRST_SAMPLE_SECONDS = 0.01
 _LAST_SAMPLE_SECONDS = 2.0
+_FROZEN_SECONDS = 0.5  # what takes longer to die is frozen, or stuck in the kernel
 _DEATH_SECONDS = 30.0
+_LAST_WALK_SECONDS = 0.5
+_KERNEL_LOG_BYTES = 1 << 16
+_RUSAGE_BLOCK = 512  # of ru_inblock and ru_oublock: task_io_get_inblock() in include/linux/task_io_accounting_ops.h
 _RESULT_BYTES = 1 << 20
 
 
@@ -53,13 +60,14 @@ class Tools:
 def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[Verdict], None]) -> None:
     """Run one attempt, record it, report its verdict, and clear up.
 
-    Whatever it started is dead when it is reported; what is cleared up then is empty sandbox.
-
-    Raises:
-        OSError: if not even the job directory can be written.
-
+    Whatever it started is dead when it is reported; what is cleared up then is empty sandbox. A record that cannot be
+    written is a note of the verdict or, before the start, its reason.
     """
-    record = JobDirectory(spec)
+    try:
+        record = JobDirectory(spec)
+    except OSError as error:
+        report(_unrecorded(spec, error))
+        return
     with ExitStack() as stack:
         stack.callback(record.close)
         attempt = _Attempt(spec, tools, record, stack)
@@ -75,7 +83,7 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[
         attempt.read_rest()
         verdict = attempt.conclude()
         attempt.keep_scratch(verdict)
-        record.finish(verdict)
+        verdict = attempt.write(verdict)
         attempt.show_rest()
         report(verdict)
         attempt.end_everything()
@@ -106,9 +114,14 @@ class _Attempt:
         self._counters = Counters()
         self._anon_peak = 0
         self._pids_peak = 0
-        self._scratch_bytes = 0
-        self._run_oom_before = 0
-        self._io = (0, 0)
+        self._oom_kills = 0
+        self._was_inside = False  # of its cgroup
+        self._meter: Meter | None = None
+        self._excess: Excess | None = None
+        self._run_hits_before = 0
+        self._rusage: resource.struct_rusage | None = None  # of its process and the children that it waited for
+        self._problems: list[str] = []
+        self._unkillable: tuple[str, ...] = ()
         self._launched = False
         self._over = False  # the job has done its work or died; processes that it left behind may live
         self._status: int | None = None  # of waitpid
@@ -127,12 +140,13 @@ class _Attempt:
         """cgroup, scratch and streams."""
         spec = self._spec
         if self._group is not None:
-            self._run_oom_before = self._group.oom_kills()
+            self._run_hits_before = self._group.memory_hits()
             self._cgroup = self._group.create_job(spec.name, spec.limits, spec.cpu_mode)
         self._inside = self._tools.standby.take(spec)
         self._stack.callback(self._inside.close)
         self._scratch = self._inside.scratch
         self._scratch.begin(spec.name)
+        self._meter = self._scratch.meter(spec.limits.disk_bytes)
         record, inside = self._record, self._inside
         self._streams = (Stream(inside.stdout, record.stdout, 1), Stream(inside.stderr, record.stderr, 2))
         self._record.event("prepared")
@@ -167,7 +181,8 @@ class _Attempt:
         pidfd = self._inside.pidfd
         for fd in (*sources, pidfd):
             poll.register(fd, select.POLLIN)
-        sample_at, interval = self._begin + _FIRST_SAMPLE_SECONDS, _FIRST_SAMPLE_SECONDS
+        interval = _FIRST_SAMPLE_SECONDS
+        sample_at = self._begin + interval
         while not self._over or self._in_grace():
             ready = poll.poll(max(0.0, self._next_wakeup(sample_at) - time.monotonic()) * 1000)
             for fd, _ in ready:
@@ -178,12 +193,15 @@ class _Attempt:
                     poll.unregister(fd)
             if time.monotonic() >= sample_at:
                 self._sample()
-                interval = min(interval * 1.5, _LAST_SAMPLE_SECONDS)
+                interval = min(interval * 2, _LAST_SAMPLE_SECONDS)
                 sample_at = time.monotonic() + interval
+            self._check_disk()
             self._check_clock()
 
     def _next_wakeup(self, sample_at: float) -> float:
         times = [sample_at]
+        if self._meter is not None and self._spec.limits.disk_bytes is not None:
+            times.append(self._meter.due)
         if self._kill_at is not None:
             times.append(self._kill_at)
             if self._over:
@@ -201,6 +219,15 @@ class _Attempt:
         if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._over:
             self._kill("end of the grace")
             self._reap()
+
+    def _check_disk(self) -> None:
+        """Measure the scratch, where it is limited and the time has come; end a job that has too much in it."""
+        meter = self._meter
+        if meter is None or self._spec.limits.disk_bytes is None or self._excess or time.monotonic() < meter.due:
+            return
+        self._excess = meter.step(self._cgroup.pids if self._cgroup is not None else list)
+        if self._excess is not None and not self._over:
+            self._kill("too much disk")
 
     def _in_grace(self) -> bool:
         """Whether descendants still have time to end by themselves after the job's own process ended."""
@@ -242,11 +269,10 @@ class _Attempt:
             self._inside.started.kill()
 
     def _end_of_work(self) -> None:
-        """The job has done its work: note what only the /proc entry of its process knows, and what it left behind."""
+        """The job has done its work: note what it left behind."""
         if self._over or self._inside is None:
             return
         self._over = True
-        self._io = _read_io(self._inside.started.pid)
         self._record.event("exited")
         self._leftover = _names(self._members())
 
@@ -254,20 +280,41 @@ class _Attempt:
         """Take the exit status of the job's process."""
         if self._inside is None or self._status is not None:
             return
-        if not select.select([self._inside.pidfd], [], [], _DEATH_SECONDS)[0]:  # stuck in the kernel (D state): go on
+        ready = select.select([self._inside.pidfd], [], [], _FROZEN_SECONDS)[0]
+        if not ready:
+            self._kill_harder()
+            ready = select.select([self._inside.pidfd], [], [], _DEATH_SECONDS)[0]
+        if not ready:  # stuck in the kernel (D state): go on
             self._over, self._status = True, signal.SIGKILL
             return
         self._end_of_work()
-        _, self._status = os.waitpid(self._inside.started.pid, 0)
+        _, self._status, self._rusage = os.wait4(self._inside.started.pid, 0)
+
+    def _kill_harder(self) -> None:
+        """What did not die with its PID namespace: someone has frozen it, or it is stuck in the kernel."""
+        assert self._inside is not None
+        self._record.event("kill", why="it did not die with its PID namespace")
+        if self._cgroup is not None:
+            self._cgroup.kill(_same_namespace(self._inside.started.pid))
 
     def _sample(self) -> None:
         if self._cgroup is None:
             return
-        self._counters = self._cgroup.counters()
-        self._anon_peak = max(self._anon_peak, self._counters.memory_anon_bytes)
-        self._pids_peak = max(self._pids_peak, self._counters.pids_peak)
-        if self._counters.oom_kills and not self._over:
+        sample = self._cgroup.sample()
+        self._anon_peak = max(self._anon_peak, sample.memory_anon_bytes)
+        self._pids_peak = max(self._pids_peak, sample.pids)
+        if self._over or self._inside is None:
+            return
+        if sample.oom_kills:
             self._kill("a process was killed for memory")
+        elif not sample.empty:
+            self._was_inside = True
+        elif self._was_inside and self._inside.alive():
+            self._supervisor_error = (
+                "its cgroup was emptied or removed from outside while it ran, so that its limits held no more; "
+                "the job was killed"
+            )
+            self._kill("not in its cgroup any more")
 
     def _read_result(self) -> bool:
         assert self._inside is not None
@@ -299,9 +346,15 @@ class _Attempt:
         if self._inside is None or self._all_dead:
             return
         self._all_dead = True
-        self._inside.started.kill()
+        started = self._inside.started
+        started.kill()
         self._reap()  # before the rest: the first process of a namespace does not die before all others are reaped
-        self._inside.started.end(_DEATH_SECONDS)
+        started.end(_FROZEN_SECONDS)
+        if started.init is not None and started.init.poll() is None:
+            self._kill_harder()
+            started.end(_DEATH_SECONDS)
+        if self._cgroup is not None:
+            self._unkillable = _names([pid for pid in self._cgroup.pids() if not _is_dead(pid)])
 
     def read_rest(self) -> None:
         """The last of the streams and the counters; nothing writes to them any more."""
@@ -310,15 +363,23 @@ class _Attempt:
         self._record.event("all dead")
         for stream in self._streams or ():
             stream.drain()
+            if stream.problem is not None:
+                self._problems.append(stream.problem)
         while select.select([self._inside.result_fd], [], [], 0)[0] and self._read_result():
             pass
-        self._sample()
+        if self._cgroup is not None:
+            self._counters = self._cgroup.counters()
+            if not self._counters.complete:
+                self._problems.append("its counters could not be read, because its cgroup was gone or unreadable")
 
     def conclude(self) -> Verdict:
         """The verdict."""
         seconds = time.monotonic() - self._begin
-        if self._scratch is not None:
-            self._scratch_bytes = self._scratch.size_bytes()
+        if self._meter is not None:
+            excess, whole = self._meter.finish(_LAST_WALK_SECONDS)
+            self._excess = self._excess or excess
+            if not whole:
+                self._record.event("scratch not measured whole", seconds_allowed=_LAST_WALK_SECONDS)
         verdict = judge(self._evidence(), self._spec, self._usage(), self._record.started, seconds)
         if verdict.ok and self._scratch is not None:
             try:
@@ -338,7 +399,6 @@ class _Attempt:
         killed = status is not None and os.WIFSIGNALED(status) and not ended_itself
         number = os.WTERMSIG(status) if killed and status is not None else result.get("signal")
         oom_kills = self._counters.oom_kills
-        run_oom = oom_kills > 0 and self._group is not None and self._group.oom_kills() > self._run_oom_before
         return Evidence(
             exit_code=None if number is not None else self._exit_code(result),
             signal=_number_or_none(number),
@@ -349,11 +409,40 @@ class _Attempt:
             setup_error=str(setup_error) if setup_error else None,
             supervisor_error=self._supervisor_error,
             oom_kills=oom_kills,
-            run_oom=run_oom,
+            oom=self._oom() if oom_kills else None,
+            excess=self._excess,
+            full_file=self._full_file(),
             pids_hits=self._counters.pids_hits,
             leftover=self._leftover if number is None and self._kill_at is None and not oom_kills else (),
+            unkillable=self._unkillable,
+            problems=tuple(self._problems),
             stderr_tail=self._streams[1].tail() if self._streams else "",
         )
+
+    def _oom(self) -> Oom:
+        """Whose limit it was and who died, from the kernel's log or, where that cannot be read, from the counters."""
+        assert self._group is not None
+        try:
+            log = syscalls.kernel_log(_KERNEL_LOG_BYTES)
+        except OSError:
+            log = ""
+        found = killed_for_memory(log, os.path.basename(self._spec.scratch_base), self._spec.name)
+        if found is not None:
+            return found
+        if self._counters.memory_hits:
+            return Oom(OomScope.JOB)
+        return Oom(OomScope.RUN if self._group.memory_hits() > self._run_hits_before else OomScope.OUTSIDE)
+
+    def _full_file(self) -> str | None:
+        """An output or temporary file that RLIMIT_FSIZE has stopped: programs that ignore SIGXFSZ only get an error."""
+        limit = self._spec.limits.disk_bytes
+        if limit is None:
+            return None
+        for path in self._spec.outputs:
+            with suppress(OSError):
+                if os.lstat(os.path.join(self._spec.workdir, path)).st_size == limit:
+                    return path
+        return self._meter.full_file if self._meter is not None else None
 
     def _exit_code(self, result: dict[str, object]) -> int | None:
         """What the job says of itself or, if it became another program, what the kernel says."""
@@ -363,15 +452,43 @@ class _Attempt:
 
     def _usage(self) -> Usage:
         counters = self._counters
+        largest, read, written = self._by_process()
+        in_cgroup = counters.io_bytes or (0, 0)
+        memory, cpu, io = counters.pressure_seconds or (None, None, None)
         return Usage(
             memory_peak_bytes=counters.memory_peak_bytes,
-            memory_anon_peak_bytes=min(self._anon_peak, counters.memory_peak_bytes),
+            memory_anon_peak_bytes=anon_peak(
+                max(self._anon_peak, counters.memory_anon_bytes),
+                counters.memory_peak_bytes,
+                counters.memory_file_bytes,
+                counters.memory_kernel_bytes,
+                largest,
+            ),
             cpu_seconds=round(counters.cpu_seconds, 6),
-            io_read_bytes=self._io[0],
-            io_write_bytes=self._io[1],
-            pids_peak=self._pids_peak,
-            scratch_peak_bytes=self._scratch_bytes,
+            io_read_bytes=max(read, in_cgroup[0]),
+            io_write_bytes=max(written, in_cgroup[1]),
+            pids_peak=max(self._pids_peak, counters.pids_peak),
+            scratch_peak_bytes=self._meter.peak_bytes if self._meter is not None else 0,
+            cpu_user_seconds=round(counters.cpu_user_seconds, 6),
+            cpu_system_seconds=round(counters.cpu_system_seconds, 6),
+            throttled_seconds=round(counters.throttled_seconds, 6),
+            throttled_periods=counters.throttled_periods,
+            memory_pressure_seconds=memory,
+            cpu_pressure_seconds=cpu,
+            io_pressure_seconds=io,
         )
+
+    def _by_process(self) -> tuple[int, int, int]:
+        """Peak of resident memory of the largest process, bytes read and written: getrusage(2) of all waited for."""
+        children = _parse_result(self._result).get("children")
+        if isinstance(children, list) and len(children) == 3:
+            largest, blocks_read, blocks_written = (_number_or_none(value) or 0 for value in children)
+        elif self._rusage is not None:
+            usage = self._rusage
+            largest, blocks_read, blocks_written = usage.ru_maxrss, usage.ru_inblock, usage.ru_oublock
+        else:
+            return 0, 0, 0
+        return largest * 1024, blocks_read * _RUSAGE_BLOCK, blocks_written * _RUSAGE_BLOCK
 
     def keep_scratch(self, verdict: Verdict) -> None:
         """Put the scratch aside where the settings say so."""
@@ -379,13 +496,28 @@ class _Attempt:
         if self._scratch is not None and (
             keep is KeepScratch.ALWAYS or (keep is KeepScratch.FAILED and not verdict.ok)
         ):
-            self._record.event("scratch kept", directory=self._scratch.keep())
+            try:
+                self._record.event("scratch kept", directory=self._scratch.keep())
+            except OSError as error:
+                self._record.event("residue", what=f"the scratch could not be kept: {error}")
+                return
             self._scratch = None
+
+    def write(self, verdict: Verdict) -> Verdict:
+        """Write the record. A full disk must end neither the supervisor nor a job that has done its work."""
+        try:
+            self._record.finish(verdict)
+        except OSError as error:
+            place = self._spec.job_dir
+            note = f"the record of this attempt is incomplete, {place} could not be written: {error.strerror}"
+            return replace(verdict, notes=(*verdict.notes, note))
+        return verdict
 
     def clear_up(self) -> None:
         """Remove cgroup and scratch; what cannot be removed is noted, and is no reason to fail the job."""
         if self._cgroup is not None and not _remove_patiently(self._cgroup):
-            self._record.append_event("residue", what="cgroup")
+            with suppress(OSError):
+                self._record.append_event("residue", what="cgroup")
         if self._scratch is not None:
             self._tools.slots.give_back(self._scratch, self._spec.exposed)
 
@@ -393,6 +525,12 @@ class _Attempt:
         """Bring the terminal up to date, after everything that matters is on disk."""
         for stream in self._streams or ():
             stream.show(wait=True)
+
+
+def _unrecorded(spec: LaunchSpec, error: OSError) -> Verdict:
+    """The verdict on an attempt for which there is no place to write."""
+    reason = f"the record of this attempt could not be written to {spec.job_dir}: {error.strerror}. Free space there"
+    return judge(Evidence(None, None, None, setup_error=reason), spec, Usage(), now(), 0.0)
 
 
 def bury(spec: LaunchSpec, group: RunCgroup | None, dead_pid: int) -> Verdict:
@@ -462,11 +600,22 @@ def _names(pids: list[int]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_io(pid: int) -> tuple[int, int]:
-    """Bytes read from and written to disk by a process and its waited-for children: proc_pid_io(5)."""
+def _is_dead(pid: int) -> bool:
+    """Whether it is a zombie or gone: proc_pid_stat(5)."""
     try:
-        with open(f"/proc/{pid}/io", encoding="ascii") as file:
-            table = dict(line.split(": ") for line in file)
-        return int(table["read_bytes"]), int(table["write_bytes"])
-    except (OSError, KeyError, ValueError):
-        return 0, 0
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] in b"ZX"
+    except OSError:
+        return True
+
+
+def _same_namespace(pid: int) -> list[int]:
+    """All processes in the PID namespace of ``pid``, wherever someone may have moved them: pid_namespaces(7)."""
+    found: list[int] = []
+    with suppress(OSError):
+        namespace = os.readlink(f"/proc/{pid}/ns/pid")
+        for name in os.listdir("/proc"):
+            with suppress(OSError):
+                if name.isdigit() and os.readlink(f"/proc/{name}/ns/pid") == namespace:
+                    found.append(int(name))
+    return found

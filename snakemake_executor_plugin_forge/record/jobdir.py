@@ -126,6 +126,8 @@ def verdict_json(spec: LaunchSpec, verdict: Verdict) -> dict[str, object]:
         "attempt": spec.attempt,
         "outcome": str(verdict.outcome),
         "reason": verdict.reason,
+        "remedy": verdict.remedy,
+        "evidence": dict(verdict.evidence),
         "exit_code": verdict.exit_code,
         "signal": verdict.signal,
         "started": verdict.started,

@@ -7,6 +7,7 @@ each job below that. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1/, 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,16 +20,35 @@ PERIOD_MICROSECONDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
-    """The kernel's counters of one job's cgroup."""
+class Sample:
+    """What is looked at again and again while a job runs: as few reads as possible."""
 
-    memory_bytes: int = 0
+    memory_anon_bytes: int
+    pids: int  # its peak where the kernel keeps one, else the number now
+    oom_kills: int
+    empty: bool  # no process is in it: someone moved them out, or removed it
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The kernel's counters of one job's cgroup, for the end of the job. None: this host has no such counter."""
+
     memory_peak_bytes: int = 0
     memory_anon_bytes: int = 0
+    memory_file_bytes: int = 0  # page cache without shared memory
+    memory_kernel_bytes: int = 0  # page tables, stacks and the like; v1: their peak
     cpu_seconds: float = 0.0
+    cpu_user_seconds: float = 0.0
+    cpu_system_seconds: float = 0.0
+    throttled_seconds: float = 0.0
+    throttled_periods: int = 0
     pids_peak: int = 0
     oom_kills: int = 0
     pids_hits: int = 0
+    memory_hits: int = 0  # how often its own memory limit was in the way
+    io_bytes: tuple[int, int] | None = None  # read, written
+    pressure_seconds: tuple[float, float, float] | None = None  # memory, CPU, I/O: some process waited for it
+    complete: bool = True  # False: the cgroup is gone or cannot be read
 
 
 class JobCgroup(Protocol):
@@ -43,11 +63,19 @@ class JobCgroup(Protocol):
     def pids(self) -> list[int]:
         """The processes in it and below it, in this process's PID namespace."""
 
-    def counters(self) -> Counters:
-        """Read the counters now."""
+    def sample(self) -> Sample:
+        """Look while it runs."""
 
-    def oom_kills(self) -> int:
-        """How many of its processes the kernel has killed for memory."""
+    def counters(self) -> Counters:
+        """Read all counters; at the end, before it is removed."""
+
+    def kill(self, others: list[int]) -> None:
+        """SIGKILL to every process in it and below it, and thaw those that are frozen, so that it reaches them.
+
+        Args:
+            others: processes of the job that are not in it any more.
+
+        """
 
     def remove(self) -> bool:
         """Remove it and what is below; False if processes are left."""
@@ -70,8 +98,8 @@ class RunCgroup(Protocol):
     def job(self, name: str) -> JobCgroup | None:
         """The cgroup of a job that another process made; None if it is gone."""
 
-    def oom_kills(self) -> int:
-        """How many processes of the whole run were killed because the *run's* limit was reached."""
+    def memory_hits(self) -> int:
+        """How often the memory limit of the whole run was in the way."""
 
     def remove(self) -> None:
         """Remove it with what is left in it."""
@@ -121,9 +149,22 @@ def read_table(path: str) -> dict[str, int]:
 
 
 def walk_up(path: str) -> Iterable[str]:
-    """All directories below ``path``, deepest first, then itself."""
-    for directory, _, _ in os.walk(path, topdown=False):
-        yield directory
+    """All directories below ``path``, deepest first, then itself; opens up those that someone has closed."""
+    try:
+        with os.scandir(path) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except PermissionError:
+        try:
+            os.chmod(path, 0o700)
+            with os.scandir(path) as entries:
+                below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            below = []
+    except OSError:
+        return
+    for directory in below:
+        yield from walk_up(directory)
+    yield path
 
 
 def remove_tree(path: str) -> bool:
@@ -146,9 +187,22 @@ def member_pids(path: str) -> list[int]:
     found: list[int] = []
     try:
         childless = os.stat(path).st_nlink <= 2  # a directory has a link from each of its subdirectories
-    except FileNotFoundError:
+    except OSError:
         return found
     for directory in (path,) if childless else walk_up(path):
         with suppress(OSError):
-            found += [int(p) for p in read(f"{directory}/cgroup.procs").split()]
+            found += [int(p) for p in _read_whole(f"{directory}/cgroup.procs").split()]
     return found
+
+
+def _read_whole(path: str) -> str:
+    """Of a file that may be longer than one read gives."""
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def kill_all(pids: list[int]) -> None:
+    """SIGKILL to each."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)

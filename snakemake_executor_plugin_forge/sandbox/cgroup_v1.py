@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from ..model import CpuMode, Limits
 from . import cgroup
-from .cgroup import Counters
+from .cgroup import Counters, Sample
 
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 _MIN_SHARES = 2
@@ -31,23 +31,53 @@ class V1Job:
         """See :class:`.cgroup.JobCgroup`."""
         return cgroup.member_pids(self._paths["pids"])
 
-    def counters(self) -> Counters:
-        """See :class:`.cgroup.JobCgroup`. v1 has no peak of processes: the current number stands for it."""
+    def sample(self) -> Sample:
+        """See :class:`.cgroup.JobCgroup`."""
         memory, pids = self._paths["memory"], self._paths["pids"]
         stat = cgroup.read_table(f"{memory}/memory.stat")
-        return Counters(
-            memory_bytes=cgroup.read_number(f"{memory}/memory.usage_in_bytes"),
-            memory_peak_bytes=cgroup.read_number(f"{memory}/memory.max_usage_in_bytes"),
+        current = cgroup.read_number(f"{pids}/pids.current")
+        return Sample(
             memory_anon_bytes=stat.get("total_rss", 0) + stat.get("total_shmem", 0),
-            cpu_seconds=cgroup.read_number(f"{self._paths['cpuacct']}/cpuacct.usage") / 1e9,
-            pids_peak=cgroup.read_number(f"{pids}/pids.current"),
-            oom_kills=self.oom_kills(),
-            pids_hits=cgroup.read_table(f"{pids}/pids.events").get("max", 0),
+            pids=cgroup.read_number(f"{pids}/pids.peak") or current,
+            oom_kills=cgroup.read_table(f"{memory}/memory.oom_control").get("oom_kill", 0),
+            empty=current == 0,
         )
 
-    def oom_kills(self) -> int:
-        """See :class:`.cgroup.JobCgroup`."""
-        return cgroup.read_table(f"{self._paths['memory']}/memory.oom_control").get("oom_kill", 0)
+    def counters(self) -> Counters:
+        """See :class:`.cgroup.JobCgroup`.
+
+        The split of the CPU time is estimated from clock ticks by the kernel; here it is scaled to the sum, which is
+        exact. Peaks of processes are kept since Linux 6.11 only.
+        """
+        memory, pids, cpuacct = self._paths["memory"], self._paths["pids"], self._paths["cpuacct"]
+        stat = cgroup.read_table(f"{memory}/memory.stat")
+        cpu = cgroup.read_table(f"{self._paths['cpu']}/cpu.stat")
+        total = cgroup.read_number(f"{cpuacct}/cpuacct.usage")
+        user, system = (cgroup.read_number(f"{cpuacct}/cpuacct.usage_{kind}") for kind in ("user", "sys"))
+        user = total if user + system == 0 else total * user // (user + system)
+        anon = stat.get("total_rss", 0) + stat.get("total_shmem", 0)
+        return Counters(
+            memory_peak_bytes=cgroup.read_number(f"{memory}/memory.max_usage_in_bytes"),
+            memory_anon_bytes=anon,
+            memory_file_bytes=stat.get("total_cache", 0) - stat.get("total_shmem", 0),
+            memory_kernel_bytes=cgroup.read_number(f"{memory}/memory.kmem.max_usage_in_bytes"),
+            cpu_seconds=total / 1e9,
+            cpu_user_seconds=user / 1e9,
+            cpu_system_seconds=(total - user) / 1e9,
+            throttled_seconds=cpu.get("throttled_time", 0) / 1e9,
+            throttled_periods=cpu.get("nr_throttled", 0),
+            pids_peak=cgroup.read_number(f"{pids}/pids.peak"),
+            oom_kills=cgroup.read_table(f"{memory}/memory.oom_control").get("oom_kill", 0),
+            pids_hits=cgroup.read_table(f"{pids}/pids.events").get("max", 0),
+            memory_hits=_memory_hits(memory),
+            complete=bool(stat),
+        )
+
+    def kill(self, others: list[int]) -> None:
+        """See :class:`.cgroup.JobCgroup`. A signal waits while its receiver is frozen: freezer-subsystem.rst."""
+        pids = [*self.pids(), *others]
+        cgroup.kill_all(pids)
+        _thaw(pids)
 
     def remove(self) -> bool:
         """See :class:`.cgroup.JobCgroup`."""
@@ -116,12 +146,57 @@ class V1Run:
         paths = {controller: f"{path}/{name}" for controller, path in self._paths.items()}
         return V1Job(paths) if any(os.path.isdir(path) for path in paths.values()) else None
 
-    def oom_kills(self) -> int:
-        """See :class:`.cgroup.RunCgroup`. v1 counts a kill where the victim is; the run's own hits are failcnt."""
-        return cgroup.read_number(f"{self._paths['memory']}/memory.failcnt")
+    def memory_hits(self) -> int:
+        """See :class:`.cgroup.RunCgroup`."""
+        return _memory_hits(self._paths["memory"])
 
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`."""
         for path in dict.fromkeys(self._paths.values()):
             with suppress(OSError):
                 cgroup.remove_tree(path)
+
+
+def _memory_hits(path: str) -> int:
+    """How often a limit was in the way.
+
+    With swap accounting the kernel asks for memsw first (try_charge_memcg of memcontrol.c): where both limits are the
+    same, only that one's failcnt counts.
+    """
+    return sum(cgroup.read_number(f"{path}/memory.{name}") for name in ("failcnt", "memsw.failcnt"))
+
+
+def _thaw(pids: list[int]) -> None:
+    """Move processes out of frozen cgroups, into the freezer cgroup that this process is in.
+
+    One by one, and not by thawing their cgroup, in which there may be others that somebody froze for a reason.
+    """
+    own = _freezer_of("self")
+    elsewhere = [pid for pid in pids if own is not None and _freezer_of(str(pid)) not in (None, own)]
+    for pid in elsewhere:
+        with suppress(OSError):
+            cgroup.write(f"{_freezer_directory(own or '')}/cgroup.procs", pid)
+
+
+def _freezer_of(pid: str) -> str | None:
+    """The path of a process in the freezer hierarchy: proc_pid_cgroup(5)."""
+    try:
+        lines = [line.split(":", 2) for line in cgroup.read(f"/proc/{pid}/cgroup").splitlines()]
+    except OSError:
+        return None
+    return next((path for _, names, path in lines if "freezer" in names.split(",")), None)
+
+
+def _freezer_directory(path: str) -> str:
+    """Where a path of the freezer hierarchy is mounted: proc_pid_mountinfo(5).
+
+    Raises:
+        OSError: if it is not.
+
+    """
+    for line in cgroup.read("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        if right.startswith("cgroup ") and "freezer" in right.rsplit(" ", 1)[1].split(","):
+            root, place = left.split(" ")[3:5]
+            return f"{place}/{path.removeprefix(root)}"
+    raise OSError("the freezer hierarchy is not mounted")

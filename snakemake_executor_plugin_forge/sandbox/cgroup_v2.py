@@ -6,7 +6,7 @@ import os
 
 from ..model import CpuMode, Limits
 from . import cgroup
-from .cgroup import Counters
+from .cgroup import Counters, Sample
 
 CONTROLLERS = ("memory", "cpu", "pids")
 _DEFAULT_WEIGHT = 100
@@ -27,24 +27,52 @@ class V2Job:
         """See :class:`.cgroup.JobCgroup`."""
         return cgroup.member_pids(self._path)
 
-    def counters(self) -> Counters:
-        """See :class:`.cgroup.JobCgroup`. Peaks that the kernel is too old for are 0, and sampled by the caller."""
-        path = self._path
-        stat = cgroup.read_table(f"{path}/memory.stat")
-        current = cgroup.read_number(f"{path}/memory.current")
-        return Counters(
-            memory_bytes=current,
-            memory_peak_bytes=cgroup.read_number(f"{path}/memory.peak") or current,
+    def sample(self) -> Sample:
+        """See :class:`.cgroup.JobCgroup`."""
+        stat = cgroup.read_table(f"{self._path}/memory.stat")
+        current = cgroup.read_number(f"{self._path}/pids.current")
+        return Sample(
             memory_anon_bytes=stat.get("anon", 0) + stat.get("shmem", 0),
-            cpu_seconds=cgroup.read_table(f"{path}/cpu.stat").get("usage_usec", 0) / 1e6,
-            pids_peak=cgroup.read_number(f"{path}/pids.peak") or cgroup.read_number(f"{path}/pids.current"),
-            oom_kills=self.oom_kills(),
-            pids_hits=cgroup.read_table(f"{path}/pids.events").get("max", 0),
+            pids=cgroup.read_number(f"{self._path}/pids.peak") or current,
+            oom_kills=self._oom_kills(),
+            empty=current == 0,
         )
 
-    def oom_kills(self) -> int:
-        """See :class:`.cgroup.JobCgroup`."""
+    def counters(self) -> Counters:
+        """See :class:`.cgroup.JobCgroup`. memory.peak is there since Linux 5.19, pids.peak since 6.1."""
+        path = self._path
+        stat = cgroup.read_table(f"{path}/memory.stat")
+        cpu = cgroup.read_table(f"{path}/cpu.stat")
+        peak = cgroup.read_number(f"{path}/memory.peak") or cgroup.read_number(f"{path}/memory.current")
+        return Counters(
+            memory_peak_bytes=peak,
+            memory_anon_bytes=stat.get("anon", 0) + stat.get("shmem", 0),
+            memory_file_bytes=stat.get("file", 0) - stat.get("shmem", 0),
+            memory_kernel_bytes=stat.get("kernel", 0),
+            cpu_seconds=cpu.get("usage_usec", 0) / 1e6,
+            cpu_user_seconds=cpu.get("user_usec", 0) / 1e6,
+            cpu_system_seconds=cpu.get("system_usec", 0) / 1e6,
+            throttled_seconds=cpu.get("throttled_usec", 0) / 1e6,
+            throttled_periods=cpu.get("nr_throttled", 0),
+            pids_peak=cgroup.read_number(f"{path}/pids.peak"),
+            oom_kills=self._oom_kills(),
+            pids_hits=cgroup.read_table(f"{path}/pids.events").get("max", 0),
+            memory_hits=cgroup.read_table(f"{path}/memory.events").get("oom", 0),
+            io_bytes=_io_bytes(f"{path}/io.stat"),
+            pressure_seconds=_pressure(path),
+            complete=bool(stat),
+        )
+
+    def _oom_kills(self) -> int:
         return cgroup.read_table(f"{self._path}/memory.events").get("oom_kill", 0)
+
+    def kill(self, others: list[int]) -> None:
+        """See :class:`.cgroup.JobCgroup`. cgroup.kill is there since Linux 5.14; SIGKILL reaches frozen ones on v2."""
+        try:
+            cgroup.write(f"{self._path}/cgroup.kill", 1)
+        except OSError:
+            cgroup.kill_all(self.pids())
+        cgroup.kill_all(others)
 
     def remove(self) -> bool:
         """See :class:`.cgroup.JobCgroup`."""
@@ -70,7 +98,9 @@ class V2Run:
         if make:
             os.mkdir(path)
         try:
-            cgroup.write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in CONTROLLERS))
+            has_io = "io" in cgroup.read(f"{path}/cgroup.controllers").split()
+            wanted = (*CONTROLLERS, "io") if has_io else CONTROLLERS  # io only counts; without it /proc/PID/io does
+            cgroup.write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted))
             cgroup.write(f"{path}/memory.max", memory_bytes)
             if os.path.exists(f"{path}/memory.swap.max"):
                 cgroup.write(f"{path}/memory.swap.max", 0)
@@ -106,10 +136,32 @@ class V2Run:
         path = f"{self.place}/{name}"
         return V2Job(path) if os.path.isdir(path) else None
 
-    def oom_kills(self) -> int:
+    def memory_hits(self) -> int:
         """See :class:`.cgroup.RunCgroup`: memory.events.local counts what this very cgroup's limit caused."""
         return cgroup.read_table(f"{self.place}/memory.events.local").get("oom", 0)
 
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`."""
         cgroup.remove_tree(self.place)
+
+
+def _io_bytes(path: str) -> tuple[int, int] | None:
+    """Bytes read and written, summed over all devices ("8:0 rbytes=1 wbytes=2 …" per line); None without controller."""
+    try:
+        words = [word.partition("=") for word in cgroup.read(path).split()]
+    except OSError:
+        return None
+    read, written = (sum(int(v) for k, _, v in words if k == name) for name in ("rbytes", "wbytes"))
+    return read, written
+
+
+def _pressure(path: str) -> tuple[float, float, float] | None:
+    """Seconds for which some process waited for memory, CPU, I/O: the totals of psi.rst; None where that is off."""
+    totals = []
+    for name in ("memory", "cpu", "io"):
+        try:
+            some = cgroup.read(f"{path}/{name}.pressure").splitlines()[0]
+            totals.append(int(some.rpartition("total=")[2]) / 1e6)
+        except (OSError, IndexError, ValueError):
+            return None
+    return totals[0], totals[1], totals[2]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from ..errors import SandboxError
+from .disk import Meter
 
 SEEN_AS = ("/tmp", "/var/tmp")  # noqa: S108
 
@@ -77,14 +78,9 @@ class Scratch:
         """$TMPDIR as the job sees it: short, because sockets have at most 108 characters for theirs (unix(7))."""
         return f"{SEEN_AS[0]}/{os.path.basename(self._inner)}" if SEEN_AS[0] in self.private else self._inner
 
-    def size_bytes(self) -> int:
-        """What is in the slot now, in bytes of disk."""
-        total = 0
-        for directory, _, names in os.walk(self.root):
-            for name in names:
-                with suppress(OSError):
-                    total += os.lstat(f"{directory}/{name}").st_blocks * 512
-        return total
+    def meter(self, limit_bytes: int | None) -> Meter:
+        """What measures all of the slot that the job sees."""
+        return Meter(self.root, self._inner, SEEN_AS[0] if SEEN_AS[0] in self.private else self.root, limit_bytes)
 
     def take(self, path: str) -> None:
         """Move a declared output that lies directly in a private directory to its real place.

@@ -1,6 +1,6 @@
 """The one door to the kernel calls that Python 3.11 does not have. Every failure is an OSError with the call's name.
 
-Sources: unshare(2), setns(2), mount(2), umount2(2), mount_setattr(2), prctl(2), capset(2), netdevice(7).
+Sources: unshare(2), setns(2), mount(2), umount2(2), mount_setattr(2), prctl(2), capset(2), netdevice(7), syslog(2).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_TOPDIR_FL = 0x00020000
+_SYSLOG_ACTION_READ_ALL = 3
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x41
 
@@ -198,6 +199,20 @@ def effective_capabilities() -> frozenset[int]:
     with open("/proc/self/status", encoding="ascii") as status:
         mask = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     return frozenset(n for n in range(64) if mask >> n & 1)
+
+
+def kernel_log(size: int) -> str:
+    """The last ``size`` bytes of the kernel's log: SYSLOG_ACTION_READ_ALL of syslog(2).
+
+    Raises:
+        OSError: EPERM without CAP_SYSLOG where the sysctl kernel.dmesg_restrict is 1.
+
+    """
+    buffer = ctypes.create_string_buffer(size)
+    length = _libc.klogctl(_SYSLOG_ACTION_READ_ALL, buffer, size)
+    if length < 0:
+        raise OSError(ctypes.get_errno(), "klogctl")
+    return buffer.raw[:length].decode("utf-8", "replace")
 
 
 def raise_loopback() -> None:

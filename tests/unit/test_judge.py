@@ -6,8 +6,18 @@ import signal
 
 import pytest
 
-from snakemake_executor_plugin_forge.judge import judge
-from snakemake_executor_plugin_forge.model import Config, Evidence, LaunchSpec, Outcome, Usage, Verdict
+from snakemake_executor_plugin_forge.judge import judge, killed_for_memory
+from snakemake_executor_plugin_forge.model import (
+    Config,
+    Evidence,
+    Excess,
+    LaunchSpec,
+    Oom,
+    OomScope,
+    Outcome,
+    Usage,
+    Verdict,
+)
 from snakemake_executor_plugin_forge.plan import plan
 
 from .test_plan import HOST, REQUEST, RUN
@@ -29,12 +39,18 @@ TABLE: list[tuple[dict[str, object], Outcome, str]] = [
     ({"exit_code": 1, "summary": "KeyError: 'x'"}, Outcome.FAILED, "KeyError: 'x'"),
     ({"oom_kills": 1}, Outcome.OOM, "although the command exited with 0"),
     ({"exit_code": 137, "oom_kills": 2}, Outcome.OOM, "512.0 MiB of 512.0 MiB"),
-    ({"oom_kills": 1, "run_oom": True}, Outcome.OOM, "--forge-run-memory"),
+    ({"oom_kills": 1, "oom": Oom(OomScope.JOB, "samtools")}, Outcome.OOM, "of 512.0 MiB, in samtools"),
+    ({"oom_kills": 1, "stderr_tail": "bash: line 1:   7 Killed    sort -n big"}, Outcome.OOM, "in sort -n big"),
+    ({"oom_kills": 1, "oom": Oom(OomScope.RUN)}, Outcome.OOM, "--forge-run-memory"),
+    ({"oom_kills": 1, "oom": Oom(OomScope.OUTSIDE, None, "the host")}, Outcome.OOM, "the host ran out of it"),
     ({"timed_out": True, "exit_code": None, "signal": 9}, Outcome.TIMEOUT, "timed out after 3 min"),
     ({"timed_out": True, "oom_kills": 1}, Outcome.OOM, "out of memory"),
     ({"pids_hits": 4, "exit_code": 1}, Outcome.PIDS, "4 times"),
     ({"pids_hits": 4}, Outcome.SUCCEEDED, "succeeded"),
     ({"exit_code": 128 + signal.SIGXFSZ}, Outcome.DISK, "disk_mb"),
+    ({"exit_code": 1, "full_file": "a.bam"}, Outcome.DISK, "a file (a.bam) grew beyond"),
+    ({"full_file": "a.bam"}, Outcome.SUCCEEDED, "succeeded"),
+    ({"excess": Excess(3 * 2**30, "/tmp/x", 2**30)}, Outcome.DISK, "took 3.0 GiB of 0 B (disk_mb), 1.0 GiB in /tmp/x"),
     ({"cancelled": "Ctrl-C", "oom_kills": 1}, Outcome.CANCELLED, "Ctrl-C"),
     ({"setup_error": "mount: no", "exit_code": None}, Outcome.FAILED, "mount: no"),
     ({"supervisor_error": "the supervisor failed", "exit_code": 0}, Outcome.FAILED, "the supervisor failed"),
@@ -56,4 +72,31 @@ def test_the_table_is_complete() -> None:
 
 
 def test_only_success_is_believed() -> None:
-    assert [o for e, o, _ in TABLE if _judge(**e).ok] == [Outcome.SUCCEEDED] * 2
+    assert {o for e, o, _ in TABLE if _judge(**e).ok} == {Outcome.SUCCEEDED}
+
+
+def test_whatever_is_no_success_has_evidence_and_a_remedy() -> None:
+    for evidence, outcome, _ in TABLE:
+        verdict = _judge(**evidence)
+        assert outcome is Outcome.SUCCEEDED or (verdict.remedy and verdict.evidence), evidence
+
+
+RUN_NAME, JOB_NAME = "forge-20261123-013217-6676-4841", "00041-a"
+
+
+@pytest.mark.parametrize(("limit", "scope", "where"), [
+    (f"oom_memcg=/user.slice/{RUN_NAME}/{JOB_NAME}", OomScope.JOB, None),
+    (f"oom_memcg=/user.slice/{RUN_NAME}/{JOB_NAME}/inner", OomScope.JOB, None),
+    (f"oom_memcg=/user.slice/{RUN_NAME}", OomScope.RUN, None),
+    ("oom_memcg=/user.slice", OomScope.OUTSIDE, "the cgroup /user.slice"),
+    ("global_oom", OomScope.OUTSIDE, "the host"),
+])
+def test_the_kernels_log_says_whose_limit_it_was(limit: str, scope: OomScope, where: str | None) -> None:
+    log = (
+        "<6>[1.0] oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/else,"
+        "task_memcg=/else/00041-a,task=other,pid=7,uid=0\n"
+        f"<6>[2.0] oom-kill:constraint=X,nodemask=(null),cpuset=/,mems_allowed=0,{limit},"
+        f"task_memcg=/user.slice/{RUN_NAME}/{JOB_NAME},task=a, b,pid=8348,uid=0\n"
+    )
+    assert killed_for_memory(log, RUN_NAME, JOB_NAME) == Oom(scope, "a, b", where)
+    assert killed_for_memory(log, RUN_NAME, "00042-b") is None
