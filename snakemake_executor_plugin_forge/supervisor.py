@@ -74,7 +74,7 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[
         try:
             attempt.prepare()
             attempt.launch(payload)
-            record.describe()  # while the job's first program is being loaded
+            attempt.describe()  # while the job's first program is being loaded
             attempt.watch()
         except (OSError, SandboxError) as error:
             attempt.fail(error)
@@ -167,6 +167,13 @@ class _Attempt:
                 os.close(fd)
         self._launched = True
         self._record.event("started", pid=self._inside.started.pid)
+
+    def describe(self) -> None:
+        """Write what the job is. A full disk is no reason to end it."""
+        try:
+            self._record.describe()
+        except OSError as error:
+            self._problems.append(f"spec.json or command.sh could not be written: {error.strerror}")
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 

@@ -40,7 +40,11 @@ class JobDirectory:
         os.makedirs(self.path)
         flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         self.stdout = os.open(f"{self.path}/{STDOUT}", flags, 0o644)
-        self.stderr = os.open(f"{self.path}/{STDERR}", flags, 0o644)
+        try:
+            self.stderr = os.open(f"{self.path}/{STDERR}", flags, 0o644)
+        except OSError:
+            os.close(self.stdout)
+            raise
         self._events = [self._event("created")]
 
     def describe(self) -> None:

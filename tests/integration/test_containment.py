@@ -81,6 +81,13 @@ def _page_cache(result: Result, attempt: dict[str, Any]) -> None:
     assert usage["memory_anon_peak_bytes"] < 30 * 1024**2
 
 
+def _scratch_excess(result: Result, attempt: dict[str, Any]) -> None:
+    evidence = attempt["evidence"]
+    assert evidence["limit_bytes"] == 10 * 2**20 < evidence["total_bytes"] < 200 * 2**20  # sampled, so some more
+    assert evidence["largest"].startswith("/tmp/forge-")
+    assert attempt["usage"]["scratch_peak_bytes"] >= evidence["total_bytes"]
+
+
 def _one_cpu(result: Result, attempt: dict[str, Any]) -> None:
     # Eight spinners for 1.5 s: with one CPU they get at most 1.5 s of CPU time, and about that.
     assert attempt["usage"]["cpu_seconds"] < 1.5 * attempt["seconds"], attempt["usage"]
@@ -206,6 +213,20 @@ CASES = [
          "resources: forge_network='off'", check=_out("['lo']")),
     Case("big_file", "disk", "head -c 30000000 /dev/zero > {output}", "resources: disk_mb=10",
          check=_reason("disk_mb")),
+    Case("yes_to_a_file", "disk", "yes > $TMPDIR/f", "resources: disk_mb=10", check=_reason("/f)", "10.0 MiB")),  # 72
+    Case("big_file_ignored", "disk", "python3 -c \"open('{output}', 'wb').write(bytes(30 * 2**20))\"",
+         "resources: disk_mb=10", check=_reason("big_file_ignored.out", "disk_mb")),  # Python ignores SIGXFSZ
+    Case("many_files", "disk", "i=0; while :; do i=$((i + 1)); head -c 1M /dev/zero > $TMPDIR/f$i; done",
+         "resources: disk_mb=10", check=_scratch_excess),
+    Case("many_empty_files", "succeeded",  # 73
+         "python3 -c \"for i in range(100000): open(f'/tmp/{{i}}', 'w').close()\"; touch {output}",
+         "resources: disk_mb=100"),
+    Case("unlinked_files", "disk",  # 74
+         "python3 -c \"import os, tempfile, time; f = [tempfile.TemporaryFile() for i in range(4)]; "
+         "[x.write(bytes(8 << 20)) or x.flush() for x in f]; time.sleep(20)\"",
+         "resources: disk_mb=10", check=_reason("deleted file that process python3 holds open")),
+    Case("too_much_at_the_end", "disk", "head -c 8M /dev/zero | tee $TMPDIR/a > $TMPDIR/b; touch {output}",
+         "resources: disk_mb=10", check=_reason("of 10.0 MiB (disk_mb)")),
     Case("forge_variables", "succeeded", "echo $FORGE_CPUS $FORGE_MEMORY_BYTES $FORGE_RUNTIME > {output}",
          "threads: 2\nresources: mem_mb=64", check=_out(f"2 {64 * 2**20} host")),
 ]
