@@ -222,8 +222,8 @@ CASES = [
          "python3 -c \"for i in range(100000): open(f'/tmp/{{i}}', 'w').close()\"; touch {output}",
          "resources: disk_mb=100"),
     Case("unlinked_files", "disk",  # 74
-         "python3 -c \"import os, tempfile, time; f = [tempfile.TemporaryFile() for i in range(4)]; "
-         "[x.write(bytes(8 << 20)) or x.flush() for x in f]; time.sleep(20)\"",
+         'python3 -c "import os, tempfile, time; f = [tempfile.TemporaryFile() for i in range(4)]; '
+         '[x.write(bytes(8 << 20)) or x.flush() for x in f]; time.sleep(20)"',
          "resources: disk_mb=10", check=_reason("deleted file that process python3 holds open")),
     Case("too_much_at_the_end", "disk", "head -c 8M /dev/zero | tee $TMPDIR/a > $TMPDIR/b; touch {output}",
          "resources: disk_mb=10", check=_reason("of 10.0 MiB (disk_mb)")),

@@ -1,0 +1,293 @@
+"""Figures of the record against jobs whose use of the host is known, and what becomes of jobs that others tamper with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import Result, command, residue, run, write_workflow
+
+pytestmark = pytest.mark.kernel
+
+MIB = 2**20
+SPIN = "while :; do :; done"
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One run of all the jobs below that need no help from outside."""
+    directory = tmp_path_factory.mktemp("usage").resolve()
+    write_workflow(directory, f"""
+        rule all:
+            input: expand("{{name}}.out", name=["short", "deleted", "user", "throttled", "writer", "python_writer"])
+        rule short:
+            output: "short.out"
+            resources: mem_mb=400
+            shell: "/usr/bin/python3 -S -c 'bytearray(150 * 2**20)'; touch {{output}}"
+        rule deleted:
+            output: "deleted.out"
+            resources: mem_mb=60
+            shell: "dd if=/dev/zero of=$TMPDIR/x bs=1M count=200 2>&1; rm $TMPDIR/x; touch {{output}}"
+        rule user:
+            output: "user.out"
+            shell: "timeout 0.7 sh -c '{SPIN}' || true; touch {{output}}"
+        rule throttled:
+            output: "throttled.out"
+            shell: "timeout 1 sh -c '{SPIN}' & timeout 1 sh -c '{SPIN}' & wait; touch {{output}}"
+        rule writer:
+            output: "writer.out"
+            shell: "(dd if=/dev/zero of={{output}} bs=1M count=20 conv=fsync) 2>&1"
+        rule python_writer:
+            output: "python_writer.out"
+            run:
+                import subprocess
+                subprocess.run(["dd", "if=/dev/zero", "of=" + output[0], "bs=1M", "count=20", "conv=fsync"], check=True)
+        """)
+    done = run(directory, "-j2", "--keep-going")
+    assert done.code == 0, done.output
+    assert residue(directory) == []
+    return done
+
+
+def _usage(result: Result, rule: str) -> dict[str, Any]:
+    usage: dict[str, Any] = result.attempt(rule)["usage"]
+    return usage
+
+
+def test_memory_of_a_job_that_is_over_at_once(result: Result) -> None:
+    usage = _usage(result, "short")
+    assert 150 * MIB < usage["memory_anon_peak_bytes"] <= usage["memory_peak_bytes"] < 180 * MIB
+
+
+def test_page_cache_that_is_gone_at_the_end_is_no_anonymous_memory(result: Result) -> None:
+    usage = _usage(result, "deleted")
+    assert usage["memory_peak_bytes"] > 40 * MIB
+    assert usage["memory_anon_peak_bytes"] < 25 * MIB
+
+
+def test_user_and_system_time_add_up(result: Result) -> None:
+    usage = _usage(result, "user")
+    assert usage["cpu_user_seconds"] + usage["cpu_system_seconds"] == pytest.approx(usage["cpu_seconds"], abs=1e-3)
+    assert usage["cpu_user_seconds"] > 0.8 * usage["cpu_seconds"] > 0
+
+
+def test_throttling_is_counted(result: Result) -> None:
+    usage = _usage(result, "throttled")
+    assert usage["throttled_periods"] > 0
+    assert usage["throttled_seconds"] > 0
+    assert usage["pids_peak"] >= 4
+
+
+@pytest.mark.parametrize("rule", ["writer", "python_writer"])
+def test_bytes_written_by_children_are_counted(result: Result, rule: str) -> None:
+    assert 20 * MIB <= _usage(result, rule)["io_write_bytes"] < 22 * MIB
+
+
+def test_pressure_is_recorded_where_the_kernel_has_it(result: Result) -> None:
+    """cgroup v2 has it for each group, unless it is switched off; v1 never has."""
+    v2 = result.attempt("throttled")["isolation"]["limits"] == "cgroup-v2"
+    pressure = _usage(result, "throttled")["cpu_pressure_seconds"]
+    if v2 and Path("/proc/pressure/cpu").exists():
+        assert pressure > 0
+    else:
+        assert pressure is None
+
+
+def test_whose_limit_it_was(workdir: Path) -> None:
+    """The limit of the run, which one job without a limit of its own reaches; the process is named."""
+    write_workflow(workdir, """
+        rule hog:
+            output: "hog.out"
+            shell: "python3 -c 'x = bytearray(400 * 2**20)' || true; sleep 0.2; touch {output}"
+        """)
+    attempt = run(workdir, "-j1", "hog.out", "--forge-run-memory", "200MiB").attempt("hog")
+    assert attempt["outcome"] == "oom"
+    assert attempt["evidence"]["scope"] == "run"
+    assert attempt["evidence"]["process"] == "python3"
+    assert "--forge-run-memory" in attempt["reason"]
+    assert residue(workdir) == []
+
+
+def test_the_job_is_named_too(workdir: Path) -> None:
+    write_workflow(workdir, """
+        rule hog:
+            output: "hog.out"
+            resources: mem_mb=100
+            run:
+                x = bytearray(400 * 2**20)
+        """)
+    attempt = run(workdir, "-j1", "hog.out").attempt("hog")
+    assert (attempt["outcome"], attempt["evidence"]["scope"]) == ("oom", "job")
+    assert attempt["evidence"]["process"] == "forge-job"
+    assert attempt["evidence"]["memory_peak_bytes"] <= attempt["evidence"]["limit_bytes"] == 100 * MIB
+
+
+def test_cpu_shares(workdir: Path) -> None:
+    """Two jobs with one and three threads on one CPU get it about one to three."""
+    write_workflow(workdir, f"""
+        rule all:
+            input: "one.out", "three.out"
+        rule one:
+            output: "one.out"
+            threads: 1
+            shell: "timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
+        rule three:
+            output: "three.out"
+            threads: 3
+            shell: "timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
+        """)
+    result = run(workdir, "-j4", "--forge-cpu", "share")
+    one, three = (_usage(result, rule)["cpu_seconds"] for rule in ("one", "three"))
+    assert 1.8 < three / one < 5, (one, three)
+
+
+# -- what others do to a job's cgroup --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeper(workdir: Path) -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
+    """A job that sleeps: Snakemake, the working directory, and the pid of a process of the job."""
+    write_workflow(workdir, """
+        rule sleeper:
+            output: "sleeper.out"
+            shell: "sleep 86399; touch {output}"
+        """)
+    process = subprocess.Popen(
+        command("forge", "-j1", "sleeper.out", "--forge-wall", "4s", "--forge-grace", "1s"),
+        cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+    )
+    try:
+        yield process, workdir, _pid_in(workdir)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _pid_in(directory: Path) -> int:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                if (entry.name.isdigit() and os.readlink(entry / "cwd") == str(directory)
+                        and (entry / "cmdline").read_bytes() == b"sleep\00086399\0"):
+                    return int(entry.name)
+        time.sleep(0.02)
+    raise AssertionError("the job did not start")
+
+
+def _groups(pid: int) -> list[Path]:
+    """The directories of a process' cgroups that belong to a run of Forge."""
+    found = []
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if "/forge-" in path:
+            tail = path[path.index("/forge-"):]
+            roots = [f"/sys/fs/cgroup/{name}" for name in names.split(",")] if names else ["/sys/fs/cgroup"]
+            found += [p for root in roots for p in Path(root).rglob(tail.lstrip("/")) if p.is_dir()]
+    assert found
+    return found
+
+
+def _end(process: subprocess.Popen[str], directory: Path) -> dict[str, Any]:
+    output, _ = process.communicate(timeout=60)
+    assert residue(directory) == [], output
+    return Result(process.returncode, output, directory).attempt("sleeper")
+
+
+def test_a_job_that_is_moved_out_of_its_cgroup_is_ended(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
+    process, directory, pid = sleeper
+    for group in _groups(pid):
+        target = next(p for p in group.parents if not any(part.startswith("forge-") for part in p.parts))
+        for member in (group / "cgroup.procs").read_text().split():
+            (target / "cgroup.procs").write_text(member)
+        group.rmdir()
+    attempt = _end(process, directory)
+    assert attempt["outcome"] == "failed"
+    assert "cgroup was emptied or removed from outside" in attempt["reason"]
+    assert any("counters could not be read" in note for note in attempt["notes"])
+
+
+def test_a_frozen_job_dies_all_the_same(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
+    """v1: frozen in the freezer hierarchy; v2: in a sub-cgroup of the job's, which is closed as well."""
+    process, directory, pid = sleeper
+    (group, *_) = _groups(pid)
+    if Path("/sys/fs/cgroup/freezer").is_dir():
+        frozen = Path(f"/sys/fs/cgroup/freezer/forge-test-{pid}")
+        frozen.mkdir()
+        (frozen / "cgroup.procs").write_text(str(pid))
+        (frozen / "freezer.state").write_text("FROZEN")
+    else:
+        frozen = group / "inner"
+        (frozen / "deeper").mkdir(parents=True)
+        (frozen / "deeper" / "cgroup.procs").write_text(str(pid))
+        (frozen / "cgroup.freeze").write_text("1")
+        frozen.chmod(0)
+    try:
+        attempt = _end(process, directory)
+    finally:
+        with suppress(OSError):
+            frozen.rmdir()
+    assert attempt["outcome"] == "timeout"
+    assert attempt["seconds"] < 20
+    assert not attempt["notes"]
+    assert not frozen.exists()
+
+
+def test_a_sub_cgroup_is_removed(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
+    process, directory, pid = sleeper
+    for group in _groups(pid):
+        (group / "inner" / "deeper").mkdir(parents=True)
+        (group / "inner" / "deeper" / "cgroup.procs").write_text(str(pid))
+        (group / "inner").chmod(0)
+    assert _end(process, directory)["outcome"] == "timeout"
+
+
+# -- a full disk ------------------------------------------------------------------------------------------------------
+
+FULL = """
+import os, subprocess, sys
+from pathlib import Path
+from snakemake_executor_plugin_forge.sandbox import syscalls
+directory = sys.argv[1]
+syscalls.unshare(syscalls.CLONE_NEWNS)
+syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
+runs = directory + "/.snakemake/forge"
+os.makedirs(runs)
+syscalls.mount("forge-test", runs, "tmpfs", 0, "size=256k")
+done = subprocess.run(sys.argv[2:], cwd=directory, stdin=subprocess.DEVNULL, check=False)
+Path(directory, "notes").write_text(subprocess.run(
+    [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "jobs", "--json"],
+    cwd=directory, capture_output=True, text=True, check=False).stdout)
+sys.exit(done.returncode)
+"""
+
+
+def test_a_full_disk_under_the_records(workdir: Path) -> None:
+    """Fault 77: the job goes on and its outputs count; that its record is not whole is said."""
+    write_workflow(workdir, """
+        rule all:
+            input: "big.out", "next.out"
+        rule big:
+            output: "big.out"
+            shell: "head -c 1000000 /dev/zero | base64; touch {output}"
+        rule next:
+            input: "big.out"
+            output: "next.out"
+            shell: "touch {output}"
+        """)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(workdir), *command("forge", "-j1", "--keep-going")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=100,
+    )
+    assert (workdir / "big.out").exists(), done.stdout
+    assert "the log is incomplete: No space left on device" in done.stdout
+    assert "the record of this attempt" in done.stdout
+    assert residue(workdir) == []
