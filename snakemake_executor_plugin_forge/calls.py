@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -67,8 +68,11 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"unknown reference {pid!r}")
 
 
-def encode_call(arguments: tuple[Any, ...], workflow: Any) -> bytes:
+def encode_call(arguments: tuple[Any, ...], workflow: Any, *, measured: bool = False) -> bytes:
     """The arguments of ``run_wrapper`` as bytes.
+
+    Args:
+        measured: the job has a ``benchmark:``, for which it shall say what its processes have used.
 
     Raises:
         pickle.PicklingError, TypeError, AttributeError: for arguments that cannot be pickled (a lambda or an open
@@ -76,7 +80,7 @@ def encode_call(arguments: tuple[Any, ...], workflow: Any) -> bytes:
 
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, workflow).dump(("call", arguments))
+    _Pickler(buffer, workflow).dump(("measured" if measured else "call", arguments))
     return buffer.getvalue()
 
 
@@ -120,7 +124,7 @@ class Executor:
         kind, content = _Unpickler(io.BytesIO(payload), self._workflow).load()
         if kind == "command":
             return _result(subprocess.run(["bash", "-c", content], check=False).returncode)
-        return self._call(content, scratch)
+        return self._measured(content, scratch) if kind == "measured" else self._call(content, scratch)
 
     def render(self, payload: bytes, scratch: str) -> Command | None:
         """In the nursery: let Snakemake work out a shell rule's command and environment, but not start it.
@@ -142,6 +146,32 @@ class Executor:
         finally:
             _SHELL_MODULE["sp"] = subprocess
         return None
+
+    def _measured(self, arguments: tuple[Any, ...], scratch: str) -> dict[str, object]:
+        """Run it, and add what the processes that Snakemake's benchmark means have used: getrusage(2).
+
+        These are this process and its children for a rule with Python in it (``run:``), and only the children for all
+        others. A child starts with the peak of memory of the process that forked it, so that only a higher one says
+        anything of the child.
+        """
+        rule = arguments[0]
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        result = self._call(arguments, scratch)
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = [
+            children.ru_maxrss if children.ru_maxrss > own.ru_maxrss else 0,
+            children.ru_utime + children.ru_stime,
+            children.ru_inblock,
+            children.ru_oublock,
+        ]
+        if not (rule.shellcmd or rule.script or rule.wrapper or getattr(rule, "cwl", None)):
+            used = [
+                max(own.ru_maxrss, children.ru_maxrss),
+                used[1] + own.ru_utime + own.ru_stime - before.ru_utime - before.ru_stime,
+                used[2] + own.ru_inblock - before.ru_inblock,
+                used[3] + own.ru_oublock - before.ru_oublock,
+            ]
+        return {**result, "measured": [*used, _private_bytes()]}
 
     def _call(self, arguments: tuple[Any, ...], scratch: str) -> dict[str, object]:
         _set_tmpdir(arguments, scratch)
@@ -196,6 +226,15 @@ def _command(call: dict[str, Any]) -> Command | None:
         changed={name: value for name, value in environment.items() if own.get(name) != value},
         removed=tuple(own.keys() - environment.keys()),
     )
+
+
+def _private_bytes() -> int:
+    """Memory that only this process has, and that is charged to the job: proc_pid_smaps_rollup(5)."""
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+            return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_Dirty:"))
+    except OSError:  # before Linux 4.14: then all of it, so that nothing is taken for the job's
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _set_tmpdir(arguments: tuple[Any, ...], scratch: str) -> None:

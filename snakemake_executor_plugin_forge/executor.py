@@ -143,7 +143,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
         from .calls import encode_call, encode_command
 
         try:
-            payload, how = encode_call(arguments, self.workflow), "nursery"
+            payload, how = encode_call(arguments, self.workflow, measured=bool(job.benchmark)), "nursery"
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
             payload = encode_command(self.format_job_exec(job))
             how = f"inner snakemake, because its arguments cannot be pickled: {error}"
@@ -193,6 +193,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
             inputs=inputs,
             outputs=outputs,
             logs=logs,
+            benchmark=str(job.benchmark) if job.benchmark else None,
             linked=self._links.targets((*inputs, *outputs, *logs)),
             interactive=self.workflow.execution_settings.debug or bool(self.dag.is_edit_notebook_job(job)),
         )

@@ -123,6 +123,7 @@ class JobRequest:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     logs: tuple[str, ...] = ()
+    benchmark: str | None = None  # the file of a rule's benchmark:
     linked: tuple[str, ...] = ()  # where symbolic links on the way to those lead
     interactive: bool = False  # --debug and --edit-notebook need the terminal
 
@@ -194,6 +195,7 @@ class LaunchSpec:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     isolation: Isolation
+    benchmark: str | None = None
     runtime: str = "host"
     backend: str = "local"
     interactive: bool = False

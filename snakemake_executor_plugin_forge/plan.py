@@ -279,6 +279,7 @@ def plan(
         inputs=request.inputs,
         outputs=request.outputs,
         isolation=_isolation(host, network),
+        benchmark=request.benchmark and posixpath.join(run.workdir, request.benchmark),
         interactive=request.interactive,
         gpu_count=gpu_count(request.rule, request.resources, host.gpus),
     )

@@ -23,7 +23,8 @@ PERIOD_MICROSECONDS = 100_000
 class Sample:
     """What is looked at again and again while a job runs: as few reads as possible."""
 
-    memory_anon_bytes: int
+    memory_anon_bytes: int  # and shared memory
+    memory_shared_bytes: int  # of that
     pids: int  # its peak where the kernel keeps one, else the number now
     oom_kills: int
     empty: bool  # no process is in it: someone moved them out, or removed it

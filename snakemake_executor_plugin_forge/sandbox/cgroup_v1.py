@@ -38,6 +38,7 @@ class V1Job:
         current = cgroup.read_number(f"{pids}/pids.current")
         return Sample(
             memory_anon_bytes=stat.get("total_rss", 0) + stat.get("total_shmem", 0),
+            memory_shared_bytes=stat.get("total_shmem", 0),
             pids=cgroup.read_number(f"{pids}/pids.peak") or current,
             oom_kills=cgroup.read_table(f"{memory}/memory.oom_control").get("oom_kill", 0),
             empty=current == 0,

@@ -33,6 +33,7 @@ class V2Job:
         current = cgroup.read_number(f"{self._path}/pids.current")
         return Sample(
             memory_anon_bytes=stat.get("anon", 0) + stat.get("shmem", 0),
+            memory_shared_bytes=stat.get("shmem", 0),
             pids=cgroup.read_number(f"{self._path}/pids.peak") or current,
             oom_kills=self._oom_kills(),
             empty=current == 0,

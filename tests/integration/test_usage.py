@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -147,6 +148,58 @@ def test_cpu_shares(workdir: Path) -> None:
     result = run(workdir, "-j4", "--forge-cpu", "share")
     one, three = (_usage(result, rule)["cpu_seconds"] for rule in ("one", "three"))
     assert 1.8 < three / one < 5, (one, three)
+
+
+# -- benchmark files --------------------------------------------------------------------------------------------------
+
+HOLD = "import time; x = bytearray({mb} * 2**20); time.sleep(0.25); del x; time.sleep(0.1)"
+
+
+def test_benchmark_files_have_what_polling_misses(workdir: Path) -> None:
+    """200 MB for a quarter of a second; 20 MB written; the CPU time of a job shorter than a poll. Same columns."""
+    write_workflow(workdir, f"""
+        rule all:
+            input: "shell.out", "run.out", "short.out", "twice.out"
+        rule shell:
+            output: "shell.out"
+            benchmark: "shell.tsv"
+            shell: "sleep 0.7; python3 -c '{HOLD.format(mb=200)}'; dd if=/dev/zero of={{output}} bs=1M count=20 conv=fsync"
+        rule run:
+            output: "run.out"
+            benchmark: "run.jsonl"
+            run:
+                import time
+                time.sleep(0.7)
+                x = bytearray(200 * 2**20)
+                del x
+                open(output[0], "w").close()
+        rule short:
+            output: "short.out"
+            benchmark: "short.tsv"
+            shell: "timeout 0.2 sh -c '{SPIN}' || true; touch {{output}}"
+        rule twice:
+            output: "twice.out"
+            benchmark: repeat("twice.tsv", 2)
+            shell: "touch {{output}}"
+        """)
+    result = run(workdir, "-j1", "--benchmark-extended")
+    assert result.code == 0, result.output
+    shell, short = (_table(workdir / name)[0] for name in ("shell.tsv", "short.tsv"))
+    assert 200 < float(shell["max_rss"]) < 220
+    assert 20 <= float(shell["io_out"]) < 21
+    assert 0.1 < float(short["cpu_time"]) < 0.3
+    assert float(short["mean_load"]) == pytest.approx(100 * float(short["cpu_time"]) / float(short["s"]), rel=0.1)
+    record = json.loads((workdir / "run.jsonl").read_text())
+    assert record["max_rss"] > 250  # with the workflow, which Snakemake's own figure counts too
+    assert list(record) == sorted(record)
+    assert list(shell)[:10] == ["s", "h:m:s", "max_rss", "max_vms", "max_uss", "max_pss", "io_in", "io_out", "mean_load",
+                                "cpu_time"]
+    assert len(_table(workdir / "twice.tsv")) == 2
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    header, *rows = path.read_text().splitlines()
+    return [dict(zip(header.split("\t"), row.split("\t"), strict=True)) for row in rows]
 
 
 # -- what others do to a job's cgroup --------------------------------------------------------------------------------
