@@ -28,7 +28,7 @@ from .sandbox.disk import Meter
 from .sandbox.inside import Inside, Standby
 from .sandbox.scratch import Scratch, Slots, remove_slot, slot_path
 
-_FIRST_SAMPLE_SECONDS = 0.01
+_FIRST_SAMPLE_SECONDS = 0.02
 _LAST_SAMPLE_SECONDS = 2.0
 _FROZEN_SECONDS = 0.5  # what takes longer to die is frozen, or stuck in the kernel
 _DEATH_SECONDS = 30.0

@@ -139,14 +139,27 @@ def read_number(path: str) -> int:
         return 0
 
 
-def read_table(path: str) -> dict[str, int]:
-    """A flat-keyed file ("name number" per line); empty if it is missing."""
+def read_values(path: str, *names: str) -> list[int] | None:
+    """Some of a flat-keyed file ("name number" per line), in the order of ``names``; None if it cannot be read.
+
+    A value that is missing is 0. Not all of the file is parsed: memory.stat has 40 lines.
+    """
     try:
-        lines = read(path).splitlines()
+        text = "\n" + read(path)
     except OSError:
-        return {}
-    pairs = (line.split() for line in lines)
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+        return None
+    values = []
+    for name in names:
+        start = text.find(f"\n{name} ")
+        number = text[start + len(name) + 2 :].split("\n", 1)[0] if start >= 0 else ""
+        values.append(int(number) if number.isdigit() else 0)
+    return values
+
+
+def read_value(path: str, name: str) -> int:
+    """One value of a flat-keyed file; 0 if it or the file is missing."""
+    values = read_values(path, name)
+    return values[0] if values else 0
 
 
 def walk_up(path: str) -> Iterable[str]:

@@ -34,13 +34,13 @@ class V1Job:
     def sample(self) -> Sample:
         """See :class:`.cgroup.JobCgroup`."""
         memory, pids = self._paths["memory"], self._paths["pids"]
-        stat = cgroup.read_table(f"{memory}/memory.stat")
+        anon, shared = cgroup.read_values(f"{memory}/memory.stat", "total_rss", "total_shmem") or (0, 0)
         current = cgroup.read_number(f"{pids}/pids.current")
         return Sample(
-            memory_anon_bytes=stat.get("total_rss", 0) + stat.get("total_shmem", 0),
-            memory_shared_bytes=stat.get("total_shmem", 0),
+            memory_anon_bytes=anon + shared,
+            memory_shared_bytes=shared,
             pids=cgroup.read_number(f"{pids}/pids.peak") or current,
-            oom_kills=cgroup.read_table(f"{memory}/memory.oom_control").get("oom_kill", 0),
+            oom_kills=cgroup.read_value(f"{memory}/memory.oom_control", "oom_kill"),
             empty=current == 0,
         )
 
@@ -51,27 +51,27 @@ class V1Job:
         exact. Peaks of processes are kept since Linux 6.11 only.
         """
         memory, pids, cpuacct = self._paths["memory"], self._paths["pids"], self._paths["cpuacct"]
-        stat = cgroup.read_table(f"{memory}/memory.stat")
-        cpu = cgroup.read_table(f"{self._paths['cpu']}/cpu.stat")
+        stat = cgroup.read_values(f"{memory}/memory.stat", "total_rss", "total_shmem", "total_cache")
+        anon, shared, cache = stat or (0, 0, 0)
+        throttled = cgroup.read_values(f"{self._paths['cpu']}/cpu.stat", "nr_throttled", "throttled_time") or (0, 0)
         total = cgroup.read_number(f"{cpuacct}/cpuacct.usage")
         user, system = (cgroup.read_number(f"{cpuacct}/cpuacct.usage_{kind}") for kind in ("user", "sys"))
         user = total if user + system == 0 else total * user // (user + system)
-        anon = stat.get("total_rss", 0) + stat.get("total_shmem", 0)
         return Counters(
             memory_peak_bytes=cgroup.read_number(f"{memory}/memory.max_usage_in_bytes"),
-            memory_anon_bytes=anon,
-            memory_file_bytes=stat.get("total_cache", 0) - stat.get("total_shmem", 0),
+            memory_anon_bytes=anon + shared,
+            memory_file_bytes=cache - shared,
             memory_kernel_bytes=cgroup.read_number(f"{memory}/memory.kmem.max_usage_in_bytes"),
             cpu_seconds=total / 1e9,
             cpu_user_seconds=user / 1e9,
             cpu_system_seconds=(total - user) / 1e9,
-            throttled_seconds=cpu.get("throttled_time", 0) / 1e9,
-            throttled_periods=cpu.get("nr_throttled", 0),
+            throttled_seconds=throttled[1] / 1e9,
+            throttled_periods=throttled[0],
             pids_peak=cgroup.read_number(f"{pids}/pids.peak"),
-            oom_kills=cgroup.read_table(f"{memory}/memory.oom_control").get("oom_kill", 0),
-            pids_hits=cgroup.read_table(f"{pids}/pids.events").get("max", 0),
+            oom_kills=cgroup.read_value(f"{memory}/memory.oom_control", "oom_kill"),
+            pids_hits=cgroup.read_value(f"{pids}/pids.events", "max"),
             memory_hits=_memory_hits(memory),
-            complete=bool(stat),
+            complete=stat is not None,
         )
 
     def kill(self, others: list[int]) -> None:

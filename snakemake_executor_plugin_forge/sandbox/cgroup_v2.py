@@ -29,11 +29,11 @@ class V2Job:
 
     def sample(self) -> Sample:
         """See :class:`.cgroup.JobCgroup`."""
-        stat = cgroup.read_table(f"{self._path}/memory.stat")
+        anon, shared = cgroup.read_values(f"{self._path}/memory.stat", "anon", "shmem") or (0, 0)
         current = cgroup.read_number(f"{self._path}/pids.current")
         return Sample(
-            memory_anon_bytes=stat.get("anon", 0) + stat.get("shmem", 0),
-            memory_shared_bytes=stat.get("shmem", 0),
+            memory_anon_bytes=anon + shared,
+            memory_shared_bytes=shared,
             pids=cgroup.read_number(f"{self._path}/pids.peak") or current,
             oom_kills=self._oom_kills(),
             empty=current == 0,
@@ -42,30 +42,32 @@ class V2Job:
     def counters(self) -> Counters:
         """See :class:`.cgroup.JobCgroup`. memory.peak is there since Linux 5.19, pids.peak since 6.1."""
         path = self._path
-        stat = cgroup.read_table(f"{path}/memory.stat")
-        cpu = cgroup.read_table(f"{path}/cpu.stat")
+        stat = cgroup.read_values(f"{path}/memory.stat", "anon", "shmem", "file", "kernel")
+        anon, shared, file, kernel = stat or (0, 0, 0, 0)
+        cpu_names = ("usage_usec", "user_usec", "system_usec", "throttled_usec", "nr_throttled")
+        total, user, system, throttled, periods = cgroup.read_values(f"{path}/cpu.stat", *cpu_names) or (0,) * 5
         peak = cgroup.read_number(f"{path}/memory.peak") or cgroup.read_number(f"{path}/memory.current")
         return Counters(
             memory_peak_bytes=peak,
-            memory_anon_bytes=stat.get("anon", 0) + stat.get("shmem", 0),
-            memory_file_bytes=stat.get("file", 0) - stat.get("shmem", 0),
-            memory_kernel_bytes=stat.get("kernel", 0),
-            cpu_seconds=cpu.get("usage_usec", 0) / 1e6,
-            cpu_user_seconds=cpu.get("user_usec", 0) / 1e6,
-            cpu_system_seconds=cpu.get("system_usec", 0) / 1e6,
-            throttled_seconds=cpu.get("throttled_usec", 0) / 1e6,
-            throttled_periods=cpu.get("nr_throttled", 0),
+            memory_anon_bytes=anon + shared,
+            memory_file_bytes=file - shared,
+            memory_kernel_bytes=kernel,
+            cpu_seconds=total / 1e6,
+            cpu_user_seconds=user / 1e6,
+            cpu_system_seconds=system / 1e6,
+            throttled_seconds=throttled / 1e6,
+            throttled_periods=periods,
             pids_peak=cgroup.read_number(f"{path}/pids.peak"),
             oom_kills=self._oom_kills(),
-            pids_hits=cgroup.read_table(f"{path}/pids.events").get("max", 0),
-            memory_hits=cgroup.read_table(f"{path}/memory.events").get("oom", 0),
+            pids_hits=cgroup.read_value(f"{path}/pids.events", "max"),
+            memory_hits=cgroup.read_value(f"{path}/memory.events", "oom"),
             io_bytes=_io_bytes(f"{path}/io.stat"),
             pressure_seconds=_pressure(path),
-            complete=bool(stat),
+            complete=stat is not None,
         )
 
     def _oom_kills(self) -> int:
-        return cgroup.read_table(f"{self._path}/memory.events").get("oom_kill", 0)
+        return cgroup.read_value(f"{self._path}/memory.events", "oom_kill")
 
     def kill(self, others: list[int]) -> None:
         """See :class:`.cgroup.JobCgroup`. cgroup.kill is there since Linux 5.14; SIGKILL reaches frozen ones on v2."""
@@ -139,7 +141,7 @@ class V2Run:
 
     def memory_hits(self) -> int:
         """See :class:`.cgroup.RunCgroup`: memory.events.local counts what this very cgroup's limit caused."""
-        return cgroup.read_table(f"{self.place}/memory.events.local").get("oom", 0)
+        return cgroup.read_value(f"{self.place}/memory.events.local", "oom")
 
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`."""

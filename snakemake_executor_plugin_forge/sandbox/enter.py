@@ -21,6 +21,9 @@ from .syscalls import Step
 if TYPE_CHECKING:
     import subprocess
 
+_OOM_SCORE = 500
+"""As if a job used half of the memory more than it does."""
+
 ROOT_MECHANISMS = ("mount-ns", "pid-ns", "ipc-ns", "uts-ns", "no-new-privs", "capabilities")
 USER_MECHANISMS = ("user-ns", *ROOT_MECHANISMS)
 
@@ -153,6 +156,7 @@ def start(base: Base, job: Callable[[], NoReturn], *, as_init: bool) -> Started:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         pid = os.fork()
         if pid == 0:
+            _offer_to_the_oom_killer()
             if as_init:
                 syscalls.set_process_name("forge-init")
                 syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -162,6 +166,19 @@ def start(base: Base, job: Callable[[], NoReturn], *, as_init: bool) -> Started:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         syscalls.setns(base.own_pid_namespace, syscalls.CLONE_NEWPID)
     return Started(pid, init)
+
+
+def _offer_to_the_oom_killer() -> None:
+    """Where the host, or a cgroup around the run, is out of memory: a job first, and not Snakemake or a service.
+
+    proc_pid_oom_score_adj(5). Within the job's own limit it makes no difference, as all of its processes have it. Here
+    and not later, because the file belongs to root once this process is not dumpable.
+    """
+    with suppress(OSError, ValueError):
+        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+            own = int(file.read())
+        if own < _OOM_SCORE:
+            _write("/proc/self/oom_score_adj", str(_OOM_SCORE))
 
 
 def _hold_namespace(program: str) -> subprocess.Popen[bytes]:

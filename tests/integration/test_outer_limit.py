@@ -1,0 +1,51 @@
+"""Out of memory outside of Forge: a cgroup around Snakemake that is smaller than what the run may use.
+
+On cgroup v1 only, where a test can make one below its own; no marker, so not in the guest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Result, command, residue, write_workflow
+
+MIB = 2**20
+
+
+@pytest.fixture
+def outer(workdir: Path) -> Iterator[Path]:
+    """A memory cgroup with 400 MiB."""
+    own = next(line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line)
+    group = Path(f"/sys/fs/cgroup/memory{own}/forge-test-{workdir.name}")
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(400 * MIB))
+    yield group
+    group.rmdir()
+
+
+def test_a_job_dies_and_not_snakemake(workdir: Path, outer: Path) -> None:
+    """Thirty processes of 20 MiB: each of them is smaller than Snakemake, which the kernel would take otherwise."""
+    write_workflow(workdir, """
+        rule hogs:
+            output: "hogs.out"
+            threads: 2
+            shell:
+                "for i in $(seq 30); do python3 -S -c 'x = bytearray(20 << 20); import time; time.sleep(3)' & done; wait; "
+                "touch {output}"
+        """)
+    enter = f'echo $$ > {outer}/cgroup.procs; exec "$@"'
+    done = subprocess.run(
+        ["bash", "-c", enter, "bash", *command("forge", "-j2", "hogs.out", "--forge-run-memory", "2GiB")],
+        cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=100,
+    )
+    attempt = Result(done.returncode, done.stdout, workdir).attempt("hogs")
+    assert done.returncode == 1, done.stdout
+    assert attempt["outcome"] == "oom", attempt["reason"]
+    assert attempt["evidence"]["scope"] == "outside"
+    assert outer.name in attempt["evidence"]["where"]
+    assert attempt["evidence"]["process"] == "python3"
+    assert residue(workdir) == []
