@@ -121,7 +121,6 @@ class _Attempt:
         self._was_inside = False  # of its cgroup
         self._meter: Meter | None = None
         self._excess: Excess | None = None
-        self._run_hits_before = 0
         self._rusage: resource.struct_rusage | None = None  # of its process and the children that it waited for
         self._problems: list[str] = []
         self._unkillable: tuple[str, ...] = ()
@@ -143,7 +142,6 @@ class _Attempt:
         """cgroup, scratch and streams."""
         spec = self._spec
         if self._group is not None:
-            self._run_hits_before = self._group.memory_hits()
             self._cgroup = self._group.create_job(spec.name, spec.limits, spec.cpu_mode)
         self._inside = self._tools.standby.take(spec)
         self._stack.callback(self._inside.close)
@@ -440,9 +438,9 @@ class _Attempt:
         found = killed_for_memory(log, os.path.basename(self._spec.scratch_base), self._spec.name)
         if found is not None:
             return found
-        if self._counters.memory_hits:
+        if self._counters.memory_exhausted:
             return Oom(OomScope.JOB)
-        return Oom(OomScope.RUN if self._group.memory_hits() > self._run_hits_before else OomScope.OUTSIDE)
+        return Oom(OomScope.RUN if self._group.memory_exhausted() else OomScope.OUTSIDE)
 
     def _full_file(self) -> str | None:
         """An output or temporary file that RLIMIT_FSIZE has stopped: programs that ignore SIGXFSZ only get an error."""

@@ -46,7 +46,7 @@ class Counters:
     pids_peak: int = 0
     oom_kills: int = 0
     pids_hits: int = 0
-    memory_hits: int = 0  # how often its own memory limit was in the way
+    memory_exhausted: bool = False  # its own memory limit was reached, and nothing could be given up
     io_bytes: tuple[int, int] | None = None  # read, written
     pressure_seconds: tuple[float, float, float] | None = None  # memory, CPU, I/O: some process waited for it
     complete: bool = True  # False: the cgroup is gone or cannot be read
@@ -99,8 +99,8 @@ class RunCgroup(Protocol):
     def job(self, name: str) -> JobCgroup | None:
         """The cgroup of a job that another process made; None if it is gone."""
 
-    def memory_hits(self) -> int:
-        """How often the memory limit of the whole run was in the way."""
+    def memory_exhausted(self) -> bool:
+        """Whether the memory limit of the whole run was reached at some time, and nothing could be given up."""
 
     def remove(self) -> None:
         """Remove it with what is left in it."""

@@ -11,6 +11,7 @@ from .cgroup import Counters, Sample
 
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 _MIN_SHARES = 2
+_HUGE_PAGE = 2 * 1024 * 1024
 
 
 class V1Job:
@@ -70,7 +71,7 @@ class V1Job:
             pids_peak=cgroup.read_number(f"{pids}/pids.peak"),
             oom_kills=cgroup.read_value(f"{memory}/memory.oom_control", "oom_kill"),
             pids_hits=cgroup.read_value(f"{pids}/pids.events", "max"),
-            memory_hits=_memory_hits(memory),
+            memory_exhausted=_memory_exhausted(memory),
             complete=stat is not None,
         )
 
@@ -147,9 +148,9 @@ class V1Run:
         paths = {controller: f"{path}/{name}" for controller, path in self._paths.items()}
         return V1Job(paths) if any(os.path.isdir(path) for path in paths.values()) else None
 
-    def memory_hits(self) -> int:
+    def memory_exhausted(self) -> bool:
         """See :class:`.cgroup.RunCgroup`."""
-        return _memory_hits(self._paths["memory"])
+        return _memory_exhausted(self._paths["memory"])
 
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`."""
@@ -158,13 +159,13 @@ class V1Run:
                 cgroup.remove_tree(path)
 
 
-def _memory_hits(path: str) -> int:
-    """How often a limit was in the way.
+def _memory_exhausted(path: str) -> bool:
+    """Whether the peak is at the limit, which page cache alone can do as well: v1 has no better counter.
 
-    With swap accounting the kernel asks for memsw first (try_charge_memcg of memcontrol.c): where both limits are the
-    same, only that one's failcnt counts.
+    Not failcnt: it stays 0 on Linux 6.18. The kernel gives up when not even a small page fits; a huge page may.
     """
-    return sum(cgroup.read_number(f"{path}/memory.{name}") for name in ("failcnt", "memsw.failcnt"))
+    peak = cgroup.read_number(f"{path}/memory.max_usage_in_bytes")
+    return peak > 0 and peak + _HUGE_PAGE >= cgroup.read_number(f"{path}/memory.limit_in_bytes")
 
 
 def _thaw(pids: list[int]) -> None:

@@ -60,7 +60,7 @@ class V2Job:
             pids_peak=cgroup.read_number(f"{path}/pids.peak"),
             oom_kills=self._oom_kills(),
             pids_hits=cgroup.read_value(f"{path}/pids.events", "max"),
-            memory_hits=cgroup.read_value(f"{path}/memory.events", "oom"),
+            memory_exhausted=cgroup.read_value(f"{path}/memory.events", "oom") > 0,
             io_bytes=_io_bytes(f"{path}/io.stat"),
             pressure_seconds=_pressure(path),
             complete=stat is not None,
@@ -139,9 +139,9 @@ class V2Run:
         path = f"{self.place}/{name}"
         return V2Job(path) if os.path.isdir(path) else None
 
-    def memory_hits(self) -> int:
+    def memory_exhausted(self) -> bool:
         """See :class:`.cgroup.RunCgroup`: memory.events.local counts what this very cgroup's limit caused."""
-        return cgroup.read_value(f"{self.place}/memory.events.local", "oom")
+        return cgroup.read_value(f"{self.place}/memory.events.local", "oom") > 0
 
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`."""

