@@ -103,6 +103,13 @@ def _reason(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage
 def _oom_reason(evidence: Evidence, spec: LaunchSpec, usage: Usage) -> str:
     limit = spec.limits.memory_bytes
     exit_note = ", although the command exited with 0" if evidence.exit_code == 0 else ""
+    if spec.isolation.limits == "soft":
+        whose = "than the run may use (--forge-run-memory)" if limit is None else f"than {show_bytes(limit)}"
+        remedy = "give the job less to do at a time" if limit is None else "raise the rule's mem_mb"
+        return (
+            f"out of memory: more {whose} when Forge looked, {show_bytes(usage.memory_peak_bytes)}{exit_note} "
+            f"(a soft limit: polled, not enforced by the kernel); {remedy}"
+        )
     if limit is None or evidence.run_oom:
         return (
             f"out of memory: the jobs of this run together reached its limit (--forge-run-memory){exit_note}; "

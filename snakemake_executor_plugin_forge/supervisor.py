@@ -20,7 +20,7 @@ from .judge import judge
 from .model import Evidence, KeepScratch, LaunchSpec, Outcome, Usage, Verdict
 from .record.jobdir import JobDirectory, now, write_verdict
 from .record.streams import Stream
-from .sandbox.cgroup import Counters, JobCgroup, RunCgroup
+from .sandbox.cgroup import Counters, JobCgroup, Remains, RunCgroup
 from .sandbox.inside import Inside, Standby
 from .sandbox.scratch import Scratch, Slots, remove_slot, slot_path
 
@@ -48,6 +48,7 @@ class Tools:
     slots: Slots
     standby: Standby
     control: Control
+    processes_beside: int | None = None  # see backends.pool.Enclosure
 
 
 def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[Verdict], None]) -> None:
@@ -144,15 +145,20 @@ class _Attempt:
         scratch = self._scratch.seen_path
         temporary = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH"), scratch)
         self._begin = time.monotonic()
-        doors = self._cgroup.open_doors() if self._cgroup is not None else ()
+        doors = self._cgroup.open_doors(self._inside.started.holder) if self._cgroup is not None else ()
         try:
             environment = {**self._spec.environment, **temporary}
-            self._inside.order(payload, environment, self._spec.limits.disk_bytes, doors)
+            self._inside.order(payload, environment, self._spec.limits.disk_bytes, self._max_processes(), doors)
         finally:
             for fd in doors:
                 os.close(fd)
         self._launched = True
         self._record.event("started", pid=self._inside.started.pid)
+
+    def _max_processes(self) -> int | None:
+        """RLIMIT_NPROC, where that has to do."""
+        limit, beside = self._spec.limits.pids, self._tools.processes_beside
+        return None if limit is None or beside is None else limit + beside
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 
@@ -179,7 +185,8 @@ class _Attempt:
             if time.monotonic() >= sample_at:
                 self._sample()
                 interval = min(interval * 1.5, _LAST_SAMPLE_SECONDS)
-                sample_at = time.monotonic() + interval
+                pause = self._cgroup.pause_seconds(interval) if self._cgroup is not None else interval
+                sample_at = time.monotonic() + pause
             self._check_clock()
 
     def _next_wakeup(self, sample_at: float) -> float:
@@ -247,6 +254,8 @@ class _Attempt:
             return
         self._over = True
         self._io = _read_io(self._inside.started.pid)
+        if self._tools.group is not None and self._tools.group.version == "soft":
+            self._sample()  # the last chance: nothing counts on when its processes are gone
         self._record.event("exited")
         self._leftover = _names(self._members())
 
@@ -266,8 +275,12 @@ class _Attempt:
         self._counters = self._cgroup.counters()
         self._anon_peak = max(self._anon_peak, self._counters.memory_anon_bytes)
         self._pids_peak = max(self._pids_peak, self._counters.pids_peak)
-        if self._counters.oom_kills and not self._over:
-            self._kill("a process was killed for memory")
+        if self._over:
+            return
+        if self._counters.oom_kills or self._counters.over:
+            self._kill("a process was killed for memory" if self._counters.oom_kills else "too many processes")
+        elif (gone := self._cgroup.missing()) is not None:
+            raise SandboxError(f"{gone} is gone: somebody removed or changed the job's cgroup, so nothing limited it")
 
     def _read_result(self) -> bool:
         assert self._inside is not None
@@ -430,7 +443,7 @@ def never_started(spec: LaunchSpec, reason: str) -> Verdict:
     return verdict
 
 
-def _remove_patiently(cgroup: JobCgroup) -> bool:
+def _remove_patiently(cgroup: Remains) -> bool:
     """A dead process leaves its cgroup a moment after it was reaped."""
     for pause_milliseconds in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500):
         if pause_milliseconds:
