@@ -14,13 +14,12 @@ from .backends.local import LocalBackend
 from .backends.nursery import Orders, Render
 from .errors import HostError
 from .model import RECORD_SCHEMA, Config, Done, Host, JobRequest, RunContext
-from .plan import PRIVATE_DIRECTORIES, check_group, check_requirement, check_resources, plan
+from .plan import PRIVATE_DIRECTORIES, check_group, check_requirement, check_resources, isolation_line, plan
 from .record.identity import boot_id, start_time
 from .record.jobdir import now
 from .sandbox.gpus import find
 from .sandbox.inside import Execute
 from .sandbox.syscalls import spread_subdirectories
-from .units import show_bytes
 
 STATE_DIRECTORY = ".snakemake/forge"
 
@@ -94,13 +93,7 @@ class Engine:
 
     def isolation_line(self) -> str:
         """What this run's jobs are enclosed in, in one line."""
-        host = self.host
-        if host.cgroup == "none":
-            limits = f"no memory, CPU and process limits ({host.cgroup_note})"
-        else:
-            limits = f"limits by {host.cgroup}, {show_bytes(host.run_memory_bytes)} for all jobs together"
-        gpus = f"; GPUs {', '.join(host.gpus)}" if host.gpus else ""
-        return f"Forge: {limits}; {', '.join(host.mechanisms)}; network {self.config.network}{gpus}."
+        return isolation_line(self.host, self.config.network)
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
         """Refuse a rule's resources before anything runs.

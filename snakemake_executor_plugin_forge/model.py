@@ -95,10 +95,11 @@ class Limits:
 class Isolation:
     """The isolation that a job really got, for the record and for the line at the start of a run."""
 
-    limits: str  # "cgroup-v2", "cgroup-v1" or "none"
+    limits: str  # "cgroup-v2", "cgroup-v1" or "soft"
     files: str  # the file policy in force
     mechanisms: tuple[str, ...]
     network: Network
+    not_enforced: tuple[str, ...] = ()  # of "memory", "cpu", "run"
 
     def as_json(self) -> dict[str, object]:
         """The ``isolation`` object of the record."""
@@ -107,6 +108,7 @@ class Isolation:
             "files": self.files,
             "mechanisms": list(self.mechanisms),
             "network": str(self.network),
+            "not_enforced": list(self.not_enforced),
         }
 
 
@@ -147,17 +149,31 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """One place of the ladder that was tried."""
+
+    name: str  # such as "systemd scope"; docs/reference/doctor.md lists them
+    refusal: str | None  # None: it was taken
+
+    def as_json(self) -> dict[str, object]:
+        """For ``snakemake-forge doctor --json``."""
+        return {"rung": self.name, "refusal": self.refusal}
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """What this host has and lets Forge do, as probed once at the start of the run."""
 
     run_memory_bytes: int  # what all jobs together may use of its memory: --forge-run-memory
     cpus: int
-    cgroup: str  # "cgroup-v2", "cgroup-v1" or "none"
-    cgroup_note: str  # where, or why not and what to do
+    cgroup: str  # "cgroup-v2", "cgroup-v1" or "soft"
+    cgroup_note: str  # where, or why not
     namespaces: str  # "root", "user" or "none"
-    namespaces_note: str
+    namespaces_note: str  # why not
     mechanisms: tuple[str, ...]
     gpus: tuple[str, ...] = ()  # device nodes that this run may give to its jobs
+    tried: tuple[Rung, ...] = ()  # in their order, up to the one that was taken
+    not_enforced: tuple[str, ...] = ()  # see Isolation
 
 
 @dataclass(frozen=True, slots=True)

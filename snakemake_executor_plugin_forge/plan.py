@@ -224,13 +224,39 @@ def check_requirement(require: Require, host: Host) -> None:
     """
     if require is Require.NONE:
         return
+    missing = missing_for(require, host)
+    if missing:
+        raise RequirementError(
+            f"--forge-require={require}: this host does not give Forge {' nor '.join(missing)}. "
+            f"What would change that: snakemake-forge doctor --require {require}"
+        )
+
+
+def missing_for(require: Require, host: Host) -> list[str]:
+    """What a host lacks of a level of isolation, in words, with the kernel's reasons."""
     missing = []
-    if host.cgroup == "none":
-        missing.append(f"limits of memory, CPU and processes ({host.cgroup_note})")
+    if require is not Require.NONE:
+        if host.cgroup == "soft":
+            missing.append(f"limits that the kernel enforces ({host.cgroup_note})")
+        elif host.not_enforced:
+            missing.append(f"limits of {' and '.join(host.not_enforced)} ({host.cgroup_note})")
     if require is Require.FULL and host.namespaces == "none":
         missing.append(f"namespaces ({host.namespaces_note})")
-    if missing:
-        raise RequirementError(f"--forge-require={require}: this host does not give Forge {' nor '.join(missing)}.")
+    return missing
+
+
+def isolation_line(host: Host, network: Network) -> str:
+    """What the jobs of a run are enclosed in: the same line at the start of a run, in its record and from doctor."""
+    memory = show_bytes(host.run_memory_bytes)
+    if host.cgroup == "soft":
+        limits = f"soft limits (memory and processes polled, none of CPU, {memory} for each job)"
+    else:
+        without = f" but not of {' and '.join(host.not_enforced)}" if host.not_enforced else ""
+        limits = f"limits by {host.cgroup}{without}, {memory} for all jobs together"
+    inside = ", ".join(host.mechanisms) + (" (no namespaces)" if host.namespaces == "none" else "")
+    advice = "; more: snakemake-forge doctor" if missing_for(Require.FULL, host) else ""
+    gpus = f"; GPUs {', '.join(host.gpus)}" if host.gpus else ""
+    return f"Forge: {limits}; {inside}; network {network}{gpus}{advice}."
 
 
 def plan(
@@ -250,6 +276,12 @@ def plan(
     check_resources(request.rule, request.resources, host)
     limits = _limits(request, config)
     network = Network(str(request.resources.get("forge_network", config.network)))
+    if network is Network.OFF and host.namespaces == "none":
+        raise UsageError(
+            f"Rule {request.rule}: network off (--forge-network or forge_network) cannot be had on this host, "
+            f"which lets Forge make no namespaces ({host.namespaces_note}). "
+            "What would change that: snakemake-forge doctor --require full"
+        )
     name = f"{number:05d}-{_slug(request.rule)}"
     job_dir = f"{run.state_dir}/runs/{run.run_id}/{name}"
     scratch_base = config.scratch_dir or str(request.resources.get("tmpdir") or PRIVATE_DIRECTORIES[0])
@@ -339,7 +371,7 @@ def _environment(limits: Limits, job_dir: str) -> dict[str, str]:
 
 def _isolation(host: Host, network: Network) -> Isolation:
     mechanisms = host.mechanisms + (("net-ns",) if network is Network.OFF else ())
-    return Isolation(limits=host.cgroup, files="open", mechanisms=mechanisms, network=network)
+    return Isolation(host.cgroup, "open", mechanisms, network, host.not_enforced)
 
 
 def _slug(text: str) -> str:

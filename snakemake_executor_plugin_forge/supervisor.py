@@ -23,7 +23,7 @@ from .record.benchmark import Figures, improve
 from .record.jobdir import JobDirectory, now, write_verdict
 from .record.streams import Stream
 from .sandbox import syscalls
-from .sandbox.cgroup import Counters, JobCgroup, RunCgroup
+from .sandbox.cgroup import Counters, JobCgroup, Remains, RunCgroup
 from .sandbox.disk import Meter
 from .sandbox.inside import Inside, Standby
 from .sandbox.scratch import Scratch, Slots, remove_slot, slot_path
@@ -56,6 +56,7 @@ class Tools:
     slots: Slots
     standby: Standby
     control: Control
+    processes_beside: int | None = None  # see backends.pool.Enclosure
 
 
 def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[Verdict], None]) -> None:
@@ -159,10 +160,10 @@ class _Attempt:
         scratch = self._scratch.seen_path
         temporary = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH"), scratch)
         self._begin = time.monotonic()
-        doors = self._cgroup.open_doors() if self._cgroup is not None else ()
+        doors = self._cgroup.open_doors(self._inside.started.holder) if self._cgroup is not None else ()
         try:
             environment = {**self._spec.environment, **temporary}
-            self._inside.order(payload, environment, self._spec.limits.disk_bytes, doors)
+            self._inside.order(payload, environment, self._spec.limits.disk_bytes, self._max_processes(), doors)
         finally:
             for fd in doors:
                 os.close(fd)
@@ -175,6 +176,11 @@ class _Attempt:
             self._record.describe()
         except OSError as error:
             self._problems.append(f"spec.json or command.sh could not be written: {error.strerror}")
+
+    def _max_processes(self) -> int | None:
+        """RLIMIT_NPROC, where that has to do."""
+        limit, beside = self._spec.limits.pids, self._tools.processes_beside
+        return None if limit is None or beside is None else limit + beside
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 
@@ -202,7 +208,8 @@ class _Attempt:
             if time.monotonic() >= sample_at:
                 self._sample()
                 interval = min(interval * 2, _LAST_SAMPLE_SECONDS)
-                sample_at = time.monotonic() + interval
+                pause = self._cgroup.pause_seconds(interval) if self._cgroup is not None else interval
+                sample_at = time.monotonic() + pause
             self._check_disk()
             self._check_clock()
 
@@ -281,6 +288,8 @@ class _Attempt:
         if self._over or self._inside is None:
             return
         self._over = True
+        if self._tools.group is not None and self._tools.group.version == "soft":
+            self._sample()  # the last chance: nothing counts on when its processes are gone
         self._record.event("exited")
         self._leftover = _names(self._members())
 
@@ -314,8 +323,10 @@ class _Attempt:
         self._pids_peak = max(self._pids_peak, sample.pids)
         if self._over or self._inside is None:
             return
-        if sample.oom_kills:
-            self._kill("a process was killed for memory")
+        if sample.oom_kills or sample.over:
+            self._kill("a process was killed for memory" if sample.oom_kills else "too many processes")
+        elif (gone := self._cgroup.missing()) is not None:
+            raise SandboxError(f"{gone} is gone: somebody removed or changed the job's cgroup, so nothing limited it")
         elif not sample.empty:
             self._was_inside = True
         elif self._was_inside and self._inside.alive():
@@ -358,8 +369,7 @@ class _Attempt:
         started = self._inside.started
         started.kill()
         self._reap()  # before the rest: the first process of a namespace does not die before all others are reaped
-        started.end(_FROZEN_SECONDS)
-        if started.init is not None and started.init.poll() is None:
+        if not started.end(_FROZEN_SECONDS):
             self._kill_harder()
             started.end(_DEATH_SECONDS)
         if self._cgroup is not None:
@@ -599,7 +609,7 @@ def never_started(spec: LaunchSpec, reason: str) -> Verdict:
     return verdict
 
 
-def _remove_patiently(cgroup: JobCgroup) -> bool:
+def _remove_patiently(cgroup: Remains) -> bool:
     """A dead process leaves its cgroup a moment after it was reaped."""
     for pause_milliseconds in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500):
         if pause_milliseconds:

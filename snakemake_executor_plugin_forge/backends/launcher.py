@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sandbox import syscalls
-from ..sandbox.cgroup import RunCgroup
-from .pool import Pool
+from .pool import Enclosure, Pool
 from .wire import Channel, Frame, Kind, Mailbox
 
 if TYPE_CHECKING:
@@ -52,9 +51,7 @@ class Command:
     removed: tuple[str, ...]
 
 
-def start(
-    group: RunCgroup | None, gpus: tuple[str, ...], mailbox: Mailbox
-) -> tuple[subprocess.Popen[bytes], Channel]:
+def start(enclosure: Enclosure, mailbox: Mailbox) -> tuple[subprocess.Popen[bytes], Channel]:
     """Start a launcher; called in the nursery."""
     import subprocess  # not in the launcher: threading, which it imports, makes every fork slower
 
@@ -69,7 +66,7 @@ def start(
     )
     theirs.close()
     channel = Channel(ours)
-    channel.send(Frame(Kind.READY, body=pickle.dumps((group, gpus))))
+    channel.send(Frame(Kind.READY, body=pickle.dumps(enclosure)))
     return process, channel
 
 
@@ -88,7 +85,7 @@ def main(fd: int, mailbox_fd: int) -> None:
     if first is None:
         return
     pool = _Launcher(upward, Mailbox(socket.socket(fileno=mailbox_fd)), execute, as_init=True)
-    pool.group, pool.gpus = pickle.loads(first.body)
+    pool.enclose(pickle.loads(first.body))
     gc.collect()
     gc.disable()
     gc.freeze()

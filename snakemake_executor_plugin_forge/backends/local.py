@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from ..errors import HostError, NurseryError
+from ..errors import NurseryError
 from ..model import Done, Host, LaunchSpec, Verdict
 from ..plan import with_gpus
 from ..supervisor import lost, never_started
@@ -42,7 +42,7 @@ class LocalBackend:
             notice: shows a sentence to the user; called in this backend's thread.
 
         Raises:
-            HostError, NurseryError: if this host cannot run contained jobs at all.
+            NurseryError: if the process from which jobs are forked does not get ready.
 
         """
         ours, theirs = socket.socketpair()
@@ -85,14 +85,6 @@ class LocalBackend:
         if frame is None:
             raise NurseryError(f"the nursery (pid {self._pid}) died while it probed this host; see its message above")
         host: Host = pickle.loads(frame.body)
-        if host.namespaces == "none":
-            self.close_socket()
-            raise HostError(
-                f"this host does not let Forge contain jobs: {host.namespaces_note}. Run as root, or allow user "
-                "namespaces (sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000; on Ubuntu "
-                "kernel.apparmor_restrict_unprivileged_userns=0), or use Snakemake's own executor (leave out "
-                "--executor forge)."
-            )
         return host
 
     # -- called by Snakemake's threads: they never block, and no signal can cut a frame in two ---------------------

@@ -23,17 +23,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from ..errors import NurseryError
 from ..model import Host
 from ..sandbox import privileges, syscalls
-from ..sandbox.enter import ROOT_MECHANISMS, USER_MECHANISMS, private_directories
+from ..sandbox.cgroup import RunCgroup
+from ..sandbox.enter import MECHANISMS, private_directories
 from ..sandbox.inside import Execute
-from ..sandbox.probe import host_memory_bytes, open_run_cgroup
+from ..sandbox.probe import host_memory_bytes, open_run_cgroup, try_namespaces
 from ..sandbox.scratch import seen_path
+from ..sandbox.soft import SoftRun
 from ..units import parse_share
 from . import launcher
 from .launcher import Command
-from .pool import Pool, decode_job, encode_job
+from .pool import Enclosure, Pool, decode_job, encode_job
 from .wire import Channel, Frame, Kind, Mailbox
 
 Render = Callable[[bytes, str], Command | None]
@@ -79,11 +80,10 @@ class _Nursery(Pool):
 
     def __init__(self, orders: Orders, upward: Channel, mailbox: Mailbox) -> None:
         super().__init__(upward, mailbox, orders.execute)
-        self.gpus = orders.gpus
         self._orders = orders
         self._launcher: tuple[subprocess.Popen[bytes], Channel] | None = None
         self._launched: dict[str, Frame] = {}
-        self._private_tmp = "/tmp" in private_directories()  # noqa: S108
+        self._private_tmp = False  # known after the probe
 
     def live(self) -> None:
         """From the probe to the end."""
@@ -93,27 +93,34 @@ class _Nursery(Pool):
 
     def _open(self) -> Host:
         """Probe the host by making the cgroup of the run and the first supervisor."""
+        name = f"forge-{self._orders.run_id}"
         limit = parse_share(self._orders.run_memory, host_memory_bytes(), "--forge-run-memory")
-        self.group, note = open_run_cgroup(f"forge-{self._orders.run_id}", limit, self._orders.run_pids)
-        namespaces, namespaces_note = "none", ""
-        try:
-            self.start_first()
-            namespaces = "root" if os.geteuid() == 0 else "user"
-        except NurseryError as error:
-            namespaces_note = str(error)
+        namespaces = try_namespaces(name)
+        cgroup, tried = open_run_cgroup(name, limit, self._orders.run_pids)
+        refusals = "; ".join(f"{rung.name}: {rung.refusal}" for rung in tried if rung.refusal)
+        group: RunCgroup = cgroup or SoftRun(limit, namespaced=namespaces.kind != "none")
+        beside = None if cgroup else namespaces.processes_beside
+        self.enclose(Enclosure(group, namespaces.kind, self._orders.gpus, beside))
+        self._private_tmp = namespaces.kind != "none" and "/tmp" in private_directories()  # noqa: S108
+        self.start_first()
         return Host(
             run_memory_bytes=limit,
             cpus=len(os.sched_getaffinity(0)),
-            cgroup=self.group.version if self.group else "none",
-            cgroup_note=note,
-            namespaces=namespaces,
-            namespaces_note=namespaces_note,
-            mechanisms={"root": ROOT_MECHANISMS, "user": USER_MECHANISMS}.get(namespaces, ()),
-            gpus=self.gpus,
+            cgroup=group.version,
+            cgroup_note=group.place if cgroup else f"no cgroup can be made: {refusals}",
+            namespaces=namespaces.kind,
+            namespaces_note=namespaces.refusal,
+            mechanisms=MECHANISMS[namespaces.kind],
+            gpus=self.enclosure.gpus,
+            tried=tried,
+            not_enforced=group.missing,
         )
 
     def active(self) -> bool:
         return super().active() or bool(self._launched)
+
+    def own_children(self) -> set[int]:
+        return super().own_children() | ({self._launcher[0].pid} if self._launcher is not None else set())
 
     def close(self) -> None:
         if self._launcher is not None:
@@ -121,8 +128,8 @@ class _Nursery(Pool):
             channel.close()
             process.wait()
         super().close()
-        if self.group is not None:
-            self.group.remove()
+        if self.enclosure.group is not None:
+            self.enclosure.group.remove()
 
     def handle(self, frame: Frame) -> None:
         if frame.kind is Kind.RENDER:
@@ -149,7 +156,7 @@ class _Nursery(Pool):
         self._launcher[1].send(job)
 
     def _start_launcher(self) -> None:
-        self._launcher = launcher.start(self.group, self.gpus, self.mailbox)
+        self._launcher = launcher.start(self.enclosure, self.mailbox)
         self.watch(self._launcher[1].fileno(), self._from_launcher)
 
     def _from_launcher(self) -> None:

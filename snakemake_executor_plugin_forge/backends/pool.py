@@ -19,11 +19,12 @@ from typing import NoReturn
 from ..errors import NurseryError, SandboxError
 from ..judge import shortened
 from ..model import LaunchSpec, Verdict
-from ..sandbox import privileges, syscalls
+from ..sandbox import privileges, sweep, syscalls
 from ..sandbox.cgroup import RunCgroup
 from ..sandbox.enter import prepare
 from ..sandbox.inside import Execute, Standby
 from ..sandbox.scratch import Slots
+from ..sandbox.soft import SoftRun
 from ..supervisor import Tools, bury, lost, supervise
 from .wire import Channel, Frame, Kind, Mailbox
 
@@ -37,6 +38,16 @@ def decode_job(body: bytes) -> tuple[LaunchSpec, bytes]:
     """What :func:`encode_job` was given."""
     spec, payload = pickle.loads(body)
     return pickle.loads(spec), payload
+
+
+@dataclass(frozen=True, slots=True)
+class Enclosure:
+    """What the probe of this host found for its supervisors to use."""
+
+    group: RunCgroup | None = None
+    namespaces: str = "none"  # see model.Host
+    gpus: tuple[str, ...] = ()  # device nodes that this run may give to its jobs
+    processes_beside: int | None = None  # what RLIMIT_NPROC counts beside a job; None: the job's cgroup limits it
 
 
 @dataclass(slots=True)
@@ -63,14 +74,14 @@ class Pool:
         """
         self.upward = upward
         self.mailbox = mailbox
-        self.group: RunCgroup | None = None
-        self.gpus: tuple[str, ...] = ()
+        self.enclosure = Enclosure()
         self.selector = selectors.DefaultSelector()
         self._execute = execute
         self._as_init = as_init
         self._idle: deque[Worker] = deque()
         self._busy: dict[str, Worker] = {}
         self._closing = False
+        self._is_subreaper = False
 
     def watch(self, fd: int, action: Callable[[], None]) -> None:
         """Call ``action`` whenever ``fd`` can be read."""
@@ -80,6 +91,13 @@ class Pool:
         """The opposite; no error if it was not watched."""
         with suppress(KeyError, ValueError):
             self.selector.unregister(fd)
+
+    def enclose(self, enclosure: Enclosure) -> None:
+        """Take what was found by the probe."""
+        self.enclosure = enclosure
+        if isinstance(enclosure.group, SoftRun):  # nothing but parenthood says what a dead supervisor's job was
+            sweep.become_subreaper()
+            self._is_subreaper = True
 
     def serve(self) -> None:
         """Until the one above says that it is over, or is."""
@@ -146,6 +164,7 @@ class Pool:
             worker.job = None
             self._idle.append(worker)
             self.ended(frame.name)
+            self._reap_inherited()
         if worker.channel.closed:
             self.unwatch(worker.channel.fileno())  # its death follows
 
@@ -167,7 +186,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _supervisor(self._execute, self._as_init, self.group, self.gpus, theirs, self.mailbox)
+            _supervisor(self._execute, self._as_init, self.enclosure, theirs, self.mailbox)
         theirs.close()
         worker = Worker(pid, os.pidfd_open(pid), Channel(ours))
         answer = next(worker.channel.receive(), None)  # blocks until it is prepared
@@ -185,6 +204,15 @@ class Pool:
         worker.channel.close()
         os.close(worker.pidfd)
         os.waitpid(worker.pid, 0)
+
+    def _reap_inherited(self) -> None:
+        """Take note of the end of what dead supervisors left to this process, where it is a subreaper."""
+        if self._is_subreaper:
+            sweep.reap_orphans(self.own_children())
+
+    def own_children(self) -> set[int]:
+        """Children whose end somebody else takes note of."""
+        return {worker.pid for worker in (*self._idle, *self._busy.values())}
 
     def _on_death(self, worker: Worker) -> None:
         """A supervisor died. Its job is dead too (see sandbox/enter.py); another supervisor clears up."""
@@ -230,12 +258,7 @@ class _Orders:
 
 
 def _supervisor(
-    execute: Execute,
-    as_init: bool,
-    group: RunCgroup | None,
-    gpus: tuple[str, ...],
-    sock: socket.socket,
-    mailbox: Mailbox,
+    execute: Execute, as_init: bool, enclosure: Enclosure, sock: socket.socket, mailbox: Mailbox
 ) -> NoReturn:
     """The whole life of a supervisor process: one attempt after the other."""
     code = 1
@@ -244,14 +267,15 @@ def _supervisor(
         privileges.close_descriptors((sock.fileno(), mailbox.fileno()))
         channel = Channel(sock)
         try:
-            base = prepare(gpus)
+            base = prepare(enclosure.namespaces, enclosure.gpus)
         except OSError as error:
             channel.send(Frame(Kind.REFUSED, body=str(error).encode()))
         else:
             channel.send(Frame(Kind.READY))
             slots = Slots(base.private)
             standby = Standby(base, execute, slots, as_init=as_init)
-            _serve(Tools(group, slots, standby, _Orders(channel)), channel, mailbox)
+            tools = Tools(enclosure.group, slots, standby, _Orders(channel), enclosure.processes_beside)
+            _serve(tools, channel, mailbox)
             code = 0
     except BaseException:  # a bug of ours; the pool only sees that this process ended
         traceback.print_exc()

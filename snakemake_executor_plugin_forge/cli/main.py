@@ -1,6 +1,6 @@
 """``snakemake-forge``: questions about jobs that ran, and their answers.
 
-Exit codes: 0 answered; 1 nothing matches; 2 the question cannot be understood.
+Exit codes: 0 answered; 1 nothing matches, or less than required; 2 the question cannot be understood.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import ForgeError
-from . import jobs, logs
+from . import doctor, jobs, logs
 
 NOTHING, MISUSE = 1, 2
 
@@ -19,11 +19,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="snakemake-forge",
-        description="What happened to the jobs that ran under snakemake --executor forge.",
-        epilog="Exit codes: 0 answered, 1 nothing matches, 2 the question cannot be understood.",
+        description="What happened to jobs that ran under snakemake --executor forge, and what holds on this host.",
+        epilog="Exit codes: 0 answered, 1 nothing matches or less than required, 2 the question cannot be understood.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (jobs, logs):
+    for module in (doctor, jobs, logs):
         module.add_parser(commands)
     return parser
 

@@ -28,6 +28,7 @@ class Sample:
     pids: int  # its peak where the kernel keeps one, else the number now
     oom_kills: int
     empty: bool  # no process is in it: someone moved them out, or removed it
+    over: bool = False  # beyond a limit that nobody but Forge enforces: see soft.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,26 @@ class Counters:
     complete: bool = True  # False: the cgroup is gone or cannot be read
 
 
+class Remains(Protocol):
+    """What is left of a job whose supervisor died."""
+
+    def pids(self) -> list[int]:
+        """The processes in it and below it, in this process's PID namespace."""
+
+    def remove(self) -> bool:
+        """Remove it and what is below; False if processes are left."""
+
+
 class JobCgroup(Protocol):
     """The cgroup of one job."""
 
-    def open_doors(self) -> tuple[int, ...]:
+    def open_doors(self, holder: int | None) -> tuple[int, ...]:
         """Descriptors to which a process (of one thread, as every job is when it enters) writes ``0`` to move in.
 
         To be done before exec, or memory is charged elsewhere.
+
+        Args:
+            holder: a process that holds the job's PID namespace and is no part of the job.
         """
 
     def pids(self) -> list[int]:
@@ -78,6 +92,12 @@ class JobCgroup(Protocol):
 
         """
 
+    def pause_seconds(self, usual: float) -> float:
+        """How long it may go unobserved."""
+
+    def missing(self) -> str | None:
+        """A file without which its limits do not hold, if it is gone."""
+
     def remove(self) -> bool:
         """Remove it and what is below; False if processes are left."""
 
@@ -87,6 +107,7 @@ class RunCgroup(Protocol):
 
     version: str
     place: str
+    missing: tuple[str, ...]  # what it cannot limit, of "cpu" and "run"
 
     def create_job(self, name: str, limits: Limits, cpu: CpuMode) -> JobCgroup:
         """Make the cgroup of a job with its limits.
@@ -96,7 +117,7 @@ class RunCgroup(Protocol):
 
         """
 
-    def job(self, name: str) -> JobCgroup | None:
+    def job(self, name: str) -> Remains | None:
         """The cgroup of a job that another process made; None if it is gone."""
 
     def memory_exhausted(self) -> bool:

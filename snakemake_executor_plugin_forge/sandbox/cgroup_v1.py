@@ -20,12 +20,13 @@ class V1Job:
     def __init__(self, paths: dict[str, str]) -> None:
         self._paths = paths
 
-    def open_doors(self) -> tuple[int, ...]:
+    def open_doors(self, holder: int | None) -> tuple[int, ...]:
         """See :class:`.cgroup.JobCgroup`.
 
         ``tasks`` and not ``cgroup.procs``: for the calling thread alone the kernel (since 5.15) need not take
         cgroup_threadgroup_rwsem, which costs an RCU grace period, 5 to 14 ms (cgroup_procs_write_start).
         """
+        del holder
         return tuple(cgroup.open_door(f"{path}/tasks") for path in dict.fromkeys(self._paths.values()))
 
     def pids(self) -> list[int]:
@@ -81,6 +82,15 @@ class V1Job:
         cgroup.kill_all(pids)
         _thaw(pids)
 
+    def pause_seconds(self, usual: float) -> float:
+        """See :class:`.cgroup.JobCgroup`: the kernel watches."""
+        return usual
+
+    def missing(self) -> str | None:
+        """See :class:`.cgroup.JobCgroup`: removed from outside."""
+        path = f"{self._paths['memory']}/memory.limit_in_bytes"
+        return None if os.path.exists(path) else path
+
     def remove(self) -> bool:
         """See :class:`.cgroup.JobCgroup`."""
         removed = [cgroup.remove_tree(path) for path in dict.fromkeys(self._paths.values())]
@@ -104,6 +114,7 @@ class V1Run:
         """
         self._paths = paths
         self.place = paths["memory"]
+        self.missing: tuple[str, ...] = ()
         self._has_swap = False
         made: list[str] = []
         try:

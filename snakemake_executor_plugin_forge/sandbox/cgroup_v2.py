@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 
 from ..model import CpuMode, Limits
 from . import cgroup
-from .cgroup import Counters, Sample
+from .cgroup import Counters, RunCgroup, Sample
 
 CONTROLLERS = ("memory", "cpu", "pids")
 _DEFAULT_WEIGHT = 100
@@ -19,8 +21,9 @@ class V2Job:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def open_doors(self) -> tuple[int, ...]:
+    def open_doors(self, holder: int | None) -> tuple[int, ...]:
         """See :class:`.cgroup.JobCgroup`."""
+        del holder
         return (cgroup.open_door(f"{self._path}/cgroup.procs"),)
 
     def pids(self) -> list[int]:
@@ -77,6 +80,15 @@ class V2Job:
             cgroup.kill_all(self.pids())
         cgroup.kill_all(others)
 
+    def pause_seconds(self, usual: float) -> float:
+        """See :class:`.cgroup.JobCgroup`: the kernel watches."""
+        return usual
+
+    def missing(self) -> str | None:
+        """See :class:`.cgroup.JobCgroup`: removed from outside, or its memory controller taken away."""
+        path = f"{self._path}/memory.max"
+        return None if os.path.exists(path) else path
+
     def remove(self) -> bool:
         """See :class:`.cgroup.JobCgroup`."""
         return cgroup.remove_tree(self._path)
@@ -98,12 +110,11 @@ class V2Run:
 
         """
         self.place = path
+        self.missing: tuple[str, ...] = ()
         if make:
             os.mkdir(path)
         try:
-            has_io = "io" in cgroup.read(f"{path}/cgroup.controllers").split()
-            wanted = (*CONTROLLERS, "io") if has_io else CONTROLLERS  # io only counts; without it /proc/PID/io does
-            cgroup.write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted))
+            self.missing = _hand_down(path)
             cgroup.write(f"{path}/memory.max", memory_bytes)
             if os.path.exists(f"{path}/memory.swap.max"):
                 cgroup.write(f"{path}/memory.swap.max", 0)
@@ -124,6 +135,8 @@ class V2Run:
             cgroup.write(f"{path}/memory.oom.group", 1)
             if limits.pids is not None:
                 cgroup.write(f"{path}/pids.max", limits.pids)
+            if "cpu" in self.missing:
+                cpu = CpuMode.OFF
             if cpu is CpuMode.CAP:
                 quota = limits.cpus * cgroup.PERIOD_MICROSECONDS
                 cgroup.write(f"{path}/cpu.max", f"{quota} {cgroup.PERIOD_MICROSECONDS}")
@@ -168,3 +181,91 @@ def _pressure(path: str) -> tuple[float, float, float] | None:
         except (OSError, IndexError, ValueError):
             return None
     return totals[0], totals[1], totals[2]
+
+
+def _hand_down(path: str) -> tuple[str, ...]:
+    """Give the children of a cgroup its controllers, and return those of CONTROLLERS that it does not have.
+
+    Raises:
+        OSError: if it has not even those of memory and processes, or the kernel refuses.
+
+    """
+    available = cgroup.read(f"{path}/cgroup.controllers").split()
+    missing = tuple(c for c in CONTROLLERS if c not in available)
+    if needed := [c for c in missing if c != "cpu"]:
+        raise OSError(errno.EOPNOTSUPP, f"the controllers {', '.join(needed)} are not delegated to {path}")
+    wanted = [c for c in (*CONTROLLERS, "io") if c in available]  # io only counts; without it getrusage(2) does
+    cgroup.write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted))
+    return missing
+
+
+class DelegatedRun(V2Run):
+    """The cgroup of a run below a delegated one whose processes stepped aside into a leaf, :data:`LEAF`."""
+
+    def remove(self) -> None:
+        """See :class:`.cgroup.RunCgroup`; the last one of several runs lets the processes step back."""
+        super().remove()
+        _step_back(os.path.dirname(self.place))
+
+
+LEAF = "forge-rest"
+_ROUNDS = 10
+
+
+def open_delegated(own: str, name: str, memory_bytes: int, pids: int | None) -> RunCgroup:
+    """Make the cgroup of a run below a cgroup that was delegated to this user together with its processes.
+
+    A cgroup that hands controllers down may hold no process itself (cgroup-v2.rst, "No Internal Process Constraint").
+    So all that are in it (those of a container, of a batch slot) step aside into a leaf. They stay under its limits.
+
+    Args:
+        own: the cgroup that this process is in: the delegated one, or its leaf if another run did this before.
+
+    Raises:
+        OSError: where the kernel refuses; nothing has changed then.
+
+    """
+    parent = os.path.dirname(own) if os.path.basename(own) == LEAF else own
+    if parent == own:
+        _step_aside(own)
+    try:
+        _hand_down(parent)
+        return DelegatedRun(f"{parent}/{name}", memory_bytes, pids)
+    except OSError:
+        _step_back(parent)
+        raise
+
+
+def _step_aside(parent: str) -> None:
+    leaf = f"{parent}/{LEAF}"
+    with suppress(FileExistsError):
+        os.mkdir(leaf)
+    try:
+        for _ in range(_ROUNDS):  # again for those that were forked meanwhile
+            pids = cgroup.read(f"{parent}/cgroup.procs").split()
+            if "0" in pids:
+                raise OSError(errno.EPERM, f"processes of another PID namespace are in {parent}")
+            if not pids:
+                break
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    cgroup.write(f"{leaf}/cgroup.procs", pid)
+    except OSError:
+        _step_back(parent)
+        raise
+
+
+def _step_back(parent: str) -> None:
+    """Undo :func:`_step_aside`, if no other run is below ``parent``."""
+    leaf = f"{parent}/{LEAF}"
+    with suppress(OSError):
+        if [entry.name for entry in os.scandir(parent) if entry.is_dir()] != [LEAF]:
+            return
+        enabled = cgroup.read(f"{parent}/cgroup.subtree_control").split()
+        if enabled:
+            cgroup.write(f"{parent}/cgroup.subtree_control", " ".join(f"-{c}" for c in enabled))
+        for _ in range(_ROUNDS):
+            for pid in cgroup.read(f"{leaf}/cgroup.procs").split():
+                with suppress(ProcessLookupError):
+                    cgroup.write(f"{parent}/cgroup.procs", pid)
+        os.rmdir(leaf)

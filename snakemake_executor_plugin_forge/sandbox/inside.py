@@ -101,7 +101,12 @@ class Inside:
         self.pidfd = os.pidfd_open(self.started.pid)
 
     def order(
-        self, payload: bytes, environment: Mapping[str, str], disk_bytes: int | None, doors: tuple[int, ...]
+        self,
+        payload: bytes,
+        environment: Mapping[str, str],
+        disk_bytes: int | None,
+        processes: int | None,
+        doors: tuple[int, ...],
     ) -> None:
         """Have it execute a payload.
 
@@ -109,13 +114,14 @@ class Inside:
             payload: for :data:`Execute`.
             environment: for :data:`Execute`.
             disk_bytes: no file of the job may be larger.
+            processes: see :func:`.enter.limit`.
             doors: of its cgroup, which it enters last, so that what it costs to get there is not charged to the job.
 
         Raises:
             OSError: if it is dead.
 
         """
-        body = pickle.dumps((payload, dict(environment), disk_bytes), protocol=pickle.HIGHEST_PROTOCOL)
+        body = pickle.dumps((payload, dict(environment), disk_bytes, processes), protocol=pickle.HIGHEST_PROTOCOL)
         socket.send_fds(self._ours, [_HEAD.pack(len(body))], doors)
         self._ours.sendall(body)
 
@@ -209,8 +215,8 @@ def _job(
             os.dup2(source, target)
         enter.enter(steps, keep=(orders.fileno(), result_fd))
         doors, body = _receive(orders)
-        payload, environment, disk_bytes = pickle.loads(body)
-        enter.limit(disk_bytes, doors)
+        payload, environment, disk_bytes, processes = pickle.loads(body)
+        enter.limit(disk_bytes, processes, doors)
         result = execute(payload, environment, scratch.seen_path)
         code = 0 if result.get("exit_code") == 0 and not result.get("error") else 1
         _write_all(result_fd, json.dumps(result).encode())

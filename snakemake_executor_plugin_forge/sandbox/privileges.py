@@ -26,10 +26,12 @@ def bound() -> frozenset[int]:
 
     """
     kept = frozenset(_KEPT_BY_ROOT.values()) if os.geteuid() == 0 else frozenset[int]()
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # proc_sys_kernel(5)
-        last = int(file.read())
-    syscalls.bound_capabilities(kept | {_CAP_SETPCAP} if kept else kept, last)
-    return syscalls.effective_capabilities() & kept
+    own = syscalls.effective_capabilities()
+    if _CAP_SETPCAP in own:  # else no_new_privs alone has to do: programs cannot gain any by being executed
+        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # proc_sys_kernel(5)
+            last = int(file.read())
+        syscalls.bound_capabilities(kept | {_CAP_SETPCAP} if kept else kept, last)
+    return own & kept
 
 
 def drop_steps(kept: frozenset[int]) -> list[syscalls.Step]:
@@ -59,10 +61,40 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # until the job can deal with it: Execute
 
 
-def limit_resources(file_bytes: int | None) -> None:
-    """No core dumps in the working directory; no file larger than ``file_bytes``: setrlimit(2)."""
+def limit_resources(file_bytes: int | None, processes: int | None) -> None:
+    """No core dumps in the working directory; no file larger than ``file_bytes``; ``processes``: setrlimit(2)."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if file_bytes is not None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         limit = file_bytes if hard == resource.RLIM_INFINITY else min(file_bytes, hard)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if processes is not None:
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        limit = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+
+
+def counts_processes_by_namespace() -> bool:
+    """Whether RLIMIT_NPROC counts this user's processes in its user namespace alone (Linux 5.14: set_rlimit_ucounts).
+
+    Tried in a new user namespace with a limit that only such a count stays below: this process, a child and its
+    child. A count of all processes of the user has Snakemake, this program and its parents in it as well.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
+            grandchild = os.fork()
+            if grandchild == 0:
+                os._exit(0)
+            os.waitpid(grandchild, 0)
+            try:  # and is it enforced at all?
+                resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))
+                if os.fork() == 0:
+                    os._exit(0)
+                os._exit(1)
+            except BlockingIOError:
+                os._exit(0)
+        except OSError:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -1,25 +1,41 @@
 """What this host lets Forge do: found out by doing it, once per run.
 
 :func:`open_run_cgroup` walks down the ladder of places where a cgroup for the run may be made and takes the first
-that works; what was tried and refused becomes the note in the record.
+that works; what was tried and refused is kept with the reasons. :func:`try_namespaces` sends a job that does nothing
+through a whole sandbox.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import subprocess
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from . import cgroup
+from ..errors import SandboxError
+from ..model import Network, Rung
+from . import cgroup, sweep
 from .cgroup import RunCgroup
 from .cgroup_v1 import CONTROLLERS as V1_CONTROLLERS
 from .cgroup_v1 import V1Run
-from .cgroup_v2 import V2Run
+from .cgroup_v2 import CONTROLLERS as V2_CONTROLLERS
+from .cgroup_v2 import V2Run, open_delegated
+from .enter import prepare
+from .inside import Inside, View
+from .privileges import counts_processes_by_namespace
+from .scratch import Scratch
 
 _SCOPE_SECONDS = 5.0
+_OWN_PROCESSES = 2  # a supervisor, and who holds the job's PID namespace
+_SPARE_PROCESSES = 1024  # of the other jobs and of whatever else the user starts during the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,7 @@ class CgroupMount:
     version: int
     controllers: frozenset[str]
     own: str  # the directory of the cgroup that this process is in
+    mount_point: str
 
 
 def cgroup_mounts(mountinfo: str, own_cgroups: str) -> list[CgroupMount]:
@@ -50,45 +67,81 @@ def cgroup_mounts(mountinfo: str, own_cgroups: str) -> list[CgroupMount]:
             continue
         inside = path.removeprefix(root) if root != "/" and (path + "/").startswith(root + "/") else path
         directory = os.path.normpath(f"{mount_point}/{inside}")
-        found.append(CgroupMount(2 if kind == "cgroup2" else 1, names, directory))
+        found.append(CgroupMount(2 if kind == "cgroup2" else 1, names, directory, mount_point))
     return found
 
 
-def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[RunCgroup | None, str]:
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A rung of the ladder: a name, and the operation that takes it."""
+
+    name: str
+    make: Callable[[], RunCgroup]
+
+
+def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[RunCgroup | None, tuple[Rung, ...]]:
     """Make the cgroup of the run at the best place that this host allows.
 
     Returns:
-        The cgroup and where it is, or None and why not.
+        The cgroup, or None; and what was tried, in its order, with the reasons of refusals.
 
     """
     mounts = cgroup_mounts(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup"))
-    refusals: list[str] = []
-    for attempt in _ladder(mounts, name, memory_bytes, pids):
+    tried: list[Rung] = []
+    for rung in _ladder(mounts, name, memory_bytes, pids):
         try:
-            group = attempt()
+            group = rung.make()
         except OSError as error:
-            refusals.append(str(error))
+            tried.append(Rung(rung.name, str(error)))
             continue
-        return group, group.place
-    return None, "; ".join(refusals) or "no cgroup file system is mounted"
+        return group, (*tried, Rung(rung.name, None))
+    return None, tuple(tried)
 
 
-def _ladder(
-    mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None
-) -> Iterator[Callable[[], RunCgroup]]:
+def _ladder(mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None) -> Iterator[Attempt]:
+    """The rungs that have a cgroup, strongest first. Which of them bear is found out by standing on them."""
     v1 = {c: m.own for m in mounts if m.version == 1 for c in m.controllers & set(V1_CONTROLLERS)}
-    if set(v1) == set(V1_CONTROLLERS):
-        yield lambda: V1Run({c: f"{path}/{name}" for c, path in v1.items()}, memory_bytes, pids)
-        return
-    unified = next((m.own for m in mounts if m.version == 2), None)
+    unified = next((m for m in mounts if m.version == 2), None)
+    missing = sorted(set(V1_CONTROLLERS) - set(v1))
+    if v1 and missing:
+        yield _refused("cgroup v1", f"the controllers {', '.join(missing)} are not mounted as v1")
+    elif v1:
+        paths = {c: f"{path}/{name}" for c, path in v1.items()}
+        yield Attempt("cgroup v1", lambda: V1Run(paths, memory_bytes, pids))
     if unified is None:
+        if not v1:
+            yield _refused("cgroup v2", "no cgroup file system is mounted")
         return
-    yield lambda: V2Run(f"{unified}/{name}", memory_bytes, pids)
-    if "SLURM_JOB_ID" not in os.environ:  # there a scope would leave the limits of the Slurm job
-        yield lambda: _systemd_scope(name, memory_bytes, pids)
+    if v1 and not _controllers(unified.own):  # hybrid: v1 has them all
+        return
+    yield Attempt("cgroup v2", lambda: V2Run(f"{unified.own}/{name}", memory_bytes, pids))
+    if "SLURM_JOB_ID" in os.environ:  # a scope would leave the limits of the Slurm job
+        yield _refused("systemd scope", "not asked for: it would leave the limits of the Slurm job")
+    else:
+        yield Attempt("systemd scope", lambda: _systemd_scope(name, memory_bytes, pids))
     if os.geteuid() == 0:
-        for parent in _ancestors(unified):
-            yield partial(V2Run, f"{parent}/{name}", memory_bytes, pids)
+        for parent in _ancestors(unified.own):
+            yield Attempt("cgroup v2 above", partial(V2Run, f"{parent}/{name}", memory_bytes, pids))
+    # Who is not root can only write to what was delegated. Root can write anywhere, and must not rearrange a host: for
+    # it, the root of a cgroup namespace that is not that of the host (which has no cgroup.type) was delegated.
+    is_container = unified.own == unified.mount_point and os.path.exists(f"{unified.own}/cgroup.type")
+    if os.geteuid() != 0 or is_container:
+        yield Attempt("delegated cgroup v2", lambda: open_delegated(unified.own, name, memory_bytes, pids))
+
+
+def _refused(name: str, reason: str) -> Attempt:
+    def refuse() -> RunCgroup:
+        raise OSError(reason)
+
+    return Attempt(name, refuse)
+
+
+def _controllers(path: str) -> frozenset[str]:
+    """Those that a v2 cgroup could hand down, of the ones that a job needs."""
+    try:
+        return frozenset(cgroup.read(f"{path}/cgroup.controllers").split()) & frozenset(V2_CONTROLLERS)
+    except OSError:
+        return frozenset()
 
 
 def _ancestors(path: str) -> Iterator[str]:
@@ -104,12 +157,16 @@ def _systemd_scope(name: str, memory_bytes: int, pids: int | None) -> RunCgroup:
     The nursery goes into a leaf of the scope, the jobs into its sibling: a cgroup that hands controllers down may
     hold no process itself (cgroup-v2.rst, "No Internal Process Constraint").
     """
+    runtime = f"/run/user/{os.geteuid()}"  # su and sudo do not set it: pam_systemd(8)
+    environment = {"XDG_RUNTIME_DIR": runtime, **os.environ} if os.path.isdir(runtime) else None
     command = ["busctl"] + ([] if os.geteuid() == 0 else ["--user"])
     command += ["call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
     command += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))"]
     command += [f"{name}.scope", "fail", "2", "PIDs", "au", "1", str(os.getpid()), "Delegate", "b", "true", "0"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_SCOPE_SECONDS, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SCOPE_SECONDS, check=False, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise OSError(f"systemd was not reached with busctl: {error}") from error
     if result.returncode != 0:
@@ -129,6 +186,84 @@ def _await_scope(name: str) -> str:
                 return mount.own
         time.sleep(0.005)
     raise OSError(f"systemd did not move this process into {name}.scope within {_SCOPE_SECONDS:.0f} s")
+
+
+@dataclass(frozen=True, slots=True)
+class Namespaces:
+    """What :func:`try_namespaces` found."""
+
+    kind: str  # "root", "user" or "none"
+    refusal: str  # "" unless none
+    processes_beside: int  # what RLIMIT_NPROC counts beside a job
+
+
+def try_namespaces(name: str) -> Namespaces:
+    """Send a job that does nothing through a whole sandbox, in a process of its own. Takes about 10 ms.
+
+    Not by the kernel's version or settings: namespaces can be there and mounts in them refused (AppArmor, containers).
+
+    Args:
+        name: for its scratch directory in the system's temporary directory, which is removed.
+
+    """
+    kind = "root" if os.geteuid() == 0 else "user"
+    answers, theirs = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        answer: dict[str, object] = {"refusal": "the process that tried them died"}
+        try:
+            answer = _try_inside(kind, f"{tempfile.gettempdir()}/{name}")
+        except (OSError, SandboxError) as error:
+            answer = {"refusal": str(error)}
+        except BaseException:  # a bug of ours
+            traceback.print_exc()
+        finally:
+            os.write(theirs, json.dumps(answer).encode())
+            os._exit(0)
+    os.close(theirs)
+    with open(answers, encoding="utf-8") as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    answer = json.loads(text or '{"refusal": "the process that tried them was killed"}')
+    if answer.get("refusal"):
+        return Namespaces("none", str(answer["refusal"]), _own_threads() + _SPARE_PROCESSES)
+    own = _OWN_PROCESSES if answer["counts_processes"] else _own_threads() + _SPARE_PROCESSES
+    return Namespaces(kind, "", own)
+
+
+def _own_threads() -> int:
+    """All processes and threads of this user on this host: what RLIMIT_NPROC counts where nothing divides it."""
+    total = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == os.geteuid():
+                total += int(sweep.stat(int(pid))[17])
+    return total
+
+
+def _try_inside(kind: str, scratch_base: str) -> dict[str, object]:
+    base = prepare(kind)
+    counts = kind == "user" and counts_processes_by_namespace()
+    scratch = Scratch(scratch_base, base.private)
+    try:
+        view = View(scratch_base, Network.ON, (), "/", (), interactive=False, gpus=())
+        inside = Inside(view, base, scratch, lambda *_: {"exit_code": 0}, as_init=True)
+        try:
+            inside.order(b"", {}, None, None, ())
+            text = b""
+            while select.select([inside.result_fd], [], [], _SCOPE_SECONDS)[0]:
+                if not (chunk := os.read(inside.result_fd, 65536)):
+                    break
+                text += chunk
+        finally:
+            os.kill(inside.started.pid, signal.SIGKILL)
+            os.waitpid(inside.started.pid, 0)
+    finally:
+        scratch.remove()
+    result = json.loads(text or b"{}")
+    if result.get("exit_code") == 0:
+        return {"counts_processes": counts}
+    return {"refusal": str(result.get("setup_error", "a process that was to enter its sandbox died on the way"))}
 
 
 def host_memory_bytes() -> int:

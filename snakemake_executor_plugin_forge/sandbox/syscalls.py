@@ -10,10 +10,12 @@ import errno
 import fcntl
 import functools
 import os
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterable
 
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
@@ -36,12 +38,14 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _MOUNT_SETATTR = 442  # the same on every architecture, since Linux 5.12
+_CLONE3 = 435  # likewise, since Linux 5.3
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _MOUNT_ATTR_RDONLY = 0x1
@@ -56,6 +60,7 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x41
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_holding_lock = ctypes.PyDLL(None, use_errno=True)  # the interpreter's: for fork
 
 
 Step = tuple[Callable[..., object], tuple[object, ...], str]
@@ -86,6 +91,30 @@ def unshare_step(flags: int) -> Step:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     run([unshare_step(flags)])
+
+
+def fork(flags: int) -> int:
+    """os.fork with flags: clone3(2), with what Python does before and after a fork.
+
+    For a process with one thread only: what the C library does for others is left out.
+
+    Returns:
+        0 in the child; its number, as the caller's PID namespace has it, in the caller.
+
+    """
+    end_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD  # the caller's own, then
+    arguments = struct.pack("=8Q", flags, 0, 0, 0, end_signal, 0, 0, 0)
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    pid: int = _holding_lock.syscall(_CLONE3, arguments, ctypes.c_size_t(len(arguments)))
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+        return 0
+    number = ctypes.get_errno()
+    python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, f"clone3({flags:#x}): {os.strerror(number)}")
+    return pid
 
 
 def setns(fd: int, kind: int) -> None:

@@ -129,7 +129,7 @@ os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)  # here, and not before this program: it may lie where only root can read
 syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # as if it had been started by that user: /proc/self is its own
-base = prepare(gpus)
+base = prepare("user", gpus)
 last = ()
 for own in (gpus[1:], (), gpus, ()):
     mounts.place_gpus(last, own)

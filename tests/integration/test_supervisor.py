@@ -29,8 +29,8 @@ def execute(payload, environment, scratch):
         time.sleep(1000)
     return {"exit_code": 0}
 
-base = prepare()
-host = Host(2**30, 1, "none", "", "root", "", ())
+base = prepare("root")
+host = Host(2**30, 1, "soft", "", "root", "", ())
 run = RunContext("run", place, place + "/state", (place,))
 request = JobRequest("a", {}, 1, 1, {"tmpdir": place}, None)
 spec = plan(request, 1, "true", "nursery", Config(), host, run)
@@ -88,8 +88,8 @@ class Control:
 place, elsewhere = sys.argv[1:]
 data = elsewhere + "/data"
 os.mkdir(data)
-base = prepare()
-host = Host(2**30, 1, "none", "", "root", "", ())
+base = prepare("root")
+host = Host(2**30, 1, "soft", "", "root", "", ())
 run = RunContext("run", place, place + "/state", (place,))
 slots = Slots(base.private)
 standby = Standby(base, execute, slots, as_init=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -57,6 +58,15 @@ TABLE: list[tuple[dict[str, object], Outcome, str]] = [
     ({"supervisor_error": "the supervisor failed", "oom_kills": 1}, Outcome.FAILED, "the supervisor failed"),
     ({"exit_code": None}, Outcome.FAILED, "no result"),
 ]
+
+
+def test_a_soft_limit_is_called_that() -> None:
+    soft = replace(SPEC, isolation=replace(SPEC.isolation, limits="soft"))
+    usage = Usage(memory_peak_bytes=600 * 1024**2)
+    reason = judge(Evidence(None, 9, None, oom_kills=1), soft, usage, "", 1.0).reason
+    assert "more than 512.0 MiB when Forge looked, 600.0 MiB" in reason and "polled" in reason
+    unlimited = replace(soft, limits=replace(soft.limits, memory_bytes=None))
+    assert "--forge-run-memory" in judge(Evidence(None, 9, None, oom_kills=1), unlimited, usage, "", 1.0).reason
 
 
 @pytest.mark.parametrize(("evidence", "outcome", "words"), TABLE)

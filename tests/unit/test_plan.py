@@ -8,7 +8,7 @@ import pytest
 
 from snakemake_executor_plugin_forge.errors import RequirementError, UsageError
 from snakemake_executor_plugin_forge.model import Config, CpuMode, Host, JobRequest, Network, Require, RunContext
-from snakemake_executor_plugin_forge.plan import check_requirement, check_resources, exposures, plan
+from snakemake_executor_plugin_forge.plan import check_requirement, check_resources, exposures, isolation_line, plan
 
 GIB = 1024**3
 HOST = Host(7 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns",))
@@ -28,6 +28,21 @@ def test_settings_fill_in_what_a_rule_does_not_say() -> None:
     request = replace(REQUEST, resources={})
     spec = plan(request, 1, "", "", Config(memory_bytes=99, wall_seconds=5, pids=6), HOST, RUN)
     assert (spec.limits.memory_bytes, spec.limits.wall_seconds, spec.limits.pids) == (99, 5, 6)
+
+
+def test_the_line_of_a_run_names_what_is_missing_and_who_knows_more() -> None:
+    assert isolation_line(HOST, Network.ON) == (
+        "Forge: limits by cgroup-v2, 7.0 GiB for all jobs together; mount-ns; network on.")
+    soft = replace(HOST, cgroup="soft", not_enforced=("cpu", "run"), namespaces="none", mechanisms=("subreaper",))
+    assert isolation_line(soft, Network.ON) == (
+        "Forge: soft limits (memory and processes polled, none of CPU, 7.0 GiB for each job); subreaper (no namespaces); "
+        "network on; more: snakemake-forge doctor.")
+    assert "but not of cpu" in isolation_line(replace(HOST, not_enforced=("cpu",)), Network.ON)
+
+
+def test_network_off_is_not_forgotten_where_it_cannot_be_had() -> None:
+    with pytest.raises(UsageError, match=r"Rule call: network off .* cannot be had"):
+        plan(REQUEST, 1, "", "", Config(network=Network.OFF), replace(HOST, namespaces="none"), RUN)
 
 
 def test_a_rule_overrides_settings() -> None:
@@ -66,7 +81,8 @@ def test_absurd_values_are_refused(resources: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("require", "host", "missing"),
     [
-        (Require.LIMITS, replace(HOST, cgroup="none", cgroup_note="why"), "why"),
+        (Require.LIMITS, replace(HOST, cgroup="soft", cgroup_note="why"), "limits that the kernel enforces .why."),
+        (Require.LIMITS, replace(HOST, not_enforced=("cpu",)), "limits of cpu"),
         (Require.FULL, replace(HOST, namespaces="none", namespaces_note="because"), "because"),
     ],
 )

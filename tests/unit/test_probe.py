@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from snakemake_executor_plugin_forge.sandbox.probe import cgroup_mounts
+import pytest
+
+from snakemake_executor_plugin_forge.sandbox.probe import _ladder, cgroup_mounts
 
 V1 = """\
 36 25 0:30 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -30,3 +32,21 @@ def test_container_that_sees_only_its_own_cgroup() -> None:
 def test_cgroup_namespace() -> None:
     (mount,) = cgroup_mounts("40 30 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "0::/\n")
     assert mount.own == "/sys/fs/cgroup"
+
+
+def test_hosts_with_v1_do_not_look_further_and_say_what_is_missing() -> None:
+    with pytest.raises(OSError, match="the controllers pids are not mounted as v1"):
+        next(iter(_ladder(cgroup_mounts(V1, OWN_V1), "forge-x", 1, 1))).make()
+
+
+def test_without_a_cgroup_file_system_that_is_the_reason() -> None:
+    with pytest.raises(OSError, match="no cgroup file system is mounted"):
+        next(iter(_ladder([], "forge-x", 1, 1))).make()
+
+
+def test_inside_a_slurm_job_the_user_manager_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = cgroup_mounts("40 30 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "0::/slurm/job_1\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    (scope,) = [attempt for attempt in _ladder(mounts, "forge-x", 1, 1) if attempt.name == "systemd scope"]
+    with pytest.raises(OSError, match="it would leave the limits of the Slurm job"):
+        scope.make()

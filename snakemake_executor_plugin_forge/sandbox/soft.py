@@ -1,0 +1,223 @@
+"""Limits without a cgroup: what a job uses is looked up in /proc, and a job that is beyond its limit is killed.
+
+The same face as :mod:`.cgroup`. This is the rung of the ladder for an ordinary user on a host that delegates no cgroup,
+and for read-only cgroup file systems. It is called *soft* everywhere, because it is weaker:
+
+* memory is polled; a job can be beyond its limit between two looks. The time between them depends on how soon it could
+  get there;
+* processes are limited by the kernel where it counts RLIMIT_NPROC for each user namespace (Linux 5.14 and newer), and
+  polled elsewhere;
+* CPU time is not limited, nor is the sum of what all jobs use.
+
+A supervisor has one job at a time: the job is what is below the supervisor. Sources: proc_pid_statm(5),
+proc_pid_smaps(5), proc_pid_stat(5), getrlimit(2).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..model import CpuMode, Limits
+from . import sweep
+from .cgroup import Counters, Sample
+
+PLACE = "polled through /proc"
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICK = os.sysconf("SC_CLK_TCK")
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.02, 1.0
+_SLOWEST_GROWTH = 256 * 2**20  # bytes a second: what any job is expected to be able to
+_SHM = "/dev/shm"  # noqa: S108
+
+
+@dataclass(slots=True)
+class SoftRun:
+    """Makes the watchers of jobs; has no limit for all of them together."""
+
+    memory_bytes: int  # no job may use more, whatever it declares
+    namespaced: bool  # /dev/shm is the job's own
+    version: str = "soft"
+    place: str = PLACE
+    missing: tuple[str, ...] = ("cpu", "run")
+
+    def create_job(self, name: str, limits: Limits, cpu: CpuMode) -> SoftJob:
+        """See :class:`.cgroup.RunCgroup`."""
+        del name, cpu
+        memory = self.memory_bytes if limits.memory_bytes is None else min(limits.memory_bytes, self.memory_bytes)
+        return SoftJob(os.getpid(), memory, limits.pids, self.namespaced)
+
+    def job(self, name: str) -> Orphans:
+        """See :class:`.cgroup.RunCgroup`: after the death of its supervisor."""
+        del name
+        return Orphans(os.getppid())
+
+    def memory_exhausted(self) -> bool:
+        """See :class:`.cgroup.RunCgroup`: nothing limits the sum."""
+        return False
+
+    def remove(self) -> None:
+        """Nothing is left behind in /proc."""
+
+
+class SoftJob:
+    """What is below one supervisor."""
+
+    def __init__(self, supervisor: int, memory_bytes: int, pids: int | None, namespaced: bool) -> None:
+        self._supervisor = supervisor
+        self._memory_bytes = memory_bytes
+        self._pids = pids
+        self._namespaced = namespaced
+        self._holder: int | None = None
+        self._last = Counters()
+        self._memory_now = 0
+        self._looked_at = time.monotonic()
+        self._growth = float(_SLOWEST_GROWTH)
+
+    def open_doors(self, holder: int | None) -> tuple[int, ...]:
+        """See :class:`.cgroup.JobCgroup`: there is nothing to enter."""
+        self._holder = holder
+        return ()
+
+    def pids(self) -> list[int]:
+        """See :class:`.cgroup.JobCgroup`. Takes note of the end of processes that the supervisor inherited."""
+        return [pid for pid in sweep.descendants(self._supervisor) if pid != self._holder and not sweep.is_dead(pid)]
+
+    def sample(self) -> Sample:
+        """See :class:`.cgroup.JobCgroup`: look, and compare with the limits."""
+        last = self._last
+        everything = sweep.descendants(self._supervisor)
+        job = [pid for pid in everything if pid != self._holder]
+        threads = sum(map(_threads, job))
+        memory = self._memory(job)
+        now = time.monotonic()
+        if memory > self._memory_now and now > self._looked_at:
+            self._growth = max(self._growth, (memory - self._memory_now) / (now - self._looked_at))
+        self._memory_now, self._looked_at = memory, now
+        too_large = memory > self._memory_bytes
+        too_many = self._pids is not None and threads >= self._pids
+        self._last = Counters(
+            memory_peak_bytes=max(last.memory_peak_bytes, memory),
+            memory_anon_bytes=memory,
+            cpu_seconds=max(last.cpu_seconds, sum(map(_cpu_seconds, everything))),
+            pids_peak=max(last.pids_peak, threads),
+            oom_kills=last.oom_kills or int(too_large),
+            pids_hits=last.pids_hits + int(too_many),
+        )
+        return Sample(
+            memory_anon_bytes=memory,
+            memory_shared_bytes=0,
+            pids=threads,
+            oom_kills=self._last.oom_kills,
+            empty=False,
+            over=too_large or (self._pids is not None and threads > self._pids),
+        )
+
+    def counters(self) -> Counters:
+        """See :class:`.cgroup.JobCgroup`: peaks are those of all looks, and stay when the job is gone."""
+        return self._last
+
+    def kill(self, others: list[int]) -> None:
+        """See :class:`.cgroup.JobCgroup`."""
+        for pid in {*self.pids(), *others}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _memory(self, job: list[int]) -> int:
+        """Bytes that cannot be given up: anonymous memory, and shared memory once, mapped or not.
+
+        What is resident is looked at first: it is more, as every process counts what it shares, and quickly read. Only
+        where it is beyond the limit do page tables have to be walked, which takes 10 ms for each GiB.
+        """
+        shm = self._shm_bytes(job) if self._namespaced else 0
+        resident = sum(map(_resident_bytes, job)) + shm
+        if resident <= self._memory_bytes:
+            return resident
+        anonymous, mapped = 0, 0
+        for pid in job:
+            private, shared = _proportional_bytes(pid)
+            anonymous, mapped = anonymous + private, mapped + shared
+        return anonymous + max(mapped, shm)
+
+    def _shm_bytes(self, job: list[int]) -> int:
+        """What is in the job's /dev/shm, seen through the root directory of any of its processes."""
+        for pid in reversed(job):  # the first ones are Forge's own, and do not let themselves be looked at
+            with suppress(OSError):
+                root = f"/proc/{pid}/root{_SHM}"
+                if os.stat(root).st_dev != os.stat(_SHM).st_dev:
+                    room = os.statvfs(root)
+                    return (room.f_blocks - room.f_bfree) * room.f_frsize
+        return 0
+
+    def pause_seconds(self, usual: float) -> float:
+        """See :class:`.cgroup.JobCgroup`.
+
+        Half the time in which it would reach its limit if it grew as fast as it ever has.
+        """
+        headroom = max(0, self._memory_bytes - self._memory_now)
+        soonest = headroom / self._growth / 2
+        return max(_MIN_PAUSE_SECONDS, min(usual, soonest, _MAX_PAUSE_SECONDS))
+
+    def missing(self) -> str | None:
+        """See :class:`.cgroup.JobCgroup`."""
+        return None
+
+    def remove(self) -> bool:
+        """See :class:`.cgroup.JobCgroup`."""
+        return True
+
+
+class Orphans:
+    """What dead supervisors have left behind: enough of the face of a job to bury it."""
+
+    def __init__(self, pool: int) -> None:
+        self._pool = pool
+
+    def pids(self) -> list[int]:
+        """Living ones."""
+        return sweep.orphans(self._pool)
+
+    def remove(self) -> bool:
+        """Nothing is left in /proc."""
+        return True
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(sweep.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def _proportional_bytes(pid: int) -> tuple[int, int]:
+    """Anonymous and shared memory; shared pages are divided by those who share them. Else what is resident."""
+    try:
+        text = sweep.read(f"/proc/{pid}/smaps_rollup")
+    except OSError:
+        return _resident_bytes(pid), 0
+    table = {line.split(b":")[0]: line for line in text.splitlines()[1:]}
+
+    def size(name: bytes) -> int:
+        return int(table[name].split()[1]) * 1024
+
+    try:
+        return size(b"Pss_Anon"), size(b"Pss_Shmem")
+    except KeyError:  # Linux before 5.9
+        return (size(b"Pss") if b"Pss" in table else _resident_bytes(pid)), 0
+
+
+def _threads(pid: int) -> int:
+    try:
+        return int(sweep.stat(pid)[17])
+    except (OSError, IndexError):
+        return 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Its own, and that of its children that it has waited for."""
+    try:
+        return sum(map(int, sweep.stat(pid)[11:15])) / _TICK
+    except (OSError, IndexError):
+        return 0.0

@@ -1,0 +1,164 @@
+"""The processes below one process: found through /proc, killed without a cgroup or a namespace that would do it.
+
+Sound as far as this goes: a process whose parent ends becomes the child of the nearest ancestor that is a subreaper
+(PR_SET_CHILD_SUBREAPER of prctl(2)), so what a job starts cannot leave the tree of its supervisor. What it asks others
+to start (systemd, cron, a container engine) is not below it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from . import syscalls
+
+_PAUSE_MILLISECONDS = 5
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of its descendants whose own parent ends.
+
+    Raises:
+        OSError: on Linux before 3.4.
+
+    """
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(root: int) -> list[int]:
+    """All processes below ``root``, parents first; zombies too. One that is just being started can be missing."""
+    found: list[int] = []
+    waiting = [root]
+    while waiting:
+        children = list(_children(waiting.pop()))
+        found += children
+        waiting += children
+    return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    """The ``children`` files of its threads: proc_pid_task_children(5), there if CONFIG_PROC_CHILDREN is."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:  # it has ended
+        return
+    for thread in threads:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            yield from map(int, read(f"/proc/{pid}/task/{thread}/children").split())
+
+
+def read(path: str) -> bytes:
+    """A file of /proc, whole if it is not larger than 64 KiB."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)
+
+
+def stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on (state, ppid, pgrp, session, ...): proc_pid_stat(5).
+
+    Raises:
+        OSError: if there is no such process any more.
+
+    """
+    return read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def is_dead(pid: int) -> bool:
+    """Whether it has ended; its parent may not have taken note yet."""
+    try:
+        return stat(pid)[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+def kill_below(root: int) -> None:
+    """Kill all that is below this very process (``root``), once; what is forked meanwhile can escape.
+
+    By process groups first: the kernel kills each as a whole, faster than it can multiply (kill(2)). A group has
+    members of one session only, and a job's sessions are its own.
+    """
+    own = os.getpgid(root)
+    found = descendants(root)
+    groups = set()
+    for pid in found:
+        with suppress(OSError):
+            groups.add(int(stat(pid)[2]))
+    for group in groups - {own}:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    for pid in found:
+        _kill(pid, root)
+
+
+def _kill(pid: int, root: int) -> None:
+    """By a pidfd, and only if it is (still) below ``root``: its number may have been given to another meanwhile."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if _is_below(pid, root):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        pass  # it has ended
+    finally:
+        os.close(pidfd)
+
+
+def _is_below(pid: int, root: int) -> bool:
+    while pid > 1:
+        pid = int(stat(pid)[1])
+        if pid == root:
+            return True
+    return False
+
+
+def end_below(root: int, keep: int, timeout_seconds: float) -> bool:
+    """Kill all that is below this very process (``root``), and wait until it is dead; False after the time.
+
+    A look through the whole tree proves nothing, as what it looks for moves up meanwhile. But a living descendant has a
+    living ancestor among the direct children, which only their parent, this process, takes out of its list: so nothing
+    lives when that is empty.
+
+    Args:
+        keep: a direct child that is left to be reaped by somebody else.
+
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not is_dead(keep) or any(pid != keep for pid in _children(root)):
+        if time.monotonic() > deadline:
+            return False
+        kill_below(root)
+        reap_orphans({keep})
+        select.poll().poll(_PAUSE_MILLISECONDS)
+    return True
+
+
+def reap_orphans(keep: Collection[int]) -> None:
+    """Take note of the end of children that this process has inherited: of all that have ended but ``keep``."""
+    for pid in list(_children(os.getpid())):
+        if pid not in keep:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def orphans(pool: int) -> list[int]:
+    """What dead supervisors of the subreaper ``pool`` have left to it, with all below it; living ones only.
+
+    Every job is in a session of its own (setsid(2)), which it cannot leave for that of the pool; Forge's own processes
+    are all in that one.
+    """
+    own = os.getsid(pool)
+    found: list[int] = []
+    for pid in _children(pool):
+        with suppress(OSError):
+            if int(stat(pid)[3]) != own:
+                found += [pid, *descendants(pid)]
+    return [pid for pid in found if not is_dead(pid)]

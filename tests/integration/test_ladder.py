@@ -1,0 +1,285 @@
+"""The rungs of the ladder that this host has beside the one for root: soft limits, with and without namespaces.
+
+Run by root, who hands the commands to an ordinary user (tests/ordinary.py), or takes cgroups away in a mount namespace
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snakemake_executor_plugin_forge.sandbox.cgroup_v2 import open_delegated
+from snakemake_executor_plugin_forge.sandbox.probe import cgroup_mounts
+
+from .. import ordinary
+from ..conftest import Result, command, residue, write_workflow
+
+ROOT = Path(__file__).parents[2]
+DOCTOR = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "doctor"]
+READ_ONLY = """
+while read -r _ path kind _; do case $kind in cgroup|cgroup2) mount -o remount,bind,ro "$path";; esac; done < /proc/mounts
+exec "$@"
+"""
+READ_ONLY_CGROUPS = ["unshare", "-m", "--propagation", "private", "bash", "-c", READ_ONLY, "bash"]
+
+WORKFLOW = """
+rule all:
+    input: "ok.out", "oom.out", "hidden.out", "shm.out", "python.out", "daemon.out", "hiding.out", "sleeper.out"
+rule ok:
+    output: "ok.out"
+    resources: mem_mb=6
+    shell: "id -u > {output}"
+rule oom:
+    output: "oom.out"
+    resources: mem_mb=100
+    shell: "python3 -c 'x = bytearray(300 * 2**20); import time; time.sleep(5)'; touch {output}"
+rule hidden:
+    output: "hidden.out"
+    resources: mem_mb=100
+    shell: "python3 -c 'x = bytearray(300 * 2**20); import time; time.sleep(5)' || true; sleep 0.3; touch {output}"
+rule shm:
+    output: "shm.out"
+    resources: mem_mb=100
+    shell: "dd if=/dev/zero of=/dev/shm/x bs=1M count=300 2>/dev/null; sleep 1; touch {output}"
+rule python:
+    output: "python.out"
+    run:
+        import subprocess
+        subprocess.Popen(["setsid", "sleep", "1013"])
+        open(output[0], "w").write("x")
+rule daemon:
+    output: "daemon.out"
+    shell: "(setsid nohup sleep 1012 >/dev/null 2>&1 &); sleep 0.3; echo ok > {output}"
+rule hiding:
+    output: "hiding.out"
+    shell: "for i in 1 2 3 4 5 6 7 8; do (trap '' TERM HUP INT; setsid sleep 1011 &) ; done; sleep 0.3; echo ok > {output}"
+rule sleeper:
+    output: "sleeper.out"
+    shell: "trap '' TERM; sleep 30; sleep 30; touch {output}"
+rule bomb:
+    output: "bomb.out"
+    shell: "f() {{ f | f & }}; f; sleep 2; sleep 1 & wait $!; exit 1"
+"""
+
+
+def _run(directory: Path, before: list[str], *arguments: str) -> Result:
+    done = subprocess.run(
+        [*before, *command("forge", *arguments)], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL, text=True, errors="replace", check=False, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    return Result(done.returncode, done.stdout, directory)
+
+
+def _doctor(directory: Path, before: list[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run([*before, *DOCTOR, "--json", *arguments], cwd=directory, capture_output=True, text=True,
+                          check=False, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    report: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, report
+
+
+@pytest.fixture
+def place(workdir: Path) -> Path:
+    """A working directory of the ordinary user."""
+    write_workflow(workdir, WORKFLOW)
+    ordinary.hand_over(workdir)
+    return workdir
+
+
+def _survivors() -> list[str]:
+    return [p.name for p in Path("/proc").iterdir() if p.name.isdigit() and _owner(p) == ordinary.UID]
+
+
+def _owner(path: Path) -> int:
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return -1
+
+
+OUTCOMES = {
+    "ok": "succeeded", "oom": "oom", "hidden": "oom", "shm": "oom", "python": "succeeded", "daemon": "succeeded",
+    "hiding": "succeeded", "sleeper": "timeout",
+}
+
+
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "no_namespaces"])
+def test_an_ordinary_user_without_a_cgroup(place: Path, namespaces: bool) -> None:
+    result = _run(place, ordinary.prefix(namespaces=namespaces), "-j2", "-k", "--forge-wall", "4s", "--forge-grace", "1s",
+                  "--forge-pids", "400")
+    outcomes = {a["rule"]: a["outcome"] for a in result.attempts()}
+    # Without namespaces /dev/shm is everybody's, and nothing says whose files are in it.
+    assert outcomes == (OUTCOMES if namespaces else OUTCOMES | {"shm": outcomes["shm"]}), result.output
+    assert result.read("ok.out").strip() == str(ordinary.UID)
+    for attempt in result.attempts():
+        assert attempt["isolation"]["limits"] == "soft"
+        assert attempt["isolation"]["not_enforced"] == ["cpu", "run"]
+        assert ("pid-ns" in attempt["isolation"]["mechanisms"]) == namespaces
+    reason = result.attempt("oom")["reason"]
+    assert "polled" in reason and "raise the rule's mem_mb" in reason
+    assert not (place / "oom.out").exists()
+    assert "sleep 1013" in " ".join(result.attempt("python")["notes"])
+    assert "left 8 process" in " ".join(result.attempt("hiding")["notes"])
+    assert result.attempt("sleeper")["seconds"] < 7
+    assert "Forge: soft limits" in result.output
+    assert _survivors() == []
+    assert residue(place) == []
+    Path("/dev/shm/x").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "no_namespaces"])
+def test_a_fork_bomb_of_an_ordinary_user(place: Path, namespaces: bool) -> None:
+    result = _run(place, ordinary.prefix(namespaces=namespaces), "-j1", "--forge-pids", "200", "bomb.out")
+    attempt = result.attempt("bomb")
+    assert attempt["outcome"] == "pids"
+    assert attempt["usage"]["pids_peak"] >= 200
+    if namespaces:  # the kernel counts
+        assert attempt["usage"]["pids_peak"] == 200
+    assert _survivors() == []
+
+
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "no_namespaces"])
+@pytest.mark.parametrize("victim", ["forge-super", "forge-nursery"])
+def test_a_killed_process_of_forge_takes_its_job_with_it(place: Path, namespaces: bool, victim: str) -> None:
+    (place / "Snakefile").write_text("""
+rule a:
+    output: "a.out"
+    shell: "for i in 1 2 3; do (trap '' TERM; setsid sleep 1014 &); done; touch started; sleep 30; touch {output}"
+""")
+    process = subprocess.Popen(
+        [*ordinary.prefix(namespaces=namespaces), *command("forge", "-j1")], cwd=place, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 30
+    while not (place / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    for pid in _survivors():  # all supervisors: the idle ones have nothing to lose
+        if Path("/proc", pid, "comm").read_text().strip() == victim:
+            os.kill(int(pid), signal.SIGKILL)
+    process.wait(60)
+    (attempt,) = Result(process.returncode, "", place).attempts("a")
+    assert attempt["outcome"] in ("lost", "cancelled")
+    deadline = time.monotonic() + 2
+    while _survivors() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _survivors() == []
+
+
+def test_read_only_cgroups_of_root_are_the_next_rung(workdir: Path) -> None:
+    write_workflow(workdir, WORKFLOW)
+    result = _run(workdir, READ_ONLY_CGROUPS, "-j2", "oom.out", "ok.out", "-k")
+    assert {a["rule"]: (a["outcome"], a["isolation"]["limits"]) for a in result.attempts()} == {
+        "ok": ("succeeded", "soft"), "oom": ("oom", "soft"),
+    }
+    code, report = _doctor(workdir, READ_ONLY_CGROUPS, "--require", "limits")
+    assert code == 1
+    assert "Read-only file system" in report["rungs"][0]["refusal"]
+    assert residue(workdir) == []
+
+
+@pytest.mark.parametrize("level", ["limits", "full"])
+def test_soft_limits_do_not_satisfy_a_requirement(place: Path, level: str) -> None:
+    result = _run(place, ordinary.prefix(), "-j1", "ok.out", "--forge-require", level)
+    assert result.code != 0
+    assert f"--forge-require={level}: this host does not give Forge limits that the kernel enforces" in result.output
+    assert f"snakemake-forge doctor --require {level}" in result.output
+    assert not (place / "ok.out").exists()
+    assert _survivors() == []
+
+
+def test_network_off_needs_namespaces(place: Path) -> None:
+    result = _run(place, ordinary.prefix(namespaces=False), "-j1", "ok.out", "--forge-network", "off")
+    assert result.code != 0
+    assert "network off (--forge-network or forge_network) cannot be had on this host" in result.output
+    assert not (place / "ok.out").exists()
+
+
+def test_doctor_tells_the_line_of_the_run_and_leaves_nothing(place: Path) -> None:
+    before = set(os.listdir("/tmp"))
+    code, report = _doctor(place, ordinary.prefix())
+    assert code == 0
+    assert report["line"] in _run(place, ordinary.prefix(), "-j1", "ok.out").output
+    (run,) = place.glob(".snakemake/forge/runs/*/run.json")
+    assert json.loads(run.read_text())["isolation"] == report["line"]
+    assert {row["what"]: row["state"] for row in report["enforced"]} | {"memory": "soft", "CPU": "not enforced"} == {
+        row["what"]: row["state"] for row in report["enforced"]
+    }
+    assert not [name for name in set(os.listdir("/tmp")) - before if "doctor" in name]
+    assert _survivors() == []
+
+
+def test_doctor_without_namespaces_says_which_sysctl(place: Path) -> None:
+    code, report = _doctor(place, ordinary.prefix(namespaces=False), "--require", "full")
+    assert code == 1
+    assert report["namespaces"]["kind"] == "none"
+    assert "sysctl -w user.max_user_namespaces=10000" in [item["do"] for item in report["advice"]]
+
+
+@pytest.mark.kernel
+def test_doctor_of_root(workdir: Path) -> None:
+    code, report = _doctor(workdir, [], "--require", "full")
+    assert (code, report["missing"], report["advice"]) == (0, [], [])
+    assert {row["state"] for row in report["enforced"]} == {"enforced"}
+    left = [name for _, directories, _ in os.walk("/sys/fs/cgroup") for name in directories if "forge-doctor" in name]
+    assert left == []
+
+
+@pytest.mark.kernel
+def test_a_cgroup_that_is_taken_away_is_noticed(workdir: Path) -> None:
+    """107: the job's processes are moved out of its memory cgroup, and that is removed: nothing would limit it."""
+    write_workflow(workdir, """
+        rule a:
+            output: "a.out"
+            resources: mem_mb=100
+            shell: "touch started; sleep 30; touch {output}"
+        """)
+    process = subprocess.Popen(command("forge", "-j1"), cwd=workdir, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (workdir / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (run,) = (workdir / ".snakemake/forge/runs").iterdir()
+    cgroup = Path(json.loads((run / "run.json").read_text())["cgroup"], "00001-a")
+    shelter = cgroup.parent / "shelter"
+    shelter.mkdir()
+    try:
+        while pids := (cgroup / "cgroup.procs").read_text().split():
+            for pid in pids:
+                (shelter / "cgroup.procs").write_text(pid)
+        cgroup.rmdir()
+        process.wait(30)
+    finally:
+        process.kill()
+    attempt = Result(process.returncode, "", workdir).attempt("a")
+    assert attempt["outcome"] == "failed"
+    assert "is gone: somebody removed or changed the job's cgroup" in attempt["reason"]
+    assert residue(workdir) == []
+
+
+def test_processes_that_stepped_aside_step_back() -> None:
+    """In the v2 hierarchy of a hybrid host, which has no controllers: the rung is refused, and nothing has changed."""
+    mounts = cgroup_mounts(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    (unified,) = [mount.mount_point for mount in mounts if mount.version == 2]
+    delegated = Path(unified, f"forge-test-{os.getpid()}")
+    delegated.mkdir()
+    try:
+        with subprocess.Popen(["sleep", "100"]) as process:
+            (delegated / "cgroup.procs").write_text(str(process.pid))
+            with pytest.raises(OSError, match="the controllers memory, pids are not delegated"):
+                open_delegated(str(delegated), "forge-x", 2**30, 100)
+            assert (delegated / "cgroup.procs").read_text().split() == [str(process.pid)]
+            assert [entry.name for entry in delegated.iterdir() if entry.is_dir()] == []
+            process.kill()
+    finally:
+        delegated.rmdir()

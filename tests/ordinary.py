@@ -1,0 +1,100 @@
+"""Running a command as an ordinary user, from a test that is run by root: with and without namespaces.
+
+The user needs no entry in /etc/passwd. The Python of the tests may lie in a directory that only root can enter
+(/root): in a mount namespace of its own, every directory on the way to it is covered by an empty one with an open door.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+UID = 54321
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_MAX_PROCESSES = 2000  # of the user: a fork bomb that got out must not take the whole host with it
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *arguments: object) -> None:
+    if getattr(_libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}{arguments}: {os.strerror(number)}")
+
+
+def _mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    _call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
+
+
+def _open_doors(paths: Sequence[str]) -> None:
+    """Let everybody through to ``paths``: cover the first closed directory on the way to each."""
+    for path in paths:
+        parts = Path(path).resolve().parents
+        closed = next((str(p) for p in reversed(parts) if not p.stat().st_mode & 0o001), None)
+        if closed is None:
+            continue
+        target = os.path.realpath(path)
+        fd = os.open(target, os.O_PATH)
+        _mount("none", closed, "tmpfs", 0, "mode=755")
+        os.makedirs(target, mode=0o755)
+        _mount(f"/proc/self/fd/{fd}", target, "", _MS_BIND | _MS_REC)
+        os.close(fd)
+
+
+def _map_all_users() -> None:
+    """Into a user namespace in which everybody is who they were; the map is written by a process outside."""
+    inside_read, inside_write = os.pipe()
+    mapped_read, mapped_write = os.pipe()
+    parent = os.getpid()
+    helper = os.fork()
+    if helper == 0:
+        os.read(inside_read, 1)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{parent}/{name}").write_text("0 0 65536")
+        os.write(mapped_write, b"x")
+        os._exit(0)
+    _call("unshare", _CLONE_NEWUSER)
+    os.write(inside_write, b"x")
+    os.read(mapped_read, 1)
+    os.waitpid(helper, 0)
+
+
+def main() -> None:
+    """``python -m tests.ordinary [--no-namespaces] COMMAND ARGUMENT...``, run by root."""
+    options = sys.argv[1:]
+    no_namespaces = options[0] == "--no-namespaces"
+    options = options[1:] if no_namespaces else options
+    directory = os.getcwd()
+    _call("unshare", _CLONE_NEWNS)
+    _mount("none", "/", "", _MS_PRIVATE | _MS_REC)
+    _open_doors([sys.base_prefix, sys.prefix, str(Path(__file__).parents[1]), directory])
+    if no_namespaces:
+        _map_all_users()
+        Path("/proc/sys/user/max_user_namespaces").write_text("0")
+    os.setgroups([])
+    os.setresgid(UID, UID, UID)
+    os.setresuid(UID, UID, UID)
+    resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
+    os.chdir(directory)
+    os.environ |= {"HOME": directory, "USER": "forge-test", "LOGNAME": "forge-test", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.execvp(options[0], options)
+
+
+def prefix(*, namespaces: bool = True) -> list[str]:
+    """What to put before a command so that an ordinary user runs it."""
+    return [sys.executable, "-m", "tests.ordinary", *([] if namespaces else ["--no-namespaces"])]
+
+
+def hand_over(directory: Path) -> None:
+    """Give a directory of the test to that user. (:func:`main` lets it through to it.)"""
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", str(directory)], check=True)
+
+
+if __name__ == "__main__":
+    main()
