@@ -168,11 +168,10 @@ def _oom_words(evidence: Evidence, spec: LaunchSpec, usage: Usage) -> tuple[str,
     ending = f"{_in(process)}{exit_note}"
     if spec.isolation.limits == "soft":
         whose = "than the run may use (--forge-run-memory)" if limit is None else f"than {show_bytes(limit)}"
-        return (
-            f"out of memory: more {whose} when Forge looked, {show_bytes(usage.memory_peak_bytes)}{exit_note} "
-            "(a soft limit: polled, not enforced by the kernel)",
-            "give the job less to do at a time" if limit is None else "raise the rule's mem_mb",
-        )
+        used = show_bytes(usage.memory_peak_bytes)
+        what = f"out of memory: more {whose} when Forge looked, {used}{exit_note}"
+        remedy = "give the job less to do at a time" if limit is None else "raise the rule's mem_mb"
+        return f"{what} (a soft limit: polled, not enforced by the kernel)", remedy
     if scope is OomScope.RUN:
         return (
             f"out of memory: the jobs of this run together reached its limit (--forge-run-memory){ending}",
