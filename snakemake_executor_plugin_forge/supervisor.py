@@ -143,7 +143,10 @@ class _Attempt:
         """cgroup, scratch and streams."""
         spec = self._spec
         if self._group is not None:
-            self._cgroup = self._group.create_job(spec.name, spec.limits, spec.cpu_mode)
+            limits = spec.limits
+            if limits.pids is not None:
+                limits = replace(limits, pids=limits.pids + self._own_processes())
+            self._cgroup = self._group.create_job(spec.name, limits, spec.cpu_mode)
         self._inside = self._tools.standby.take(spec)
         self._stack.callback(self._inside.close)
         self._scratch = self._inside.scratch
@@ -152,6 +155,10 @@ class _Attempt:
         record, inside = self._record, self._inside
         self._streams = (Stream(inside.stdout, record.stdout, 1), Stream(inside.stderr, record.stderr, 2))
         self._record.event("prepared")
+
+    def _own_processes(self) -> int:
+        """How many processes of Forge are counted as the job's: the one that holds its PID namespace from inside."""
+        return int(self._tools.standby.as_init and self._group is not None and self._group.version != "soft")
 
     def launch(self, payload: bytes) -> None:
         """Give the job's process, which is in its sandbox, its order."""
@@ -486,7 +493,7 @@ class _Attempt:
             cpu_seconds=round(counters.cpu_seconds, 6),
             io_read_bytes=max(read, in_cgroup[0]),
             io_write_bytes=max(written, in_cgroup[1]),
-            pids_peak=max(self._pids_peak, counters.pids_peak),
+            pids_peak=max(0, max(self._pids_peak, counters.pids_peak) - self._own_processes()),
             scratch_peak_bytes=self._meter.peak_bytes if self._meter is not None else 0,
             cpu_user_seconds=round(counters.cpu_user_seconds, 6),
             cpu_system_seconds=round(counters.cpu_system_seconds, 6),

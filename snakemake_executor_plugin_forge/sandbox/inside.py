@@ -143,7 +143,7 @@ class Standby:
         self._base = base
         self._execute = execute
         self._slots = slots
-        self._as_init = as_init
+        self.as_init = as_init
         self._last: View | None = None
         self._gpus: tuple[str, ...] = ()
         self._waiting: Inside | None = None
@@ -169,7 +169,7 @@ class Standby:
         Not for jobs that run Python: the copy of a process with a workflow in memory would take too much of it.
         """
         view = View.of(spec)
-        likely = view == self._last and self._as_init and not view.interactive
+        likely = view == self._last and self.as_init and not view.interactive
         self._last = view
         if likely:
             with suppress(OSError):  # it will come again when there is a job that it can be told of
@@ -180,7 +180,7 @@ class Standby:
             mounts.place_gpus(self._gpus, view.gpus)
             self._gpus = view.gpus
         scratch = self._slots.take(view.scratch_base)
-        return Inside(view, self._base, scratch, self._execute, as_init=self._as_init)
+        return Inside(view, self._base, scratch, self._execute, as_init=self.as_init)
 
     def _dismiss(self, inside: Inside) -> None:
         inside.started.end(0)

@@ -356,3 +356,15 @@ def test_a_full_disk_under_the_records(workdir: Path) -> None:
     assert "the log is incomplete: No space left on device" in done.stdout
     assert "the record of this attempt" in done.stdout
     assert residue(workdir) == []
+
+
+def test_a_limit_of_one_process_is_one_for_the_job(workdir: Path) -> None:
+    """Forge's own process in the job's cgroup does not count."""
+    write_workflow(workdir, """
+        rule alone:
+            output: "alone.out"
+            shell: "echo ok > {output}"
+        """)
+    result = run(workdir, "-j1", "--forge-pids", "1")
+    assert result.attempt("alone")["outcome"] == "succeeded", result.output
+    assert result.attempt("alone")["usage"]["pids_peak"] == 1
