@@ -315,6 +315,8 @@ def _attend(frame: Frame, tools: Tools, channel: Channel, mailbox: Mailbox) -> N
         if frame.kind is Kind.RUN:
             supervise(spec, payload, tools, report)
             tools.standby.prepare(spec)
+            if tools.group is not None:
+                tools.group.prepare()
         else:
             report(bury(spec, tools.group, dead_pid))
     except (OSError, SandboxError) as error:

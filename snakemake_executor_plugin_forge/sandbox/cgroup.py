@@ -117,6 +117,9 @@ class RunCgroup(Protocol):
 
         """
 
+    def prepare(self) -> None:
+        """Do ahead of the next job what can be done without knowing it."""
+
     def job(self, name: str) -> Remains | None:
         """The cgroup of a job that another process made; None if it is gone."""
 

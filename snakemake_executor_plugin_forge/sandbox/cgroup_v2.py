@@ -147,6 +147,9 @@ class V2Run:
             raise
         return job
 
+    def prepare(self) -> None:
+        """See :class:`.cgroup.RunCgroup`: one directory is made quickly, and v2 does not let it be renamed."""
+
     def job(self, name: str) -> V2Job | None:
         """See :class:`.cgroup.RunCgroup`."""
         path = f"{self.place}/{name}"

@@ -49,6 +49,9 @@ class SoftRun:
         memory = self.memory_bytes if limits.memory_bytes is None else min(limits.memory_bytes, self.memory_bytes)
         return SoftJob(os.getpid(), memory, limits.pids, self.namespaced)
 
+    def prepare(self) -> None:
+        """See :class:`.cgroup.RunCgroup`: nothing to be made."""
+
     def job(self, name: str) -> Orphans:
         """See :class:`.cgroup.RunCgroup`: after the death of its supervisor."""
         del name
@@ -136,10 +139,23 @@ class SoftJob:
         if resident <= self._memory_bytes:
             return resident
         anonymous, mapped = 0, 0
-        for pid in job:
+        for pid in self._with_memory_of_their_own(job):
             private, shared = _proportional_bytes(pid)
             anonymous, mapped = anonymous + private, mapped + shared
         return anonymous + max(mapped, shm)
+
+    def _with_memory_of_their_own(self, job: list[int]) -> list[int]:
+        """Without a child of the holder that is being started: it has its parent's memory until it executes its program.
+
+        That is Forge's (vfork(2), in posix_spawn), and does not let itself be looked at more closely.
+        """
+        if self._holder is None:
+            return job
+        try:
+            holders = sweep.read(f"/proc/{self._holder}/statm")
+            return [pid for pid in job if sweep.read(f"/proc/{pid}/statm") != holders]
+        except OSError:  # one of them has just ended
+            return job
 
     def _shm_bytes(self, job: list[int]) -> int:
         """What is in the job's /dev/shm, seen through the root directory of any of its processes."""
