@@ -142,7 +142,7 @@ class Started:
 
     @property
     def holder(self) -> int | None:
-        """The process that holds the namespace, and is no part of the job."""
+        """The process of ours that holds the namespace or started the command, and is no part of the job."""
         return self.pid if self.init is None else self.init.pid
 
     def kill(self) -> None:
@@ -162,9 +162,13 @@ class Started:
 class Unheld(Started):
     """The same without a namespace: the job is all that is below this supervisor, and is killed one by one."""
 
+    def __init__(self, pid: int, *, starts_command: bool) -> None:
+        super().__init__(pid, None)
+        self._holder = pid if starts_command else None
+
     @property
-    def holder(self) -> None:
-        return None
+    def holder(self) -> int | None:
+        return self._holder
 
     def kill(self) -> None:
         sweep.kill_below(os.getpid())
@@ -187,7 +191,7 @@ def start(base: Base, job: Callable[[], NoReturn], *, as_init: bool) -> Started:
       SIGCHLD, so that orphans that it inherits are reaped by the kernel.
     """
     if base.namespaces == "none":
-        return _start_unheld(job)
+        return _start_unheld(job, starts_command=as_init)
     # TERM waits until the job has its own signal handling: here it is still ignored, and would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -283,7 +287,7 @@ def _become_holder(base: Base, hold_read: int) -> NoReturn:
     os.execv(base.init_program, [base.init_program])  # noqa: S606
 
 
-def _start_unheld(job: Callable[[], NoReturn]) -> Started:
+def _start_unheld(job: Callable[[], NoReturn], *, starts_command: bool) -> Started:
     """At least the job's own process dies with this one; a supervisor that buries it finds the rest."""
     supervisor = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -297,7 +301,7 @@ def _start_unheld(job: Callable[[], NoReturn]) -> Started:
             job()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    return Unheld(pid, None)
+    return Unheld(pid, starts_command=starts_command)
 
 
 def _hold_namespace(base: Base) -> Holder:

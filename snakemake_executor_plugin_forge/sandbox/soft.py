@@ -145,7 +145,7 @@ class SoftJob:
         return anonymous + max(mapped, shm)
 
     def _with_memory_of_their_own(self, job: list[int]) -> list[int]:
-        """Without a child of the holder that is being started: it has its parent's memory until it executes its program.
+        """Without a child of the holder that is being started: it has its parent's memory until it is another program.
 
         That is Forge's (vfork(2), in posix_spawn), and does not let itself be looked at more closely.
         """

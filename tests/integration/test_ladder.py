@@ -36,7 +36,7 @@ rule all:
     input: "ok.out", "oom.out", "hidden.out", "shm.out", "python.out", "daemon.out", "hiding.out", "sleeper.out"
 rule ok:
     output: "ok.out"
-    resources: mem_mb=6
+    resources: mem_mb=40
     shell: "id -u > {output}"
 rule oom:
     output: "oom.out"
