@@ -639,12 +639,20 @@ def _number_or_none(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def _command_name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:  # proc_pid_comm(5)
+            return f"{file.read().decode('utf-8', 'replace').strip()} (process {pid})"
+    except OSError:
+        return f"process {pid}"
+
+
 def _names(pids: list[int]) -> tuple[str, ...]:
     names = []
     for pid in pids:
         with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
             text = file.read(200).replace(b"\0", b" ").decode("utf-8", "replace").strip()
-            names.append(text or f"process {pid}")  # one that is just being executed has no command line
+            names.append(text or _command_name(pid))  # one that is just being executed has no command line
     return tuple(names)
 
 
