@@ -198,7 +198,7 @@ def test_benchmark_files_have_what_polling_misses(workdir: Path) -> None:
     shell, short = (_table(workdir / name)[0] for name in ("shell.tsv", "short.tsv"))
     assert 200 < float(shell["max_rss"]) < 220
     assert 20 <= float(shell["io_out"]) < 21
-    assert 0.1 < float(short["cpu_time"]) < 0.3
+    assert 0.1 < float(short["cpu_time"]) <= result.attempt("short")["usage"]["cpu_seconds"] + 0.01
     assert float(short["mean_load"]) == pytest.approx(100 * float(short["cpu_time"]) / float(short["s"]), rel=0.1)
     record = json.loads((workdir / "run.jsonl").read_text())
     assert record["max_rss"] > 250  # with the workflow, which Snakemake's own figure counts too
@@ -268,12 +268,18 @@ def _end(process: subprocess.Popen[str], directory: Path) -> dict[str, Any]:
 
 def test_a_job_that_is_moved_out_of_its_cgroup_is_ended(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
     process, directory, pid = sleeper
+    shelters = []
     for group in _groups(pid):
-        target = next(p for p in group.parents if not any(part.startswith("forge-") for part in p.parts))
+        outside = next(p for p in group.parents if not any(part.startswith("forge-") for part in p.parts))
+        shelter = outside / f"test-shelter-{pid}"  # v2: what hands controllers down may hold no process itself
+        shelter.mkdir()
+        shelters.append(shelter)
         for member in (group / "cgroup.procs").read_text().split():
-            (target / "cgroup.procs").write_text(member)
+            (shelter / "cgroup.procs").write_text(member)
         group.rmdir()
     attempt = _end(process, directory)
+    for shelter in shelters:
+        shelter.rmdir()
     assert attempt["outcome"] == "failed"
     # What is noticed first: that nobody is in it any more, or that it is gone.
     assert re.search("cgroup was emptied or removed from outside|removed or changed the job's cgroup", attempt["reason"])
