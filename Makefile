@@ -23,7 +23,7 @@ UPSTREAM_NEEDS := 'pytest<9' pytest-timeout pytest-mock 'pandas<3' polars snakem
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check bench upstream clean python-is-usable
+.PHONY: help setup demo demo-crash test test-fast check bench schema upstream clean python-is-usable
 
 help: ## show this list
 	@echo 'make TARGET'
@@ -60,16 +60,27 @@ demo: $(STAMP) ## call variants from real reads, every job contained; about 15 s
 	@echo "logs       $(DEMO)/logs (the rules' own log files)"
 	@echo "records    $$(echo $(DEMO)/.snakemake/forge/runs/*) (one directory a job)"
 
-test: $(STAMP) ## all tests, also those in a guest with cgroup v2 (installs qemu with apt when root)
+demo-crash: $(STAMP) ## the same; Snakemake is killed in the middle, and resumed
+	@rm -rf $(DEMO)
+	@mkdir -p $(DEMO)
+	$(BIN)/python workflows/variants/crash.py $(DEMO) $(BIN)
+	$(BIN)/python workflows/variants/check.py $(DEMO)/results
+	@echo
+	$(BIN)/snakemake-forge jobs --directory $(DEMO)
+
+test: $(STAMP) ## all tests, also those in a guest with cgroup v2 and on a Slurm cluster (installs both with apt when root)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: $(STAMP) ## the tests that need no guest
+test-fast: $(STAMP) ## the tests that need neither guest nor cluster
 	$(BIN)/python -m pytest -m 'not host' $(ARGS)
 
 check: $(STAMP) ## lint, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
+
+schema: $(STAMP) ## write the JSON schema of forge.yaml into the documentation
+	$(BIN)/snakemake-forge runtimes schema > docs/reference/forge.schema.json
 
 bench: $(STAMP) ## compare with Snakemake's local executor and cluster-generic; half an hour or more
 	$(BIN)/python -m bench $(BENCH)

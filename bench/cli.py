@@ -9,14 +9,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.activation import Activation
+from bench.auditing import Auditing
 from bench.machine import OtherLoad, machine
 from bench.memory import Memory
 from bench.process import BenchError, become_subreaper
+from bench.reading import Reading
+from bench.recording import Recording
 from bench.report import show
 from bench.results import TARGETS, Results
 from bench.settings import EXECUTORS, FULL, QUICK, Executor, Settings
 from bench.startup import Startup
 from bench.timed import Case, Heavy, LargeDag, Trivial
+from bench.verification import Verification
 from bench.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -101,8 +106,13 @@ def _cases(settings: Settings, only: list[str] | None) -> list[Case]:
         Trivial("run", sizes.run),
         Trivial("script", sizes.script),
         Heavy(),
+        Activation(sizes.activation),
+        Auditing(),
         LargeDag(sizes.dag, sizes.dag_run),
         Memory(sizes.sleepers, sizes.sleep_seconds),
+        Reading(sizes.attempts),
+        Recording(),
+        Verification(),
         Startup(-(-sizes.start_pairs // settings.rounds)),
     ]
     return [case for case in cases if only is None or case.name in only]

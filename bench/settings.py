@@ -66,6 +66,8 @@ class Sizes:
     script: int = 40
     heavy_megabytes: int = 120
     dag: int = 10_000
+    activation: int = 200
+    attempts: int = 10_000
     dag_run: int = 200
     sleepers: int = 8
     sleep_seconds: int = 20
@@ -79,6 +81,8 @@ QUICK = Sizes(  # noqa: S604 - `shell` is the name of a case
     script=4,
     heavy_megabytes=10,
     dag=500,
+    activation=40,
+    attempts=500,
     dag_run=20,
     sleepers=4,
     sleep_seconds=10,

@@ -8,6 +8,7 @@ line maps) travels as a name.
 from __future__ import annotations
 
 import atexit
+import inspect
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from snakemake.exceptions import RuleException, format_exception_to_string
@@ -29,9 +31,13 @@ from snakemake.rules import Rule
 from snakemake.shell import shell
 
 from .backends.launcher import Command
+from .errors import UsageError
+from .measurements import MAXRSS_NOISE_KB
+from .runtimes.activation import Activation, which
 from .sandbox.syscalls import set_process_name
 
 _SIGNALLED = 128
+_ACTIVATING = "Activating conda environment: "  # Snakemake says so also where it does not
 _SHELL_MODULE: dict[str, Any] = shell.__new__.__globals__
 """Of Snakemake's shell.py. Not by import: the package binds ``snakemake.shell`` to the class."""
 
@@ -68,10 +74,33 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"unknown reference {pid!r}")
 
 
-def encode_call(arguments: tuple[Any, ...], workflow: Any, *, measured: bool = False) -> bytes:
+_POSITIONS = {name: number for number, name in enumerate(inspect.signature(run_wrapper).parameters)}
+
+
+def argument(arguments: tuple[Any, ...], name: str) -> Any:
+    """One of the arguments of ``run_wrapper`` by its name, in whatever Snakemake."""
+    return arguments[_POSITIONS[name]]
+
+
+def in_environment(arguments: tuple[Any, ...], prefix: str | None) -> tuple[Any, ...]:
+    """The same arguments with another conda environment, or with none.
+
+    A script is run by the interpreter that is found there: see execute_script() of snakemake/script/__init__.py.
+    """
+    changed = list(arguments)
+    changed[_POSITIONS["conda_env"]] = prefix
+    base = _POSITIONS["conda_base_path"]
+    changed[base] = arguments[base] or prefix  # without any conda it is None, from which no path can be made
+    return tuple(changed)
+
+
+def encode_call(
+    arguments: tuple[Any, ...], workflow: Any, activation: Activation | None = None, *, measured: bool = False
+) -> bytes:
     """The arguments of ``run_wrapper`` as bytes.
 
     Args:
+        activation: of the job's runtime, if that is not just the host.
         measured: the job has a ``benchmark:``, for which it shall say what its processes have used.
 
     Raises:
@@ -80,13 +109,20 @@ def encode_call(arguments: tuple[Any, ...], workflow: Any, *, measured: bool = F
 
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, workflow).dump(("measured" if measured else "call", arguments))
+    _Pickler(buffer, workflow).dump(("measured" if measured else "call", arguments, activation))
     return buffer.getvalue()
 
 
-def encode_command(command: str) -> bytes:
+def encode_command(command: str, activation: Activation | None = None) -> bytes:
     """A shell command (an inner ``snakemake``) as bytes."""
-    return pickle.dumps(("command", command))
+    return pickle.dumps(("command", command, activation))
+
+
+def encode_remote(call: bytes | None, command: str) -> bytes:
+    """What :class:`.backends.renderer.Renderer` takes: an encoded call, or None; and a command to fall back on."""
+    shell_path = shutil.which("bash") or "/bin/bash"
+    inner = Command(shell_path, (shell_path, "-c", command), os.getcwd(), {}, ())
+    return pickle.dumps((call, inner))
 
 
 class Executor:
@@ -115,13 +151,20 @@ class Executor:
 
     def execute(self, payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
         """In the job: run it, and say how it went in plain values."""
-        os.environ.update(environment)
         set_process_name("forge-job")
         signal.signal(signal.SIGTERM, _on_term)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.register_at_fork(after_in_child=_default_term)
         _rebind_streams()
-        kind, content = _Unpickler(io.BytesIO(payload), self._workflow).load()
+        kind, content, activation = _Unpickler(io.BytesIO(payload), self._workflow).load()
+        if activation is not None and activation.root is not None:
+            raise UsageError(
+                f"the runtime {activation.runtime} is an image, in which only a single command of at most 64 KB "
+                "can run; put a longer one into a script that the command calls"
+            )
+        if activation is not None:
+            _activate(activation, keep_python_path=kind == "command")
+        os.environ.update(environment)
         if kind == "command":
             return _result(subprocess.run(["bash", "-c", content], check=False).returncode)
         return self._measured(content, scratch) if kind == "measured" else self._call(content, scratch)
@@ -132,7 +175,7 @@ class Executor:
         Returns:
             None if that did not come down to one command; the job's process then does it all, errors included.
         """
-        _, arguments = _Unpickler(io.BytesIO(payload), self._workflow).load()
+        _, arguments, activation = _Unpickler(io.BytesIO(payload), self._workflow).load()
         _set_tmpdir(arguments, scratch)
         if _SHELL_MODULE.get("sp") is not subprocess:  # never start anything here, in whatever Snakemake
             return None
@@ -140,7 +183,8 @@ class Executor:
         try:
             run_wrapper(*arguments)
         except _Intercepted as start:
-            return _command(start.call)
+            command = _command(start.call)
+            return _in_runtime(command, activation) if command and activation else command
         except BaseException:  # the same will happen in the job, where it can be reported
             return None
         finally:
@@ -158,12 +202,8 @@ class Executor:
         before = resource.getrusage(resource.RUSAGE_SELF)
         result = self._call(arguments, scratch)
         own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        used = [
-            children.ru_maxrss if children.ru_maxrss > own.ru_maxrss else 0,
-            children.ru_utime + children.ru_stime,
-            children.ru_inblock,
-            children.ru_oublock,
-        ]
+        largest_child = children.ru_maxrss if children.ru_maxrss > own.ru_maxrss + MAXRSS_NOISE_KB else 0
+        used = [largest_child, children.ru_utime + children.ru_stime, children.ru_inblock, children.ru_oublock]
         if not (rule.shellcmd or rule.script or rule.wrapper or getattr(rule, "cwl", None)):
             used = [
                 max(own.ru_maxrss, children.ru_maxrss),
@@ -228,6 +268,55 @@ def _command(call: dict[str, Any]) -> Command | None:
     )
 
 
+def _in_runtime(command: Command, activation: Activation) -> Command:
+    """A command with the environment of its runtime, as if it had been activated in front of it."""
+    removed = {*command.removed, *activation.removed} - activation.variables.keys()
+    changed = {name: value for name, value in command.changed.items() if name not in activation.removed}
+    changed |= activation.variables
+    command = replace(command, changed=changed, removed=tuple(removed))
+    if activation.root is None:
+        return command
+    shell_name = os.path.basename(command.executable)
+    executable = which(shell_name, changed["PATH"], activation.root) or command.executable
+    return replace(command, executable=executable, arguments=(executable, *command.arguments[1:]))
+
+
+class _Active:
+    """Stands for ``snakemake.deployment.conda.Conda`` in a job whose environment is active already."""
+
+    def __init__(self, container_img: Any = None, prefix_path: Any = None, check: bool = False) -> None:
+        pass
+
+    def shellcmd(self, env_address: str, command: str) -> str:
+        """The command as it is: nothing has to be activated in front of it."""
+        del env_address
+        return command
+
+
+def _activate(activation: Activation, *, keep_python_path: bool) -> None:
+    """In the job: its environment is that of its runtime; Snakemake need not activate nor ask for versions.
+
+    Args:
+        keep_python_path: an inner Snakemake may have been found with it.
+
+    """
+    python_path = os.environ.get("PYTHONPATH")
+    activation.apply(os.environ)
+    if keep_python_path and python_path is not None:
+        os.environ["PYTHONPATH"] = python_path
+    if activation.prefix is None:
+        return
+    from snakemake import script  # not above: of no use in Snakemake's own process before it has a script itself
+    from snakemake.deployment import conda
+
+    conda.Conda = _Active
+    if "Conda" in _SHELL_MODULE:  # older Snakemake 9
+        _SHELL_MODULE["Conda"] = _Active
+    if activation.python is not None:
+        version = activation.python
+        script.PythonScript._get_python_version = lambda _: version
+
+
 def _private_bytes() -> int:
     """Memory that only this process has, and that is charged to the job: proc_pid_smaps_rollup(5)."""
     try:
@@ -245,7 +334,8 @@ def _set_tmpdir(arguments: tuple[Any, ...], scratch: str) -> None:
 
 
 def _has_text(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.INFO and bool(record.msg) and record.msg != "None"
+    text = str(record.msg)
+    return record.levelno >= logging.INFO and text not in ("", "None") and not text.startswith(_ACTIVATING)
 
 
 def _rebind_streams() -> None:

@@ -7,10 +7,27 @@ from enum import StrEnum
 from typing import TypeVar
 
 from .errors import UsageError
-from .model import Config, CpuMode, KeepScratch, Network, Require
+from .model import (
+    CheckFormats,
+    Checksums,
+    Config,
+    CpuMode,
+    FilePolicy,
+    KeepScratch,
+    Nested,
+    Network,
+    OnDisconnect,
+    Require,
+    Undeclared,
+)
 from .plan import NUMBERED_NODE
+from .priority import FORGE_NUMBERS
 from .settings import ExecutorSettings
-from .units import parse_bytes, parse_seconds, parse_share
+from .units import parse_bytes, parse_seconds, parse_share, show_bytes
+
+SMALLEST_CAP_BYTES = 64 * 1024
+MOST_RETRIES = 20
+LARGEST_FACTOR = 100.0
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -29,6 +46,10 @@ def to_config(settings: ExecutorSettings) -> Config:
         require=_enum(Require, settings.require, "--forge-require"),
         cpu=_enum(CpuMode, settings.cpu, "--forge-cpu"),
         network=_enum(Network, settings.network, "--forge-network"),
+        files=_enum(FilePolicy, settings.files, "--forge-files"),
+        undeclared=_enum(Undeclared, settings.undeclared, "--forge-undeclared"),
+        nested=_enum(Nested, settings.nested, "--forge-nested"),
+        audit=bool(settings.audit),
         keep_scratch=_enum(KeepScratch, settings.keep_scratch, "--forge-keep-scratch"),
         scratch_dir=str(settings.scratch_dir.absolute()) if settings.scratch_dir else None,
         memory_bytes=_optional(settings.memory, parse_bytes, "--forge-memory"),
@@ -37,7 +58,18 @@ def to_config(settings: ExecutorSettings) -> Config:
         grace_seconds=parse_seconds(settings.grace, "--forge-grace"),
         run_memory=share,
         run_pids=_optional(settings.run_pids, _parse_count, "--forge-run-pids"),
+        metrics_file=str(settings.metrics_file.absolute()) if settings.metrics_file else None,
+        stream_bytes=_optional(settings.stream_cap, _parse_cap, "--forge-stream-cap"),
         gpus=_parse_nodes(settings.gpus, "--forge-gpus"),
+        backend=settings.backend.strip() or "local",
+        oom_retries=_parse_between(settings.oom_retries, (0, MOST_RETRIES), "--forge-oom-retries"),
+        oom_factor=_parse_factor(settings.oom_factor, "--forge-oom-factor"),
+        oom_max_bytes=_optional(settings.oom_max, parse_bytes, "--forge-oom-max"),
+        checksums=_enum(Checksums, settings.checksums, "--forge-checksums"),
+        check_formats=_enum(CheckFormats, settings.check_formats, "--forge-check-formats"),
+        on_disconnect=_enum(OnDisconnect, settings.on_disconnect, "--forge-on-disconnect"),
+        nice=_parse_between(settings.nice, FORGE_NUMBERS["forge_nice"], "--forge-nice"),
+        io_weight=_parse_between(settings.io_weight, FORGE_NUMBERS["forge_io_weight"], "--forge-io-weight"),
     )
 
 
@@ -62,6 +94,36 @@ def _parse_count(text: str, where: str) -> int:
     if not 1 <= number <= 4194304:  # PID_MAX_LIMIT, proc(5)
         raise UsageError(f"{where}={text}: must be between 1 and 4194304 (the kernel's own limit), or none.")
     return number
+
+
+def _parse_between(text: str, bounds: tuple[int, int], where: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise UsageError(f"{where}={text}: not a whole number.") from None
+    lowest, highest = bounds
+    if not lowest <= number <= highest:
+        raise UsageError(f"{where}={text}: must be between {lowest} and {highest}.")
+    return number
+
+
+def _parse_factor(text: str, where: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        raise UsageError(f"{where}={text}: not a number.") from None
+    if not 1 < factor <= LARGEST_FACTOR:  # false for NaN as well
+        raise UsageError(
+            f"{where}={text}: must be above 1 and at most {LARGEST_FACTOR:g}: with 2 each retry has twice the memory."
+        )
+    return factor
+
+
+def _parse_cap(text: str, where: str) -> int:
+    size = parse_bytes(text, where)
+    if size < SMALLEST_CAP_BYTES:
+        raise UsageError(f"{where}={text}: must be at least {show_bytes(SMALLEST_CAP_BYTES)}, or none.")
+    return size
 
 
 def _parse_nodes(text: str, where: str) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ Executor is made, not before.
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import pickle
 import shlex
@@ -14,8 +15,9 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from snakemake_interface_common.exceptions import WorkflowError
@@ -23,11 +25,16 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecMode
 
-from .errors import ForgeError
+from .errors import ForgeError, UsageError
 
 if TYPE_CHECKING:
     from .model import JobRequest, Verdict
 
+
+_SHOWN = 5
+_STARTED_IN: str | None = None  # before --directory: Snakemake loads this module first
+with suppress(OSError):
+    _STARTED_IN = os.getcwd()
 
 common_settings = CommonSettings(
     non_local_exec=False,
@@ -36,6 +43,15 @@ common_settings = CommonSettings(
     pass_envvar_declarations_to_cmd=True,
     auto_deploy_default_storage_provider=False,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A job of Snakemake that is ready to be run."""
+
+    request: JobRequest
+    staged: bool  # the present versions of its outputs are still there
+    arguments: tuple[Any, ...]  # of the local executor's run_wrapper
 
 
 class Executor(RealExecutor):  # type: ignore[misc]
@@ -49,7 +65,10 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
         """
         self._engine: Any = None
-        self._signals_taken = False
+        self._reads: dict[str, set[str]] = {}  # rule to what its jobs read without declaring it
+        self._failures: Any = None
+        self._crates: str | None = None  # where this run leaves its crate
+        self._taken_over = False
         self._stopped_by = "Ctrl-C"
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         if len(self.dag) == 0:
@@ -63,21 +82,55 @@ class Executor(RealExecutor):  # type: ignore[misc]
     def _start(self) -> None:
         # Imported here and not above: see the module's docstring.
         from .calls import Executor as Calls
+        from .catalog import with_defaults
         from .config import to_config
+        from .deployment import Deployment, known_resources
         from .engine import Engine
-        from .links import Links
+        from .previous import forget_failures
+        from .record.failures import Failures
         from .settings import ExecutorSettings
+        from .translation import Translator
 
+        self._failures = Failures(str(self.workflow.workdir_init))
+        forget_failures(self.workflow.persistence, self._runs_elsewhere)
         calls = Calls(self.workflow)
-        self._links = Links(os.path.realpath(os.getcwd()))
-        config = to_config(self.executor_settings or ExecutorSettings())  # None: Snakemake's Python API
+        self._translator = Translator(self.workflow, self._stays_here)
+        settings = self.executor_settings or ExecutorSettings()  # None: Snakemake's Python API
+        self._deployment = Deployment(self.workflow, settings, self.logger.info)
+        config = with_defaults(to_config(settings), self._deployment.catalog)
+        if any("forge_io_weight" in rule.resources for rule in self.workflow.rules):
+            config = replace(config, io_weights=True)
+        self._crates = self._deployment.crates()
+        exposed = [*self._always_visible(), *self._deployment.runtimes.paths()]
         self._engine = Engine(
-            config, calls.prepare, calls.execute, calls.render, self._always_visible(), self.logger.info
+            config,
+            calls.prepare,
+            calls.execute,
+            calls.render,
+            exposed,
+            (*self.workflow.envvars, *self._deployment.declared()),
+            self.logger.info,
+            self._deployment.runtimes,
+            self.workflow.resource_settings.local_cores or os.cpu_count() or 1,
+            self._workflow_facts(),
+            _STARTED_IN,
+            self.workflow.resource_settings.cores,
         )
-        for rule in {job.rule for job in self.dag.needrun_jobs() if not job.is_group()}:
-            if not rule.norun:
-                self._engine.check(rule.name, _static_resources(rule))
+        jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
+        for rule in {job.rule for job in jobs}:
+            self._engine.check(rule.name, known_resources(rule), stays_here=self._stays_here(rule))
+        self._deployment.open(jobs, self._engine)
         self.logger.info(self._engine.isolation_line())
+
+    def _workflow_facts(self) -> dict[str, object]:
+        """Files and parameters of the workflow, for the record of the run."""
+        workflow = self.workflow
+        return {
+            "snakefile": str(workflow.main_snakefile),
+            "sources": [str(path) for path in workflow.linemaps],
+            "configfiles": [str(path) for path in workflow.configfiles],
+            "config": json.loads(json.dumps(dict(workflow.config), default=str)),
+        }
 
     def _always_visible(self) -> list[str]:
         """Paths outside the working directory that jobs need although nobody declares them."""
@@ -107,7 +160,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
     def run_jobs(self, jobs: list[Any]) -> None:
         """Start jobs. On the scheduler's thread: nothing here may block."""
-        self._take_signals()
+        self._take_over()
         super().run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:
@@ -115,25 +168,37 @@ class Executor(RealExecutor):  # type: ignore[misc]
         info = SubmittedJobInfo(job=job)
         if job.is_group():
             self.report_job_submission(info)
-            self._pool().submit(_Group(self, info).start)  # not here: it may have to wait for a service
+            from .groups import Group
+
+            self._pool().submit(Group(self, info).start)  # not here: it may have to wait for a service
             return
-        arguments = self.arguments(job)
-        self.report_job_submission(info)
+        prepared = self.prepare(job)
+        # What is staged is never half-written at its place, and needs no mark that it may be; but not every node of a
+        # cluster can stage.
+        self.report_job_submission(info, register_job=not prepared.staged or self._runs_elsewhere(job))
         if job.is_norun:
             self.report_job_success(info)
         elif self._uses_cache(job):
-            self._pool().submit(self._fetch_or_run, info, arguments)
+            self._pool().submit(self._fetch_or_run, info, prepared)
         else:
-            self.submit_or_report(info, arguments)
+            self.submit_or_report(info, prepared)
 
-    def arguments(self, job: Any) -> tuple[Any, ...]:
-        """Prepare a job as the local executor does, which yields the arguments of its ``run_wrapper``."""
+    def prepare(self, job: Any) -> _Prepared:
+        """Prepare a job as the local executor does; but present versions of staged outputs stay until it succeeds."""
         from snakemake.executors.local import Executor as LocalExecutor
 
-        arguments: tuple[Any, ...] = LocalExecutor.job_args_and_prepare(self, job)
-        return arguments
+        from .previous import keep_until_success
 
-    def submit(self, job: Any, arguments: tuple[Any, ...], done: Callable[[Verdict], None]) -> str:
+        request, staged = None, False
+        if not job.is_norun and not job.is_shadow:  # a shadow directory is made, and becomes a part of it, only below
+            request = self._translator.request(job)
+            staged = not self._uses_cache(job) and self._engine.stages(request, self._deployment.runtime(job))
+        if staged:
+            keep_until_success(job)
+        arguments = LocalExecutor.job_args_and_prepare(self, job)
+        return _Prepared(request or self._translator.request(job), staged, arguments)
+
+    def submit(self, job: Any, prepared: _Prepared, done: Callable[[Verdict], None]) -> str:
         """Hand a prepared job over and return the attempt's name.
 
         Raises:
@@ -142,28 +207,68 @@ class Executor(RealExecutor):  # type: ignore[misc]
         """
         from .calls import encode_call, encode_command
 
+        if self._runs_elsewhere(job):
+            return self._submit_remote(job, prepared, done)
+        place = self._deployment.place(job, prepared.arguments)
         try:
-            payload, how = encode_call(arguments, self.workflow, measured=bool(job.benchmark)), "nursery"
+            payload = encode_call(place.arguments, self.workflow, place.activation, measured=bool(job.benchmark))
+            how = "nursery"
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-            payload = encode_command(self.format_job_exec(job))
+            payload = encode_command(self.format_job_exec(job), place.for_inner_snakemake(job))
             how = f"inner snakemake, because its arguments cannot be pickled: {error}"
             if job.shadow_dir:  # the inner Snakemake makes its own
                 shutil.rmtree(job.shadow_dir, ignore_errors=True)
                 job.shadow_dir = None
-        is_command = how == "nursery" and self._is_command(job)
+        is_command = how == "nursery" and place.is_plain and self._is_command(job)
         if is_command:
             how = "launcher"  # the nursery changes it in the rare case that it is not
         command = job.shellcmd  # formatted anew at every look
-        by_hand = self._by_hand(job, command)
-        request = self._request(job, command)
-        name: str = self._engine.submit(request, payload, by_hand, how, done, is_command=is_command)
+        by_hand = place.by_hand(command) or str(self.format_job_exec(job))
+        request = replace(prepared.request, command=command)
+        name: str = self._engine.submit(
+            request, payload, by_hand, how, done,
+            is_command=is_command, runtime=place.runtime, identity=place.identity, root=place.root,
+        )  # fmt: skip
         return name
 
-    def _is_command(self, job: Any) -> bool:
-        """Whether a job is a shell command and nothing around it: no benchmark, no environment to activate."""
+    def _submit_remote(self, job: Any, prepared: _Prepared, done: Callable[[Verdict], None]) -> str:
+        """Hand a job over that runs on another host: as a command if it comes down to one, else as a Snakemake."""
+        from .calls import encode_call, encode_remote
+
+        place = self._deployment.place(job, prepared.arguments)
+        call = None
+        if self._is_command(job):
+            with suppress(pickle.PicklingError, TypeError, AttributeError, RecursionError):
+                call = encode_call(place.arguments, self.workflow, place.activation)
+        if call is None:
+            place.refuse_elsewhere(job)
+        request = prepared.request
+        if call is None and job.shadow_dir:  # the inner Snakemake makes its own, and moves what is in there
+            shutil.rmtree(job.shadow_dir, ignore_errors=True)
+            job.shadow_dir = None
+            request = self._translator.with_outputs(request, job)
+        command = job.shellcmd
+        payload = encode_remote(call, self.format_job_exec(job))
+        by_hand = place.by_hand(command) or str(self.format_job_exec(job))
+        request = replace(request, command=command)
+        name: str = self._engine.submit(
+            request, payload, by_hand, "launcher", done,
+            is_command=True, runtime=place.runtime, identity=place.identity, root=place.root,
+        )  # fmt: skip
+        return name
+
+    def _stays_here(self, rule: Any) -> bool:
+        """Whether Snakemake would run a rule on the submitting host under a cluster executor: Workflow.is_local()."""
         workflow = self.workflow
-        plain = not workflow.deployment_settings.deployment_method and not workflow.execution_settings.debug
-        return bool(plain and job.is_shell and not job.benchmark)
+        return bool(rule.name in workflow._localrules or rule.norun or rule.is_template_engine)
+
+    def _runs_elsewhere(self, job: Any) -> bool:
+        """Whether it runs on another host than this one."""
+        return self._engine is not None and self._engine.has_remote and not self._stays_here(job.rule)
+
+    def _is_command(self, job: Any) -> bool:
+        """Whether a job is a shell command and nothing around it."""
+        return bool(job.is_shell and not job.benchmark and not self.workflow.execution_settings.debug)
 
     def check_group(self, jobs: list[Any]) -> None:
         """Refuse jobs that cannot run at the same time.
@@ -172,52 +277,42 @@ class Executor(RealExecutor):  # type: ignore[misc]
             UsageError: see :func:`.plan.check_group`.
 
         """
+        elsewhere = [job.rule.name for job in jobs if not self._stays_here(job.rule)]
+        if self._engine.has_remote and elsewhere:
+            raise UsageError(
+                f"Rules {' and '.join(job.rule.name for job in jobs)} run at the same time (pipe or service), which "
+                f"they can only do on one host. Add {', '.join(elsewhere)} to localrules, or connect the rules with a "
+                "file instead."
+            )
         self._engine.check_group([(job.rule.name, dict(job.resources.items())) for job in jobs])
 
     def end(self, name: str, reason: str) -> None:
         """End one attempt."""
         self._engine.cancel(name, reason)
 
-    def _request(self, job: Any, command: str | None) -> JobRequest:
-        from .model import JobRequest
-
-        inputs, outputs = _paths(job.input), _paths(job.output)
-        logs = _paths([*job.log, *([job.benchmark] if job.benchmark else [])])
-        return JobRequest(
-            rule=job.rule.name,
-            wildcards={k: str(v) for k, v in (job.wildcards_dict or {}).items()},
-            attempt=job.attempt,
-            threads=job.threads,
-            resources=dict(job.resources.items()),
-            command=command,
-            inputs=inputs,
-            outputs=outputs,
-            logs=logs,
-            benchmark=str(job.benchmark) if job.benchmark else None,
-            linked=self._links.targets((*inputs, *outputs, *logs)),
-            interactive=self.workflow.execution_settings.debug or bool(self.dag.is_edit_notebook_job(job)),
-        )
-
-    def _by_hand(self, job: Any, command: str | None) -> str:
-        if command is not None and not self.workflow.deployment_settings.deployment_method:
-            return str(command)
-        return str(self.format_job_exec(job))
-
     # -- what comes back (in the backend's thread) -----------------------------------------------------------------
 
     def conclude(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
         """Tell Snakemake how a job ended."""
+        from .previous import spare
+
         for note in verdict.notes:
             self.logger.warning(f"Rule {info.job.rule.name}, jobid {info.job.jobid}: {note}.")
+        spare(info.job, verdict)
+        if verdict.undeclared_reads:
+            self._reads.setdefault(info.job.rule.name, set()).update(verdict.undeclared_reads)
         if not verdict.ok:
             self.report_failure(info, verdict)
-        elif self._uses_cache(info.job):
+            return
+        self._failures.discard(info.job.jobid)
+        if self._uses_cache(info.job):
             self._pool().submit(self._store_and_report, info)
         else:
             self.report_job_success(info)
 
     def report_failure(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
         """The verdict in words, the end of stderr and the paths, where Snakemake's users look for them."""
+        self._failures.add(info.job.jobid, verdict)
         if verdict.error:
             self.logger.error(verdict.error)
         lines = [verdict.reason]
@@ -265,14 +360,14 @@ class Executor(RealExecutor):  # type: ignore[misc]
             self._threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
         return self._threads
 
-    def _fetch_or_run(self, info: SubmittedJobInfo, arguments: tuple[Any, ...]) -> None:
+    def _fetch_or_run(self, info: SubmittedJobInfo, prepared: _Prepared) -> None:
         from snakemake.exceptions import CacheMissException
 
         job = info.job
         try:
             self._call_cache(job, "fetch")
         except CacheMissException:
-            self.submit_or_report(info, arguments)
+            self.submit_or_report(info, prepared)
         except Exception as error:
             self.report_job_error(info, msg=f"the output cache failed: {error}")
         else:
@@ -286,24 +381,29 @@ class Executor(RealExecutor):  # type: ignore[misc]
         else:
             self.report_job_success(info)
 
-    def submit_or_report(self, info: SubmittedJobInfo, arguments: tuple[Any, ...]) -> None:
+    def submit_or_report(self, info: SubmittedJobInfo, prepared: _Prepared) -> None:
         """Submit; what cannot be met becomes this job's error and nobody else's."""
         try:
-            self.submit(info.job, arguments, lambda verdict: self.conclude(info, verdict))
+            self.submit(info.job, prepared, lambda verdict: self.conclude(info, verdict))
         except ForgeError as error:
             self.report_job_error(info, msg=str(error))
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def _take_signals(self) -> None:
-        """SIGTERM and SIGHUP end the run as Ctrl-C does.
+    def _take_over(self) -> None:
+        """What has to wait until the scheduler is ready, which makes its executor early: once.
 
-        Done here, because the scheduler sets its own handler (finish the running jobs) after it has made its executor.
-        A SIGHUP that is ignored (nohup) stays ignored.
+        SIGTERM and SIGHUP end the run as Ctrl-C does; the scheduler's own handler would finish the running jobs. A
+        SIGHUP that is ignored (nohup) stays ignored.
         """
-        if self._signals_taken or threading.current_thread() is not threading.main_thread():
+        if self._taken_over:
             return
-        self._signals_taken = True
+        self._taken_over = True
+        from .reevaluation import make_sparse
+
+        make_sparse(self.workflow.scheduler)
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
@@ -317,9 +417,14 @@ class Executor(RealExecutor):  # type: ignore[misc]
         """The run was interrupted: end all jobs, then let Snakemake clear up after them as after failed ones."""
         if self._engine is None:
             return
-        self._engine.cancel_all(f"Snakemake was stopped by {self._stopped_by}")
+        reason = f"Snakemake was stopped by {self._stopped_by}"
+        if self._stopped_by == "SIGHUP" and self._engine.config.on_disconnect == "finish":
+            self._engine.leave(reason)
+        else:
+            self._engine.cancel_all(reason)
         self._settle()
         self._close()
+        self._leave_crate()
 
     def _settle(self) -> None:
         """What the scheduler will not do any more after an interrupt.
@@ -336,8 +441,15 @@ class Executor(RealExecutor):  # type: ignore[misc]
                 self._run_async(job.postprocess(error=True))
 
     def shutdown(self) -> None:
-        """The run is over."""
+        """The run is over. What Snakemake still prints is that it failed, and where its own log is."""
+        for rule, paths in sorted(self._reads.items()):
+            shown = ", ".join(sorted(paths)[:_SHOWN]) + (f", … ({len(paths)} in all)" if len(paths) > _SHOWN else "")
+            self.logger.warning(f"Forge: rule {rule} reads {shown}, which it does not declare: snakemake-forge audit")
         self._close()
+        self._leave_crate()
+        summary = self._failures.text() if self._failures is not None else ""
+        if summary:
+            self.logger.error(summary)
 
     def _close(self) -> None:
         engine, self._engine = self._engine, None
@@ -345,6 +457,14 @@ class Executor(RealExecutor):  # type: ignore[misc]
             self._threads.shutdown()
         if engine is not None:
             engine.close()
+
+    def _leave_crate(self) -> None:
+        """Have the provenance of the run written, if the catalog says where."""
+        store, self._crates = self._crates, None
+        if store is not None:
+            from .record.crates import leave_crate  # see the module's docstring
+
+            self.logger.info(leave_crate(store, os.getcwd()))
 
     # -- for RealExecutor: how an inner Snakemake is called ---------------------------------------------------------
 
@@ -374,92 +494,3 @@ class Executor(RealExecutor):  # type: ignore[misc]
     def additional_general_args(self) -> str:
         """As the local executor."""
         return "--quiet progress rules host"
-
-
-class _Group:
-    """A pipe or service group: all members run at the same time, each in a sandbox of its own.
-
-    Services are ended when all others have succeeded. The first failure ends the rest.
-    """
-
-    def __init__(self, executor: Executor, info: SubmittedJobInfo) -> None:
-        self._executor = executor
-        self._info = info
-        self._lock = threading.RLock()
-        self._running: dict[str, Any] = {}  # attempt to job
-        self._waiting = sorted(info.job, key=lambda job: not job.is_service)
-        self._consumers = sum(not job.is_service for job in self._waiting)
-        self._failure: Verdict | str | None = None
-
-    def start(self) -> None:
-        """Start every member, services first: to prepare a job that uses one means to wait for it."""
-        job = self._waiting[0]
-        try:
-            self._executor.check_group(self._waiting)
-            while self._failure is None and self._waiting:
-                job = self._waiting[0]
-                arguments = self._executor.arguments(job)
-                with self._lock:  # so that a verdict finds its job among the running ones
-                    self._waiting.pop(0)
-                    done = partial(self._done, job)
-                    self._running[self._executor.submit(job, arguments, done)] = job
-        except Exception as error:  # of Snakemake's or ours: it is this group's failure and nobody else's
-            with self._lock:
-                self._fail(str(error), f"{job.rule.name}, a member of the same group, could not be started")
-                finished = not self._running
-            if finished:
-                self._report()
-
-    def _done(self, job: Any, verdict: Verdict) -> None:
-        with self._lock:
-            self._running = {name: other for name, other in self._running.items() if other is not job}
-            ended_service = job.is_service and self._consumers == 0
-            if not verdict.ok and not ended_service and self._failure is None:
-                self._fail(verdict, f"{job.rule.name}, a member of the same group, failed")
-            if not job.is_service:
-                self._consumers -= 1
-                if self._consumers == 0 and self._failure is None:
-                    self._end("all jobs that use this service are done")
-            finished = not self._running and not self._waiting
-        if finished:
-            self._report()
-
-    def _fail(self, failure: Verdict | str, reason: str) -> None:
-        self._failure = failure
-        self._waiting.clear()
-        self._end(reason)
-
-    def _end(self, reason: str) -> None:
-        for name in self._running:
-            self._executor.end(name, reason)
-
-    def _report(self) -> None:
-        match self._failure:
-            case None:
-                self._executor.report_job_success(self._info)
-            case str() as message:
-                self._executor.report_error(self._info, message, [])
-            case verdict:
-                self._executor.report_failure(self._info, verdict)
-
-
-def _paths(files: Iterable[Any]) -> tuple[str, ...]:
-    """The files of a job as its rule sees them: storage that is not to be retrieved by its name there."""
-    return tuple(
-        str(file.storage_object.query if file.is_storage and not file.storage_object.retrieve else file)
-        for file in files
-    )
-
-
-def _static_resources(rule: Any) -> dict[str, object]:
-    """The resources of a rule that are known without a job: plain values, no functions."""
-    known: dict[str, object] = {}
-    for name, resource in rule.resources.items():
-        if callable(resource):
-            continue
-        if hasattr(resource, "is_evaluable"):  # Snakemake >= 9.14 wraps them
-            if not resource.is_evaluable():
-                known[name] = resource.value
-        else:
-            known[name] = resource
-    return known

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .model import Evidence, LaunchSpec, Oom, OomScope, Outcome, Usage, Verdict
+from .model import Evidence, LaunchSpec, Oom, OomScope, Outcome, Undeclared, Usage, Verdict
 from .units import show_bytes, show_seconds
 
 _OOM_LINE = re.compile(
@@ -19,6 +20,7 @@ _PLAIN = (Outcome.FAILED, Outcome.CANCELLED)
 _NOT_FOUND = re.compile(r"(?:line \d+: )?(?P<tool>[^\s:]+): (?:command not found|not found)$", re.MULTILINE)
 _SHELL_NOT_FOUND = 127
 _TEXT = 2000
+_SHOWN = 5
 _SHELL_SIGNAL_BASE = 128
 
 
@@ -28,7 +30,7 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
     The kernel's counters weigh more than the exit code: a job whose child was killed for memory is ``oom`` even if
     its shell went on and exited with 0.
     """
-    outcome = _outcome(evidence)
+    outcome = _outcome(evidence, spec)
     cause, remedy = _words(outcome, evidence, spec, usage, seconds)
     return Verdict(
         outcome=outcome,
@@ -39,6 +41,8 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
         started=started,
         seconds=seconds,
         notes=_notes(outcome, evidence, spec),
+        undeclared_writes=evidence.undeclared,
+        undeclared_reads=evidence.read,
         error=evidence.error,
         stderr_tail=evidence.stderr_tail if outcome is not Outcome.SUCCEEDED else "",
         directory=spec.job_dir,
@@ -55,6 +59,7 @@ def shortened(verdict: Verdict) -> Verdict:
         notes=tuple(note[:_TEXT] for note in verdict.notes[:10]),
         error=None if verdict.error is None else verdict.error[:_TEXT],
         stderr_tail=verdict.stderr_tail[-_TEXT:],
+        outputs=(),
     )
 
 
@@ -103,7 +108,7 @@ def anon_peak(sampled: int, peak: int, file: int, kernel: int, largest: int) -> 
     return min(peak, max(sampled, min(largest, peak - file - kernel)))
 
 
-def _outcome(evidence: Evidence) -> Outcome:
+def _outcome(evidence: Evidence, spec: LaunchSpec) -> Outcome:
     failed = evidence.exit_code != 0 or evidence.error is not None
     if evidence.setup_error is not None or evidence.supervisor_error is not None:
         return Outcome.FAILED
@@ -119,7 +124,15 @@ def _outcome(evidence: Evidence) -> Outcome:
         return Outcome.PIDS
     if failed and (evidence.full_file is not None or _signal_of(evidence) == signal.SIGXFSZ):
         return Outcome.DISK
-    return Outcome.FAILED if failed else Outcome.SUCCEEDED
+    if failed or evidence.missing or evidence.rejected or _inputs_spoilt(evidence, spec):
+        return Outcome.FAILED
+    if evidence.undeclared and spec.files.undeclared is Undeclared.FAIL:
+        return Outcome.VIOLATION
+    return Outcome.SUCCEEDED
+
+
+def _inputs_spoilt(evidence: Evidence, spec: LaunchSpec) -> bool:
+    return bool(evidence.inputs_changed) and not spec.checks.may_change_inputs
 
 
 def _signal_of(evidence: Evidence) -> int | None:
@@ -132,7 +145,9 @@ def _signal_of(evidence: Evidence) -> int | None:
     return None
 
 
-def _words(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage, seconds: float) -> tuple[str, str]:
+def _words(  # noqa: C901 - a table
+    outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage, seconds: float
+) -> tuple[str, str]:
     """What happened, and what to do about it."""
     limits = spec.limits
     match outcome:
@@ -152,12 +167,17 @@ def _words(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage,
             if evidence.excess is None:
                 return f"a file{_named(evidence.full_file)} grew beyond the {limit} of disk_mb", remedy
             total, largest = show_bytes(evidence.excess.total_bytes), show_bytes(evidence.excess.name_bytes)
-            return f"its temporary files took {total} of {limit} (disk_mb), {largest} in {evidence.excess.name}", remedy
+            return f"its files took {total} of {limit} (disk_mb), {largest} in {evidence.excess.name}", remedy
         case Outcome.CANCELLED:
             return f"cancelled after {show_seconds(seconds)}: {evidence.cancelled}", "run Snakemake again"
         case Outcome.FAILED:
             return _failure_words(evidence, spec)
-        case Outcome.LOST | Outcome.VIOLATION:
+        case Outcome.VIOLATION:
+            return (
+                f"wrote outside its outputs: {_few(evidence.undeclared)} (undeclared=fail); nothing was published",
+                f"add {_declaration(evidence.undeclared)} to rule {spec.rule}, or set --forge-undeclared keep",
+            )
+        case Outcome.LOST:
             return str(outcome), ""
 
 
@@ -218,6 +238,11 @@ def _failure_words(evidence: Evidence, spec: LaunchSpec) -> tuple[str, str]:
     number = _signal_of(evidence)
     if number is not None:
         return f"killed by {_signal_name(number)}", look
+    if evidence.exit_code == 0 and evidence.error is None:
+        if _inputs_spoilt(evidence, spec):
+            return _inputs_words(evidence)
+        if evidence.rejected or evidence.missing:
+            return _unpublished_words(evidence, spec)
     if evidence.exit_code == _SHELL_NOT_FOUND and (match := _NOT_FOUND.search(evidence.stderr_tail)):
         remedy = "install it, or give the rule an environment that has it"
         return f"exit code 127: the command {match['tool']} was not found; {remedy}", remedy
@@ -227,6 +252,39 @@ def _failure_words(evidence: Evidence, spec: LaunchSpec) -> tuple[str, str]:
         return f"exit code {evidence.exit_code}", look
     first = (evidence.error or "no result").strip().splitlines()[0]
     return first.rstrip(":"), look
+
+
+def _inputs_words(evidence: Evidence) -> tuple[str, str]:
+    """What it has read may be half the old and half the new version."""
+    what, verb = ("inputs", "were") if len(evidence.inputs_changed) > 1 else ("input", "was")
+    happened = f"{what} {_few(evidence.inputs_changed)} {verb} changed while the job ran"
+    return (
+        f"{happened}, so its outputs cannot be believed; nothing was published",
+        "run again when nobody writes to the inputs any more",
+    )
+
+
+def _unpublished_words(evidence: Evidence, spec: LaunchSpec) -> tuple[str, str]:
+    """The command exited with 0 all the same."""
+    if evidence.rejected:
+        return (
+            f"an output cannot be published, so none was: {_few(evidence.rejected, '; ')}",
+            f"correct the output or its declaration in rule {spec.rule}",
+        )
+    wrote = f" It did write {_few(evidence.undeclared)}." if evidence.undeclared else ""
+    return (
+        f"exit code 0, but it did not write {_few(evidence.missing)}; what was there before is as it was.{wrote}",
+        f"correct the command or the output of rule {spec.rule}",
+    )
+
+
+def _few(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join(names[:_SHOWN]) + (f"{separator}… ({len(names)} in all)" if len(names) > _SHOWN else "")
+
+
+def _declaration(names: Sequence[str]) -> str:
+    """What to paste into a rule."""
+    return "output: " + ", ".join(f'"{name}"' for name in names[:_SHOWN])
 
 
 def _signal_name(number: int) -> str:
@@ -270,7 +328,13 @@ def _facts(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, usage: Usage,
                 "stage": "setup" if evidence.setup_error is not None else "job",
                 "exit_code": evidence.exit_code,
                 "signal": None if number is None else _signal_name(number),
+                "missing": list(evidence.missing),
+                "rejected": list(evidence.rejected),
+                "changed": list(evidence.changed),
+                "inputs_changed": list(evidence.inputs_changed),
             }
+        case Outcome.VIOLATION:
+            return {"undeclared_writes": list(evidence.undeclared)}
         case _:
             return {}
 
@@ -285,4 +349,20 @@ def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> tuple[str,
     if evidence.unkillable:
         shown = ", ".join(evidence.unkillable[:5])
         notes.append(f"{len(evidence.unkillable)} process(es) did not die when they were killed: {shown}")
-    return (*notes, *evidence.problems)
+    return (*notes, *_file_notes(outcome, evidence, spec), *evidence.problems)
+
+
+def _file_notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Iterator[str]:
+    if evidence.inputs_changed and (evidence.exit_code != 0 or not _inputs_spoilt(evidence, spec)):
+        yield f"its inputs were changed while it ran: {_few(evidence.inputs_changed)}"
+    if evidence.undeclared and outcome is Outcome.SUCCEEDED:
+        fate = "were kept" if spec.files.undeclared is Undeclared.KEEP else "were dropped"
+        yield (
+            f"wrote {_few(evidence.undeclared)}, which it does not declare and which {fate}; "
+            f"add to rule {spec.rule}: {_declaration(evidence.undeclared)}"
+        )
+    if evidence.changed:
+        yield (
+            f"changed or deleted {_few(evidence.changed)}, which it does not declare: that was undone; "
+            f'if it shall do so, add to rule {spec.rule}: output: update("{evidence.changed[0]}")'
+        )

@@ -23,6 +23,17 @@ class Links:
             found += self._rewritten(whole, _PATIENCE)[1:]
         return tuple(found)
 
+    def place(self, path: str) -> str:
+        """The same without links in its directory: where a file of that name is made or replaced."""
+        whole = os.path.normpath(path if path.startswith("/") else f"{self._workdir}/{path}")
+        parent, _, name = whole.rpartition("/")
+        return f"{self._directory(parent, _PATIENCE)[-1]}/{name}"
+
+    def real(self, path: str) -> str:
+        """The same without any links."""
+        whole = os.path.normpath(path if path.startswith("/") else f"{self._workdir}/{path}")
+        return self._rewritten(whole, _PATIENCE)[-1]
+
     def _rewritten(self, path: str, patience: int) -> list[str]:
         """``path``, and then what each link makes of it; the last one is without links."""
         parent, _, name = path.rpartition("/")

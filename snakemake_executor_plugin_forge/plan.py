@@ -6,42 +6,62 @@ runs, ``plan`` turns a request into a :class:`LaunchSpec`.
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from .errors import RequirementError, UsageError
+from .files import PRIVATE_DIRECTORIES, checkpoint_directory, not_staged, plan_files, with_paths
+from .hints import near_miss
 from .model import (
+    DEFAULT_IO_WEIGHT,
+    CheckFormats,
+    Checks,
+    Checksums,
     Config,
     CpuMode,
+    FilePolicy,
+    Files,
     Host,
     Isolation,
     JobRequest,
     KeepScratch,
     LaunchSpec,
     Limits,
+    Nested,
     Network,
+    OnDisconnect,
     Require,
     RunContext,
+    TargetKind,
+    Undeclared,
 )
+from .priority import FORGE_NUMBERS, check_priority, forge_number, missing_io_weight
 from .units import MEBIBYTE, show_bytes
 
-PRIVATE_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these names are the point
-"""Directories of which every job has its own, empty one."""
-
 MIN_MEMORY_BYTES = 4 * MEBIBYTE
-"""Below this not even ``shell: "true"`` runs: the forked process that starts the job and its shell need 3 to 4 MiB of
-their own (measured with Snakemake 9.27; see docs/explanation/job.md)."""
+"""Next to nothing runs below this: what starts a job and its shell are charged with 1 to 2 MiB (measured with Snakemake
+9.27; see docs/explanation/job.md). Most likely the unit is wrong: docs/decisions/0007-refuse-impossible-memory.md."""
 
-FORGE_RESOURCES: Mapping[str, type[CpuMode | Network | KeepScratch]] = {
+FORGE_RESOURCES: Mapping[
+    str, type[CheckFormats | Checksums | CpuMode | FilePolicy | KeepScratch | Nested | Network | Undeclared]
+] = {
+    "forge_check_formats": CheckFormats,
+    "forge_checksums": Checksums,
     "forge_cpu": CpuMode,
+    "forge_files": FilePolicy,
+    "forge_nested": Nested,
+    "forge_undeclared": Undeclared,
     "forge_network": Network,
     "forge_keep_scratch": KeepScratch,
 }
 """The resources with which a rule overrides a setting of the run."""
 
+
+NESTED_LEAVES_OUT = ("landlock", "seccomp", "proc-masks")
+"""Mechanisms that would forbid a job's own sandboxes."""
 
 GPU_RESOURCES = ("gpu", "gpus")
 """Two names for the same: how many GPUs a job has for itself."""
@@ -65,7 +85,8 @@ def check_resources(rule: str, resources: Mapping[str, object], host: Host) -> N
         if size < MIN_MEMORY_BYTES:
             raise UsageError(
                 f"Rule {rule}: mem_mb={memory:g} is less than the {MIN_MEMORY_BYTES // MEBIBYTE} MB "
-                "that starting any job takes. Raise mem_mb, or leave it out to be limited by the run alone."
+                "below which next to nothing runs. It counts MB, not GB. "
+                "Raise mem_mb, or leave it out to be limited by the run alone."
             )
         if size > host.run_memory_bytes:
             raise UsageError(
@@ -77,14 +98,16 @@ def check_resources(rule: str, resources: Mapping[str, object], host: Host) -> N
     _number(rule, resources, "disk_mb")
     gpu_count(rule, resources, host.gpus)
     for key, value in resources.items():
-        if key.startswith("forge_"):
+        if key.startswith("forge_") and key != "forge_runtime":  # which catalog.choose looks at
             _check_forge_resource(rule, key, value)
 
 
 def _check_forge_resource(rule: str, key: str, value: object) -> None:
+    if key in FORGE_NUMBERS:
+        forge_number(rule, {key: value}, key)
+        return
     if key not in FORGE_RESOURCES:
-        near = difflib.get_close_matches(key, FORGE_RESOURCES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" Known are {', '.join(FORGE_RESOURCES)}."
+        hint = near_miss(key, (*FORGE_RESOURCES, *FORGE_NUMBERS, "forge_runtime"))
         raise UsageError(f"Rule {rule}: resource {key}={value!r} is not known to Forge.{hint}")
     allowed = [str(v) for v in FORGE_RESOURCES[key]]
     if str(value) not in allowed:
@@ -215,8 +238,11 @@ def choose_gpus(found: Iterable[str], has_kfd: bool, environment: Mapping[str, s
     return tuple(nodes)
 
 
-def check_requirement(require: Require, host: Host) -> None:
+def check_requirement(require: Require, host: Host, io_weight: int = DEFAULT_IO_WEIGHT) -> None:
     """Refuse a host that enforces less than the user demands.
+
+    Args:
+        io_weight: what was asked for.
 
     Raises:
         RequirementError: names what is missing and what would mend it.
@@ -224,7 +250,7 @@ def check_requirement(require: Require, host: Host) -> None:
     """
     if require is Require.NONE:
         return
-    missing = missing_for(require, host)
+    missing = missing_for(require, host) + missing_io_weight(require, host, io_weight)
     if missing:
         raise RequirementError(
             f"--forge-require={require}: this host does not give Forge {' nor '.join(missing)}. "
@@ -242,11 +268,18 @@ def missing_for(require: Require, host: Host) -> list[str]:
             missing.append(f"limits of {' and '.join(host.not_enforced)} ({host.cgroup_note})")
     if require is Require.FULL and host.namespaces == "none":
         missing.append(f"namespaces ({host.namespaces_note})")
+    elif require is Require.FULL and host.layers_note:
+        missing.append(f"staging of outputs ({host.layers_note})")
     return missing
 
 
-def isolation_line(host: Host, network: Network) -> str:
-    """What the jobs of a run are enclosed in: the same line at the start of a run, in its record and from doctor."""
+def isolation_line(host: Host, network: Network, files: FilePolicy, *, io_weights: bool = False) -> str:
+    """What the jobs of a run are enclosed in: the same line at the start of a run, in its record and from doctor.
+
+    Args:
+        io_weights: whether anybody has asked for weights for I/O.
+
+    """
     memory = show_bytes(host.run_memory_bytes)
     if host.cgroup == "soft":
         limits = f"soft limits (memory and processes polled, none of CPU, {memory} for each job)"
@@ -256,7 +289,13 @@ def isolation_line(host: Host, network: Network) -> str:
     inside = ", ".join(host.mechanisms) + (" (no namespaces)" if host.namespaces == "none" else "")
     advice = "; more: snakemake-forge doctor" if missing_for(Require.FULL, host) else ""
     gpus = f"; GPUs {', '.join(host.gpus)}" if host.gpus else ""
-    return f"Forge: {limits}; {inside}; network {network}{gpus}{advice}."
+    unable = files is not FilePolicy.OPEN and (host.namespaces == "none" or host.layers_note)
+    policy = f"files {files}"
+    if unable:
+        policy = f"files {FilePolicy.OPEN} ({files} cannot be had: {host.layers_note or 'no namespaces'})"
+    if io_weights and host.io_weight_note:
+        advice = f"; no weights for I/O ({host.io_weight_note}); more: snakemake-forge doctor"
+    return f"Forge: {limits}; {inside}; {policy}; network {network}{gpus}{advice}."
 
 
 def plan(
@@ -274,6 +313,7 @@ def plan(
 
     """
     check_resources(request.rule, request.resources, host)
+    check_priority(request.rule, request.resources, config.require, host)
     limits = _limits(request, config)
     network = Network(str(request.resources.get("forge_network", config.network)))
     if network is Network.OFF and host.namespaces == "none":
@@ -289,6 +329,15 @@ def plan(
     paths = [posixpath.normpath(posixpath.join(run.workdir, p)) for p in _all_paths(request)]
     outputs = [posixpath.normpath(posixpath.join(run.workdir, p)) for p in (*request.outputs, *request.logs)]
     carried = tuple(p for p in outputs if posixpath.dirname(p) in PRIVATE_DIRECTORIES)
+    policy = _policy(request, config)
+    undeclared = Undeclared(str(request.resources.get("forge_undeclared", config.undeclared)))
+    nested = request.nested or request.resources.get("forge_nested", config.nested) == Nested.ON
+    files = plan_files(request, policy, undeclared, host, run, nested=nested)
+    files = with_paths(files, config)
+    checkpoint = checkpoint_directory(request, run)
+    may_adopt = adoptable(request, files)
+    gpus = gpu_count(request.rule, request.resources, host.gpus)
+    always = () if files.policy is FilePolicy.STRICT else run.exposed
     return LaunchSpec(
         name=name,
         rule=request.rule,
@@ -305,16 +354,55 @@ def plan(
         workdir=run.workdir,
         job_dir=job_dir,
         scratch_base=f"{scratch_base}/forge-{run.run_id}",
-        exposed=exposures(paths, run.exposed, set(carried)),
+        exposed=exposures([] if files.policy is FilePolicy.STRICT else paths, always, set(carried)),
         carried=carried,
-        environment=_environment(limits, job_dir),
+        environment=_environment(limits, job_dir, checkpoint),
+        checkpoint=checkpoint,
+        recipe=hashlib.sha256(request.recipe.encode("utf-8", "surrogateescape")).hexdigest(),
+        sources=request.sources,
         inputs=request.inputs,
         outputs=request.outputs,
-        isolation=_isolation(host, network),
+        isolation=isolation(host, network, files, reduced=files.policy is not policy, io_weight=limits.io_weight),
+        files=files,
+        checks=_checks(request, config, policy, run),
         benchmark=request.benchmark and posixpath.join(run.workdir, request.benchmark),
         interactive=request.interactive,
-        gpu_count=gpu_count(request.rule, request.resources, host.gpus),
+        stream_bytes=config.stream_bytes,
+        logs=tuple(path for path in request.logs if path != request.benchmark),
+        gpu_count=gpus,
+        together=request.together,
+        adoptable=may_adopt,
+        goes_on=may_adopt and not gpus and config.on_disconnect is OnDisconnect.FINISH,  # nobody counts them then
     )
+
+
+def adoptable(request: JobRequest, files: Files) -> bool:
+    """Whether a job's work can wait for another run: all that it writes is staged, and nobody else is in it."""
+    writes = any(target.kind is TargetKind.OUTPUT for target in files.targets)
+    return files.staged and writes and not (request.together or request.interactive or request.shadow or request.live)
+
+
+def _checks(request: JobRequest, config: Config, policy: FilePolicy, run: RunContext) -> Checks:
+    written = {product.path for product in request.products} | {target.path for target in request.targets}
+    private = f"{run.workdir}/.snakemake/"  # local copies of what is in a storage: Snakemake's own affair
+    inputs = (posixpath.normpath(posixpath.join(run.workdir, path)) for path in request.inputs)
+    return Checks(
+        checksums=Checksums(str(request.resources.get("forge_checksums", config.checksums))),
+        formats=CheckFormats(str(request.resources.get("forge_check_formats", config.check_formats))),
+        outputs=request.products,
+        inputs=tuple(p for p in dict.fromkeys(inputs) if p not in written and not p.startswith(private)),
+        may_change_inputs=policy is FilePolicy.OPEN,
+    )
+
+
+def stages(request: JobRequest, config: Config, host: Host, run: RunContext) -> bool:
+    """Whether a job's outputs are kept apart until it has succeeded."""
+    policy = _policy(request, config)
+    return policy is not FilePolicy.OPEN and not_staged(request, policy, host, run) is None
+
+
+def _policy(request: JobRequest, config: Config) -> FilePolicy:
+    return FilePolicy(str(request.resources.get("forge_files", config.files)))
 
 
 def exposures(paths: Iterable[str], always: tuple[str, ...], carried: set[str]) -> tuple[str, ...]:
@@ -354,13 +442,21 @@ def _limits(request: JobRequest, config: Config) -> Limits:
         cpus=max(1, request.threads),
         pids=config.pids,
         wall_seconds=runtime * 60 if runtime is not None else config.wall_seconds,
-        disk_bytes=int(disk * MEBIBYTE) if disk is not None else None,
+        disk_bytes=int(disk * MEBIBYTE) if disk is not None else config.disk_bytes,
+        nice=_number_or(request, "forge_nice", config.nice),
+        io_weight=_number_or(request, "forge_io_weight", config.io_weight),
     )
 
 
-def _environment(limits: Limits, job_dir: str) -> dict[str, str]:
+def _number_or(request: JobRequest, key: str, of_run: int) -> int:
+    own = forge_number(request.rule, request.resources, key)
+    return of_run if own is None else own
+
+
+def _environment(limits: Limits, job_dir: str, checkpoint: str) -> dict[str, str]:
     variables = {
         "FORGE_JOB_DIR": job_dir,
+        "FORGE_CHECKPOINT_DIR": checkpoint,
         "FORGE_CPUS": str(limits.cpus),
         "FORGE_RUNTIME": "host",
     }
@@ -369,9 +465,20 @@ def _environment(limits: Limits, job_dir: str) -> dict[str, str]:
     return variables
 
 
-def _isolation(host: Host, network: Network) -> Isolation:
-    mechanisms = host.mechanisms + (("net-ns",) if network is Network.OFF else ())
-    return Isolation(host.cgroup, "open", mechanisms, network, host.not_enforced)
+def isolation(host: Host, network: Network, files: Files, *, reduced: bool, io_weight: int) -> Isolation:
+    """What a job gets, for its record.
+
+    Args:
+        reduced: its file policy is less than what was asked for.
+        io_weight: what was asked for.
+
+    """
+    mechanisms = tuple(m for m in host.mechanisms if not (files.nested and m in NESTED_LEAVES_OUT))
+    mechanisms += ("net-ns",) if network is Network.OFF else ()
+    mechanisms += ("read-only", "layers") if files.staged else ()
+    missing = host.not_enforced + (("files",) if reduced else ())
+    missing += ("io_weight",) if io_weight != DEFAULT_IO_WEIGHT and host.io_weight_note else ()
+    return Isolation(host.cgroup, str(files.policy), mechanisms, network, missing)
 
 
 def _slug(text: str) -> str:

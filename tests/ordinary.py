@@ -9,13 +9,17 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 UID = 54321
+NAME = "forge-test"
+_SUBORDINATE, _COUNT = 6_500_000, 65536
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_PR_SET_PDEATHSIG = 1
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _MAX_PROCESSES = 2000  # of the user: a fork bomb that got out must not take the whole host with it
 
@@ -47,6 +51,36 @@ def _open_doors(paths: Sequence[str]) -> None:
         os.close(fd)
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process, whatever program it becomes, when its parent ends: prctl(2)."""
+    _call("prctl", ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
+
+
+def enter_mounts(bound: Sequence[tuple[str, str]], paths: Sequence[str]) -> None:
+    """Enter a mount namespace in which ``bound`` (source, target) is mounted, and all are let through to ``paths``."""
+    _call("unshare", _CLONE_NEWNS)
+    _mount("none", "/", "", _MS_PRIVATE | _MS_REC)
+    for source, target in bound:
+        _mount(source, target, "", _MS_BIND)
+    _open_doors(paths)
+
+
+def _as_user_with_a_name(directory: str) -> list[tuple[str, str]]:
+    """Files to be mounted over those of /etc: with a line for the user, and one for the numbers that belong to it."""
+    lines = {
+        "passwd": f"{NAME}:x:{UID}:{UID}::{directory}:/bin/bash",
+        "group": f"{NAME}:x:{UID}:",
+        "subuid": f"{NAME}:{_SUBORDINATE}:{_COUNT}",
+        "subgid": f"{NAME}:{_SUBORDINATE}:{_COUNT}",
+    }
+    place = Path(directory, ".etc")
+    place.mkdir(exist_ok=True)
+    for name, line in lines.items():
+        present = Path("/etc", name)
+        (place / name).write_text(f"{present.read_text() if present.exists() else ''}{line}\n")
+    return [(str(place / name), f"/etc/{name}") for name in lines if Path("/etc", name).exists()]
+
+
 def _map_all_users() -> None:
     """Into a user namespace in which everybody is who they were; the map is written by a process outside."""
     inside_read, inside_write = os.pipe()
@@ -66,14 +100,14 @@ def _map_all_users() -> None:
 
 
 def main() -> None:
-    """``python -m tests.ordinary [--no-namespaces] COMMAND ARGUMENT...``, run by root."""
+    """``python -m tests.ordinary [--no-namespaces] [--named] COMMAND ARGUMENT...``, run by root."""
     options = sys.argv[1:]
     no_namespaces = options[0] == "--no-namespaces"
     options = options[1:] if no_namespaces else options
+    named = options[0] == "--named"
+    options = options[1:] if named else options
     directory = os.getcwd()
-    _call("unshare", _CLONE_NEWNS)
-    _mount("none", "/", "", _MS_PRIVATE | _MS_REC)
-    _open_doors([sys.base_prefix, sys.prefix, str(Path(__file__).parents[1]), directory])
+    enter_mounts(_as_user_with_a_name(directory) if named else [], [sys.base_prefix, sys.prefix, str(Path(__file__).parents[1]), directory])
     if no_namespaces:
         _map_all_users()
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
@@ -82,13 +116,19 @@ def main() -> None:
     os.setresuid(UID, UID, UID)
     resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
     os.chdir(directory)
-    os.environ |= {"HOME": directory, "USER": "forge-test", "LOGNAME": "forge-test", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {"HOME": directory, "USER": NAME, "LOGNAME": NAME, "PYTHONDONTWRITEBYTECODE": "1"}
     os.execvp(options[0], options)
 
 
-def prefix(*, namespaces: bool = True) -> list[str]:
-    """What to put before a command so that an ordinary user runs it."""
-    return [sys.executable, "-m", "tests.ordinary", *([] if namespaces else ["--no-namespaces"])]
+def prefix(*, namespaces: bool = True, named: bool = False) -> list[str]:
+    """What to put before a command so that an ordinary user runs it.
+
+    Args:
+        named: with a name and subordinate numbers (subuid(5)), as a rootless podman wants.
+
+    """
+    options = [*([] if namespaces else ["--no-namespaces"]), *(["--named"] if named else [])]
+    return [sys.executable, "-m", "tests.ordinary", *options]
 
 
 def hand_over(directory: Path) -> None:

@@ -16,7 +16,6 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sandbox import syscalls
@@ -57,7 +56,7 @@ def start(enclosure: Enclosure, mailbox: Mailbox) -> tuple[subprocess.Popen[byte
 
     ours, theirs = socket.socketpair()
     package = __name__.split(".", maxsplit=1)[0]
-    root = str(Path(__file__).resolve().parents[2])
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     program = [sys.executable, "-E", "-s", "-S", "-c", _PROGRAM.format(package=package)]
     process = subprocess.Popen(
         [*program, root, str(theirs.fileno()), str(mailbox.fileno())],
@@ -106,9 +105,11 @@ def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dic
     """
     del scratch  # the command was rendered with it
     command: Command = pickle.loads(payload)
-    variables = {**os.environ, **environment, **command.changed}
+    variables = dict(os.environ)
     for name in command.removed:
         variables.pop(name, None)
+    variables.update(command.changed)
+    variables.update(environment)  # last: no runtime takes its scratch or its devices from a job
     if signal.SIGTERM in signal.sigpending():
         return {"exit_code": None, "signal": int(signal.SIGTERM)}
     os.chdir(command.directory)

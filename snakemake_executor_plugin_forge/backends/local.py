@@ -16,9 +16,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ..errors import NurseryError
+from ..faults import reached
 from ..model import Done, Host, LaunchSpec, Verdict
-from ..plan import with_gpus
-from ..supervisor import lost, never_started
+from ..plan import check_resources, with_gpus
+from ..unattended import lost, never_started
 from . import nursery
 from .gpus import Devices, Grant
 from .nursery import Orders
@@ -89,6 +90,15 @@ class LocalBackend:
 
     # -- called by Snakemake's threads: they never block, and no signal can cut a frame in two ---------------------
 
+    def check(self, rule: str, resources: dict[str, object]) -> None:
+        """See :class:`..model.Backend`.
+
+        Raises:
+            UsageError: see :func:`..plan.check_resources`.
+
+        """
+        check_resources(rule, resources, self.host)
+
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         """See :class:`..model.Backend`."""
         with self._idle:
@@ -106,6 +116,10 @@ class LocalBackend:
         """See :class:`..model.Backend`."""
         frame = Frame(Kind.CANCEL if grace else Kind.KILL, body=reason.encode())
         self._later(lambda: self._cancel(self._gpus.dismiss(), frame))
+
+    def leave(self, reason: str) -> None:
+        """See :class:`..model.Leaves`."""
+        self._later(lambda: self._leave(reason))
 
     def wait_idle(self, timeout_seconds: float) -> bool:
         """See :class:`..model.Backend`."""
@@ -225,8 +239,10 @@ class LocalBackend:
         spec, done = job
         if spec.gpu_count:  # before Snakemake is told: it may take its time
             self._start(self._gpus.release(name))
+        reached("arrived", spec.rule)
         try:
             done(verdict_of(spec))
+            reached("told", spec.rule)
         finally:
             with self._idle:
                 self._jobs.pop(name, None)
@@ -272,6 +288,18 @@ class LocalBackend:
             if self._waiting.pop(name, None) is not None:
                 self._finish(name, lambda spec: never_started(spec, f"{reason}, while it waited for a free GPU"))
         self._send(frame)
+
+    def _leave(self, reason: str) -> None:
+        with self._idle:
+            left = [name for name, (spec, _) in self._jobs.items() if spec.goes_on]
+            others = [name for name in self._jobs if name not in left]
+        for name in others:
+            self._cancel([name], Frame(Kind.CANCEL, name, reason.encode()))
+        self._send(Frame(Kind.LEAVE))
+        with self._idle:
+            for name in left:
+                self._jobs.pop(name, None)
+            self._idle.notify_all()
 
 
 def _order(spec: LaunchSpec, payload: bytes, is_command: bool) -> Frame:

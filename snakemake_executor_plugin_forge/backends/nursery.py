@@ -23,19 +23,21 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from ..model import Host
+from ..faults import reached
+from ..model import ORDINARY, Host, Priority
 from ..sandbox import privileges, syscalls
 from ..sandbox.cgroup import RunCgroup
-from ..sandbox.enter import MECHANISMS, private_directories
+from ..sandbox.enter import mechanisms, private_directories
 from ..sandbox.inside import Execute
 from ..sandbox.probe import host_memory_bytes, open_run_cgroup, try_namespaces
 from ..sandbox.scratch import seen_path
 from ..sandbox.soft import SoftRun
+from ..sandbox.weights import io_division
 from ..units import parse_share
 from . import launcher
 from .launcher import Command
-from .pool import Enclosure, Pool, decode_job, encode_job
-from .wire import Channel, Frame, Kind, Mailbox
+from .pool import PATIENCE_SECONDS, Enclosure, Pool, decode_job, encode_job, goes_on
+from .wire import Channel, Frame, Kind, Mailbox, hung_up
 
 Render = Callable[[bytes, str], Command | None]
 """A payload and the job's $TMPDIR to the command that it comes down to; None if it is more than a command."""
@@ -46,12 +48,15 @@ class Orders:
     """What the nursery is told when it is forked."""
 
     run_id: str
+    workdir: str
     run_memory: str  # a size or a percentage, as the user gave it
     run_pids: int | None
     gpus: tuple[str, ...]  # device nodes that jobs may be given
+    declared: tuple[str, ...]  # variables that the workflow wants in its jobs' environment
     prepare: Callable[[], None]
     execute: Execute
     render: Render
+    priority: Priority = ORDINARY
 
 
 def run(orders: Orders, sock: socket.socket, mailbox: Mailbox) -> NoReturn:
@@ -87,22 +92,27 @@ class _Nursery(Pool):
 
     def live(self) -> None:
         """From the probe to the end."""
-        self.mailbox.send(Frame(Kind.READY, body=pickle.dumps(self._open())))
+        host = self._open()
+        reached("probed")
+        self.mailbox.send(Frame(Kind.READY, body=pickle.dumps(host)))
         self.serve()
         self.close()
 
     def _open(self) -> Host:
-        """Probe the host by making the cgroup of the run and the first supervisor."""
+        """Probe the host, and make the cgroup of the run.
+
+        No supervisor is forked ahead: where all jobs are commands none is ever needed here, and it would keep memory.
+        """
         name = f"forge-{self._orders.run_id}"
         limit = parse_share(self._orders.run_memory, host_memory_bytes(), "--forge-run-memory")
-        namespaces = try_namespaces(name)
-        cgroup, tried = open_run_cgroup(name, limit, self._orders.run_pids)
+        namespaces = try_namespaces(name, self._orders.workdir)
+        cgroup, tried = open_run_cgroup(name, limit, self._orders.run_pids, self._orders.priority)
         refusals = "; ".join(f"{rung.name}: {rung.refusal}" for rung in tried if rung.refusal)
         group: RunCgroup = cgroup or SoftRun(limit, namespaced=namespaces.kind != "none")
         beside = None if cgroup else namespaces.processes_beside
-        self.enclose(Enclosure(group, namespaces.kind, self._orders.gpus, beside))
+        self.enclose(Enclosure(group, namespaces.kind, self._orders.gpus, self._orders.declared, beside))
         self._private_tmp = namespaces.kind != "none" and "/tmp" in private_directories()  # noqa: S108
-        self.start_first()
+        io = io_division(group.io_place)
         return Host(
             run_memory_bytes=limit,
             cpus=len(os.sched_getaffinity(0)),
@@ -110,10 +120,15 @@ class _Nursery(Pool):
             cgroup_note=group.place if cgroup else f"no cgroup can be made: {refusals}",
             namespaces=namespaces.kind,
             namespaces_note=namespaces.refusal,
-            mechanisms=MECHANISMS[namespaces.kind],
+            mechanisms=mechanisms(namespaces.kind),
             gpus=self.enclosure.gpus,
             tried=tried,
             not_enforced=group.missing,
+            layers_note=namespaces.layers_refusal,
+            layers_apart=namespaces.layers_apart,
+            home_layer=namespaces.home_layer,
+            io_weight_note=io.refusal,
+            io_devices=io.devices,
         )
 
     def active(self) -> bool:
@@ -128,14 +143,16 @@ class _Nursery(Pool):
             channel.close()
             process.wait()
         super().close()
-        if self.enclosure.group is not None:
+        if self.enclosure.group is not None and not self.has_left:  # else it is up to the last one that goes on
             self.enclosure.group.remove()
 
     def handle(self, frame: Frame) -> None:
         if frame.kind is Kind.RENDER:
             self._render(frame)
             return
-        if frame.kind in (Kind.CANCEL, Kind.KILL) and self._launcher is not None:
+        if frame.kind is Kind.LEAVE:
+            self.has_left |= any(map(goes_on, self._launched.values()))
+        if frame.kind in (Kind.CANCEL, Kind.KILL, Kind.LEAVE) and self._launcher is not None:
             self._launcher[1].send(frame)
         super().handle(frame)
 
@@ -170,5 +187,9 @@ class _Nursery(Pool):
             with suppress(ChildProcessError):
                 process.wait()
             jobs, self._launched = list(self._launched.values()), {}
+            going_on = [job for job in jobs if goes_on(job)]
+            if going_on and hung_up(self.upward.fileno(), PATIENCE_SECONDS):  # all of Forge is being killed
+                self.has_left = True
+                jobs = [job for job in jobs if job not in going_on]
             for job in jobs:
                 self.bury(job, dead_pid=0)

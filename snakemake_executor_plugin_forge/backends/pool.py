@@ -11,7 +11,7 @@ import selectors
 import socket
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -25,8 +25,11 @@ from ..sandbox.enter import prepare
 from ..sandbox.inside import Execute, Standby
 from ..sandbox.scratch import Slots
 from ..sandbox.soft import SoftRun
-from ..supervisor import Tools, bury, lost, supervise
-from .wire import Channel, Frame, Kind, Mailbox
+from ..supervisor import Tools, supervise
+from ..unattended import bury, lost
+from .wire import Channel, Frame, Kind, Mailbox, hung_up
+
+PATIENCE_SECONDS = 1.0  # for Snakemake to die as well
 
 
 def encode_job(spec: LaunchSpec, payload: bytes) -> bytes:
@@ -40,6 +43,11 @@ def decode_job(body: bytes) -> tuple[LaunchSpec, bytes]:
     return pickle.loads(spec), payload
 
 
+def goes_on(job: Frame) -> bool:
+    """Whether the attempt of a RUN frame goes on without Snakemake."""
+    return job.kind is Kind.RUN and decode_job(job.body)[0].goes_on
+
+
 @dataclass(frozen=True, slots=True)
 class Enclosure:
     """What the probe of this host found for its supervisors to use."""
@@ -47,6 +55,7 @@ class Enclosure:
     group: RunCgroup | None = None
     namespaces: str = "none"  # see model.Host
     gpus: tuple[str, ...] = ()  # device nodes that this run may give to its jobs
+    declared: tuple[str, ...] = ()  # variables that the workflow wants in its jobs' environment
     processes_beside: int | None = None  # what RLIMIT_NPROC counts beside a job; None: the job's cgroup limits it
 
 
@@ -82,6 +91,7 @@ class Pool:
         self._busy: dict[str, Worker] = {}
         self._closing = False
         self._is_subreaper = False
+        self.has_left = False  # whether a job of it goes on without Snakemake
 
     def watch(self, fd: int, action: Callable[[], None]) -> None:
         """Call ``action`` whenever ``fd`` can be read."""
@@ -127,6 +137,7 @@ class Pool:
         if self.upward.closed:
             self._closing = True
             self.unwatch(self.upward.fileno())
+            self.handle(Frame(Kind.LEAVE))
             self.handle(Frame(Kind.KILL, body=b"Snakemake died"))
 
     def handle(self, frame: Frame) -> None:
@@ -140,8 +151,20 @@ class Pool:
                     worker.channel.send(frame)
             case Kind.QUIT:
                 self._closing = True
+            case Kind.LEAVE:
+                self._leave()
             case _:
                 raise NurseryError(f"unexpected frame {frame.kind.name}")
+
+    def _leave(self) -> None:
+        """Let those go that go on without Snakemake: they are nobody's from now on."""
+        for name, worker in list(self._busy.items()):
+            if worker.job is not None and goes_on(worker.job):
+                self.has_left = True
+                worker.channel.send(Frame(Kind.LEAVE))
+                self._busy.pop(name)
+                self._let_go(worker)
+                self.ended(name)
 
     def _start(self, frame: Frame) -> None:
         """Give a job to an idle supervisor, or to a new one."""
@@ -173,14 +196,6 @@ class Pool:
 
     # -- supervisors -----------------------------------------------------------------------------------------------
 
-    def start_first(self) -> None:
-        """Fork the first supervisor ahead of the first job: this is how the host is probed.
-
-        Raises:
-            NurseryError: if this host does not let it prepare a sandbox.
-        """
-        self._idle.append(self._fork())
-
     def _fork(self) -> Worker:
         ours, theirs = socket.socketpair()
         pid = os.fork()
@@ -199,11 +214,14 @@ class Pool:
         return worker
 
     def _forget(self, worker: Worker) -> None:
+        self._let_go(worker)
+        os.waitpid(worker.pid, 0)
+
+    def _let_go(self, worker: Worker) -> None:
         self.unwatch(worker.channel.fileno())
         self.unwatch(worker.pidfd)
         worker.channel.close()
         os.close(worker.pidfd)
-        os.waitpid(worker.pid, 0)
 
     def _reap_inherited(self) -> None:
         """Take note of the end of what dead supervisors left to this process, where it is a subreaper."""
@@ -240,20 +258,54 @@ class Pool:
 
 
 class _Orders:
-    """The supervisor's end of its channel: :class:`..supervisor.Control`."""
+    """The supervisor's end of its channel: :class:`..watch.Control`."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, mailbox: Mailbox | None = None) -> None:
         self._channel = channel
+        self._mailbox = mailbox
+        self._left = False  # it was told to go on without Snakemake
+        self._ordered = False  # its end
+        self.alone = False
+
+    def begin(self) -> None:
+        """A new attempt."""
+        self._ordered = False
+
+    def abandoned(self) -> bool:
+        if self._ordered:
+            return False
+        if self._left:
+            return True
+        # Whoever kills all of Forge kills one after the other. If Snakemake lives, it is told of a job that was ended.
+        patience = PATIENCE_SECONDS if self._channel.closed else 0.0
+        return self._mailbox is not None and hung_up(self._mailbox.fileno(), patience)
+
+    def let_go(self) -> None:
+        self.alone = True
+        self._channel.close()
+        if self._mailbox is not None:
+            self._mailbox.close()
 
     def fileno(self) -> int:
         return self._channel.fileno()
 
+    def early(self) -> tuple[str, bool] | None:
+        return self._last(self._channel.buffered())
+
     def order(self) -> tuple[str, bool] | None:
-        order = None
-        for frame in self._channel.receive():
-            order = (frame.body.decode(), frame.kind is Kind.CANCEL)
+        order = self._last(self._channel.receive())
         if self._channel.closed:
             return "Snakemake or the process that started this job died", False
+        return order
+
+    def _last(self, frames: Iterable[Frame]) -> tuple[str, bool] | None:
+        order = None
+        for frame in frames:
+            if frame.kind is Kind.LEAVE:
+                self._left = True
+            else:
+                self._ordered = True
+                order = (frame.body.decode(), frame.kind is Kind.CANCEL)
         return order
 
 
@@ -267,15 +319,17 @@ def _supervisor(
         privileges.close_descriptors((sock.fileno(), mailbox.fileno()))
         channel = Channel(sock)
         try:
-            base = prepare(enclosure.namespaces, enclosure.gpus)
+            base = prepare(enclosure.namespaces, enclosure.gpus, enclosure.declared)
         except OSError as error:
             channel.send(Frame(Kind.REFUSED, body=str(error).encode()))
         else:
             channel.send(Frame(Kind.READY))
             slots = Slots(base.private)
-            standby = Standby(base, execute, slots, as_init=as_init)
-            tools = Tools(enclosure.group, slots, standby, _Orders(channel), enclosure.processes_beside)
-            _serve(tools, channel, mailbox)
+            counted_below = isinstance(enclosure.group, SoftRun)
+            standby = Standby(base, execute, slots, as_init=as_init, has_template=not counted_below)
+            orders = _Orders(channel, mailbox)
+            tools = Tools(enclosure.group, slots, standby, orders, enclosure.processes_beside)
+            _serve(tools, orders, channel, mailbox)
             code = 0
     except BaseException:  # a bug of ours; the pool only sees that this process ended
         traceback.print_exc()
@@ -283,16 +337,17 @@ def _supervisor(
         os._exit(code)
 
 
-def _serve(tools: Tools, channel: Channel, mailbox: Mailbox) -> None:
+def _serve(tools: Tools, orders: _Orders, channel: Channel, mailbox: Mailbox) -> None:
     while not channel.closed:
         for frame in channel.receive():
-            _attend(frame, tools, channel, mailbox)
+            orders.begin()
+            _attend(frame, tools, orders, channel, mailbox)
     tools.standby.close()
     if tools.group is not None:
-        tools.group.remove()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
+        tools.group.release()  # the nursery's to do, unless it was killed; the last supervisor's call succeeds
 
 
-def _attend(frame: Frame, tools: Tools, channel: Channel, mailbox: Mailbox) -> None:
+def _attend(frame: Frame, tools: Tools, orders: _Orders, channel: Channel, mailbox: Mailbox) -> None:
     dead_pid = 0
     if frame.kind is Kind.RUN:
         spec, payload = decode_job(frame.body)
@@ -305,7 +360,7 @@ def _attend(frame: Frame, tools: Tools, channel: Channel, mailbox: Mailbox) -> N
 
     def report(verdict: Verdict) -> None:
         nonlocal waiting
-        if waiting:
+        if waiting and not orders.alone:
             if not mailbox.send(Frame(Kind.DONE, spec.name, pickle.dumps(verdict))):
                 mailbox.send(Frame(Kind.DONE, spec.name, pickle.dumps(shortened(verdict))))
             channel.send(Frame(Kind.ENDED, spec.name))
@@ -314,6 +369,8 @@ def _attend(frame: Frame, tools: Tools, channel: Channel, mailbox: Mailbox) -> N
     try:
         if frame.kind is Kind.RUN:
             supervise(spec, payload, tools, report)
+            if orders.alone:
+                return
             tools.standby.prepare(spec)
             if tools.group is not None:
                 tools.group.prepare()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ class Kind(enum.IntEnum):
     DONE = 7  # to the mailbox: the verdict
     REFUSED = 8  # to the mailbox: it could not even be started; the body says why
     RENDER = 9  # downwards: start this attempt, which may come down to a command
-    ENDED = 10  # upwards: this attempt is over, and its verdict is in the mailbox
+    ENDED = 10  # upwards: this attempt is over, and its verdict is in the mailbox; or it goes on alone
+    LEAVE = 11  # downwards: Snakemake is gone; who can go on without it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,11 @@ class Channel:
         while (frame := self._next()) is not None:
             yield frame
 
+    def buffered(self) -> Iterator[Frame]:
+        """The frames that came with an earlier one, in the same read, and that nobody has taken yet."""
+        while (frame := self._next()) is not None:
+            yield frame
+
     def _next(self) -> Frame | None:
         if len(self._buffer) < _HEAD.size:
             return None
@@ -111,6 +118,13 @@ class Channel:
         """Close the socket."""
         self.closed = True
         self._socket.close()
+
+
+def hung_up(fd: int, patience_seconds: float) -> bool:
+    """Whether the other end of a socket is closed, or will be soon. What waits in it is left there."""
+    poll = select.poll()
+    poll.register(fd, 0)  # POLLHUP is always told: poll(2)
+    return bool(poll.poll(patience_seconds * 1000))
 
 
 class Mailbox:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import pwd
 import secrets
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..model import Config, Host, Require
+from ..model import Config, Host, Priority, Require
 from ..plan import isolation_line, missing_for
+from ..sandbox.weights import NO_CONTROLLER
 from .select import add_command
+from .show import print_json
 
 _EXAMPLES = """examples:
   snakemake-forge doctor                       what holds on this host, and what does not
@@ -68,7 +68,7 @@ _SYSCTLS = (
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
-    parser = add_command(commands, "doctor", "what this host lets Forge enforce, and what would change it", _EXAMPLES)
+    parser = add_command(commands, "doctor", _EXAMPLES)
     levels = [str(level) for level in Require]
     parser.add_argument(
         "--require", choices=levels, default="none", metavar="LEVEL", help=f"exit code 1 below it: {', '.join(levels)}"
@@ -80,14 +80,14 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Probe, print; exit code 1 if the host is below ``--require``."""
     require = Require(options.require)
-    host, facts = probe(), read_facts()
+    host, facts = probe(os.path.realpath(options.directory)), read_facts()
     missing = missing_for(require, host)
     advice = list(advise(host, facts))
     record = _record_problem(options.directory)
     if options.json:
         report = {
             "schema": 1,
-            "line": isolation_line(host, Config().network),
+            "line": isolation_line(host, Config().network, Config().files),
             "require": str(require),
             "missing": missing,
             "enforced": [asdict(row) for row in table(host)],
@@ -97,14 +97,13 @@ def run(options: argparse.Namespace) -> int:
             "record": record,
             "advice": [asdict(item) for item in advice],
         }
-        json.dump(report, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        print_json(report)
     else:
         _print(host, missing, advice, record, require)
     return 1 if missing else 0
 
 
-def probe() -> Host:
+def probe(workdir: str) -> Host:
     """What a run would find: its nursery is started, and ended again."""
     from ..backends.local import LocalBackend
     from ..backends.nursery import Orders
@@ -115,8 +114,9 @@ def probe() -> Host:
     nothing: dict[str, object] = {"exit_code": 0}
     gpus = find(config.gpus, os.environ)
     orders = Orders(
-        run_id, config.run_memory, config.run_pids, gpus, lambda: None, lambda *_: nothing, lambda *_: None
+        run_id, workdir, config.run_memory, config.run_pids, gpus, (), lambda: None, lambda *_: nothing, lambda *_: None
     )
+    orders = replace(orders, priority=Priority(io_weights=True))
     backend = LocalBackend(orders, print)
     backend.close()
     return backend.host
@@ -189,13 +189,31 @@ def table(host: Host) -> list[Row]:
         Row("all jobs together", "not enforced", "needs a cgroup")
         if soft
         else Row("all jobs together", "enforced", by),
+        Row("I/O weight", "not enforced", host.io_weight_note)
+        if host.io_weight_note
+        else Row("I/O weight", "enforced", f"on {', '.join(host.io_devices)}"),
         Row("wall time", "enforced", "Forge's clock"),
         Row("size of a file", "enforced", "RLIMIT_FSIZE"),
         Row("end of all processes", "enforced" if inside else "soft", how_killed),
         Row("new privileges", "enforced", "no_new_privs, capabilities dropped"),
     ]
     view = ("enforced", "namespaces") if inside else ("not enforced", no_namespace)
-    return [*rows, Row("private /tmp, /dev, /proc", *view), Row("network off", *view)]
+    return [*rows, Row("private /tmp, /dev, /proc", *view), Row("network off", *view), *_file_rows(host, inside)]
+
+
+def _file_rows(host: Host, inside: bool) -> Iterator[Row]:
+    """The policies guard and strict, and what keeps a job from going around them."""
+    if not inside or host.layers_note:
+        why = host.layers_note or f"no namespaces: {host.namespaces_note}"
+        yield Row("inputs read-only", "not enforced", why)
+        yield Row("outputs all at once", "not enforced", why)
+    else:
+        where = "in the scratch, then copied" if host.layers_apart else "beside their places, then renamed"
+        yield Row("inputs read-only", "enforced", "read-only mounts")
+        yield Row("outputs all at once", "enforced", f"written to an overlay {where}")
+    for name, what in (("landlock", "no writes elsewhere"), ("seccomp", "no odd system calls")):
+        has = name in host.mechanisms
+        yield Row(what, "enforced" if has else "not enforced", name if has else f"this kernel gives no {name}")
 
 
 def advise(host: Host, facts: Facts) -> Iterator[Advice]:
@@ -206,6 +224,18 @@ def advise(host: Host, facts: Facts) -> Iterator[Advice]:
         yield _delegation("the cpu controller is not delegated to users")
     if host.namespaces == "none":
         yield from _advise_namespaces(facts)
+    if host.cgroup != "soft" and host.io_weight_note and facts.container is None:  # no option of an engine helps
+        yield _advise_io(host, facts)
+
+
+def _advise_io(host: Host, facts: Facts) -> Advice:
+    only = "only for --forge-io-weight"
+    if host.io_weight_note == NO_CONTROLLER and facts.uid != 0:
+        return _delegation(f"{only}: the io controller is not delegated to users")
+    return Advice(
+        f"{only}: no disk is divided by weight; as root, for a disk on which jobs wait for each other",
+        "modprobe bfq\necho bfq > /sys/block/DISK/queue/scheduler",
+    )
 
 
 def _delegation(why: str) -> Advice:
@@ -220,7 +250,10 @@ def _delegation(why: str) -> Advice:
 def _advise_cgroup(host: Host, facts: Facts) -> Iterator[Advice]:
     read_only = any(os.strerror(errno.EROFS) in (rung.refusal or "") for rung in host.tried)
     if facts.container is not None and (read_only or not facts.cgroup_versions):
-        if facts.container == "docker":
+        if 1 in facts.cgroup_versions:
+            engine = "docker" if facts.container == "docker" else "podman"
+            do = f"{engine} run --user 0 --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup:rw …"
+        elif facts.container == "docker":
             do = "docker run --privileged --cgroupns=private …"
         else:
             do = "podman run --cgroupns=private --security-opt unmask=/sys/fs/cgroup …"
@@ -264,14 +297,18 @@ def _advise_namespaces(facts: Facts) -> Iterator[Advice]:
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
         )
     if facts.container is not None:
-        options = "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
-        masks = "--security-opt systempaths=unconfined" if facts.container == "docker" else "--security-opt unmask=ALL"
         engine = "docker" if facts.container == "docker" else "podman"
-        yield Advice("the container's engine forbids namespaces or mounts", f"{engine} run {options} {masks} …")
+        if facts.uid == 0:
+            do = f"{engine} run --cap-add SYS_ADMIN --security-opt apparmor=unconfined …"
+        else:
+            masks = "systempaths=unconfined" if engine == "docker" else "unmask=ALL"
+            options = ("seccomp=unconfined", "apparmor=unconfined", masks)
+            do = f"{engine} run {' '.join(f'--security-opt {option}' for option in options)} …"
+        yield Advice("the container's engine forbids namespaces or mounts", do)
 
 
 def _print(host: Host, missing: list[str], advice: list[Advice], record: str | None, require: Require) -> None:
-    print(isolation_line(host, Config().network))
+    print(isolation_line(host, Config().network, Config().files))
     print()
     rows = table(host)
     for row in rows:

@@ -3,94 +3,113 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
-from ..record.reader import RUNNING, Attempt, read_attempts
+from ..record.index import Index, Row, Selection, open_index
+from ..record.words import wildcards_in_words
 from ..units import show_bytes, show_seconds
-from .select import add_command, matching, parse_wildcards
+from .select import add_command, add_rule, check_job, no_attempts, parse_wildcards
+from .show import print_json, print_table
 
 _EXAMPLES = """examples:
   snakemake-forge jobs                         every attempt, oldest first
   snakemake-forge jobs --failed                only those that went wrong
+  snakemake-forge jobs --running               what runs now: memory and CPUs against their limits
+  snakemake-forge jobs --last                  only those of the newest run
   snakemake-forge jobs --rule call sample=A    those of one rule and wildcard value
   snakemake-forge jobs --json | jq '.[].usage.memory_peak_bytes'
+
+TRY is Snakemake's attempt; 1+2 is the second time that Forge ran it again with more memory (--forge-oom-retries)
 """
-_COLOURS = {"succeeded": "green", RUNNING: "cyan", "cancelled": "yellow"}
+_COLUMNS = (
+    *("rule", "wildcards", "attempt", "retry", "outcome", "reason", "notes", "seconds", "gpus"),
+    *("memory_peak_bytes", "memory_limit_bytes", "cpu_seconds"),
+)
 
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
-    parser = add_command(commands, "jobs", "list attempts: rule, wildcards, outcome, time, memory", _EXAMPLES)
-    parser.add_argument("--rule", metavar="RULE", help="only attempts of this rule")
-    parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE", help="with --rule: only these values")
+    parser = add_command(commands, "jobs", _EXAMPLES)
+    add_rule(parser, text="only attempts of this rule")
+    parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE", help="only these values")
     state = parser.add_mutually_exclusive_group()
     state.add_argument("--failed", action="store_true", help="only attempts that did not succeed")
-    state.add_argument("--running", action="store_true", help="only attempts that still run")
+    state.add_argument("--running", action="store_true", help="only those that still run, with what they use now")
+    parser.add_argument("--last", action="store_true", help="only attempts of the newest run")
     parser.add_argument("--json", action="store_true", help="a JSON list (docs/reference/record.md has the fields)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print them; exit code 1 if there are none."""
-    attempts = read_attempts(options.directory)
-    if options.rule is not None:
-        attempts = matching(attempts, options.rule, parse_wildcards(options.wildcards))
-    elif options.wildcards:
-        attempts = [a for a in attempts if parse_wildcards(options.wildcards).items() <= a.wildcards.items()]
-    if options.failed:
-        attempts = [a for a in attempts if a.outcome not in ("succeeded", RUNNING)]
-    if options.running:
-        attempts = [a for a in attempts if a.outcome == RUNNING]
-    if options.json:
-        json.dump([a.record for a in attempts], sys.stdout, indent=1, ensure_ascii=False)
-        print()
-    elif attempts:
-        _print_table(attempts)
-    else:
-        print("No attempts match.", file=sys.stderr)
-    return 0 if attempts else 1
+    wildcards = parse_wildcards(options.wildcards)
+    with open_index(options.directory) as index:
+        check_job(index, options.rule, wildcards)
+        runs = index.runs()
+        selection = Selection(
+            rule=options.rule,
+            wildcards=wildcards,
+            failed=options.failed,
+            running=options.running,
+            run=runs[-1][0] if options.last and runs else None,
+        )
+        if options.running:
+            found = _print_running(index, selection, options.json)
+        else:
+            found = _print_json(index, selection) if options.json else _print_table(index, selection)
+    if not found and not options.json:
+        raise no_attempts()
+    return 0 if found else 1
 
 
-def _print_table(attempts: list[Attempt]) -> None:
-    with_gpus = any(a.record["limits"].get("gpus") for a in attempts)
+def _print_json(index: Index, selection: Selection) -> bool:
+    """One record a line; never all of them in memory."""
+    before = "["
+    for text in index.texts(selection):
+        sys.stdout.write(f"{before}\n{text}")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+    return before == ","
+
+
+def _print_running(index: Index, selection: Selection, as_json: bool) -> bool:
+    """With what they use at this moment."""
+    from .top import HEADER, Watch  # a tenth of the time that the other kinds of lists take to start
+
+    found = Watch(index).look()
+    wanted = {record["directory"] for record in index.unfinished(selection)}
+    found = [running for running in found if running.record["directory"] in wanted]
+    if as_json:
+        extra = [running.record | {"live": running.live.as_json(), "newest_line": running.line} for running in found]
+        print_json(extra)
+    elif found:
+        print_table(HEADER, [running.cells() for running in found])
+    return bool(found)
+
+
+def _print_table(index: Index, selection: Selection) -> bool:
+    found = list(index.rows(selection, _COLUMNS))
+    if not found:
+        return False
+    with_gpus = any(row["gpus"] for row in found)
     header = ("RULE", "WILDCARDS", "TRY", "OUTCOME", "TIME", "MEMORY", "CPU", *(["GPU"] if with_gpus else []), "REASON")
-    rows = [_row(a, with_gpus) for a in attempts]
-    if sys.stdout.isatty():
-        _print_rich(header, rows)
-        return
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header) - 1)]
-    for row in (header, *rows):
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())
+    print_table(header, [_cells(row, with_gpus) for row in found], outcome=3)
+    return True
 
 
-def _print_rich(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    # Imported here: a pipe, the common case in scripts, does not need it.
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*row, style=_COLOURS.get(row[3], "red"))
-    Console().print(table)
-
-
-def _row(attempt: Attempt, with_gpus: bool) -> tuple[str, ...]:
-    record = attempt.record
-    limit = record["limits"]["memory_bytes"]
-    used = record["usage"].get("memory_peak_bytes")
+def _cells(row: Row, with_gpus: bool) -> tuple[str, ...]:
+    used, limit, cpu = row["memory_peak_bytes"], row["memory_limit_bytes"], row["cpu_seconds"]
     memory = "-" if used is None else show_bytes(used) + (f" of {show_bytes(limit)}" if limit else "")
-    cpu = record["usage"].get("cpu_seconds")
-    succeeded = attempt.outcome == "succeeded"
+    succeeded = row["outcome"] == "succeeded"
     return (
-        attempt.rule,
-        " ".join(f"{k}={v}" for k, v in attempt.wildcards.items()) or "-",
-        str(record["attempt"]),
-        attempt.outcome,
-        show_seconds(record["seconds"]),
+        row["rule"],
+        wildcards_in_words(row["wildcards"]) or "-",
+        f"{row['attempt']}+{row['retry']}" if row["retry"] else str(row["attempt"]),
+        row["outcome"],
+        show_seconds(row["seconds"]),
         memory,
         "-" if cpu is None else show_seconds(cpu),
-        *([",".join(map(str, record["limits"].get("gpus") or ())) or "-"] if with_gpus else []),
-        "; ".join(record["notes"]) if succeeded else record["reason"],
+        *([",".join(map(str, row["gpus"])) or "-"] if with_gpus else []),
+        "; ".join(row["notes"]) if succeeded else row["reason"],
     )

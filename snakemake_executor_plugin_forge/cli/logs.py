@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import sys
@@ -10,9 +11,10 @@ import time
 from typing import IO, Any
 
 from ..errors import UsageError
-from ..record.jobdir import STDERR, STDOUT, VERDICT
-from ..record.reader import Attempt, read_attempts
-from .select import add_command, matching, parse_wildcards
+from ..record.index import Row
+from ..record.layout import STDERR, STDOUT, VERDICT
+from ..record.streamfile import archived_stream
+from .select import add_command, add_job, newest
 
 _EXAMPLES = """examples:
   snakemake-forge logs call sample=A             both streams of the newest attempt
@@ -24,9 +26,8 @@ _POLL_SECONDS = 0.2
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
-    parser = add_command(commands, "logs", "the streams of the newest attempt of a job", _EXAMPLES)
-    parser.add_argument("rule", metavar="RULE")
-    parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE")
+    parser = add_command(commands, "logs", _EXAMPLES)
+    add_job(parser)
     stream = parser.add_mutually_exclusive_group()
     stream.add_argument("--stdout", action="store_true", help="only stdout")
     stream.add_argument("--stderr", action="store_true", help="only stderr")
@@ -36,11 +37,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the streams; exit code 1 if no attempt matches."""
-    found = matching(read_attempts(options.directory), options.rule, parse_wildcards(options.wildcards))
-    if not found:
-        print("No attempts match.", file=sys.stderr)
-        return 1
-    attempt = found[-1]
+    attempt = newest(options)
     names = [STDOUT] if options.stdout else [STDERR] if options.stderr else [STDOUT, STDERR]
     if options.follow:
         _follow(attempt, names)
@@ -49,15 +46,26 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open(attempt: Attempt, name: str) -> IO[bytes]:
-    path = os.path.join(attempt.directory, name)
+def _open(attempt: Row, name: str) -> IO[bytes]:
+    path = os.path.join(attempt["directory"], name)
     try:
         return open(path, "rb")
     except OSError as error:
+        text = archived_stream(attempt["directory"], name)
+        if text is not None:
+            return _Archived(text.encode(), path)
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _show(attempt: Attempt, names: list[str]) -> None:
+class _Archived(io.BytesIO):
+    """A stream of which only this is left."""
+
+    def __init__(self, data: bytes, path: str) -> None:
+        super().__init__(data)
+        self.name = path
+
+
+def _show(attempt: Row, names: list[str]) -> None:
     for name in names:
         with _open(attempt, name) as file:
             if len(names) > 1:
@@ -66,7 +74,7 @@ def _show(attempt: Attempt, names: list[str]) -> None:
             sys.stdout.buffer.flush()
 
 
-def _follow(attempt: Attempt, names: list[str]) -> None:
+def _follow(attempt: Row, names: list[str]) -> None:
     files = [_open(attempt, name) for name in names]
     ended = False
     while True:
@@ -78,6 +86,6 @@ def _follow(attempt: Attempt, names: list[str]) -> None:
         sys.stdout.buffer.flush()
         if ended and not grown:
             return
-        ended = os.path.exists(os.path.join(attempt.directory, VERDICT))
+        ended = os.path.exists(os.path.join(attempt["directory"], VERDICT))
         if not ended:
             time.sleep(_POLL_SECONDS)

@@ -13,7 +13,8 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_MEBIBYTE = 1024 * 1024
+from ..units import MEBIBYTE
+
 _LONGEST = 1 << 20
 
 
@@ -78,9 +79,9 @@ def _improve(record: dict[str, object], figures: Figures, show: Callable[[float]
         if name in record and value > (_number(record[name]) or 0):
             record[name] = show(value)
 
-    raise_to("max_rss", figures.max_rss_bytes / _MEBIBYTE)
-    raise_to("io_in", figures.io_read_bytes / _MEBIBYTE)
-    raise_to("io_out", figures.io_write_bytes / _MEBIBYTE)
+    raise_to("max_rss", figures.max_rss_bytes / MEBIBYTE)
+    raise_to("io_in", figures.io_read_bytes / MEBIBYTE)
+    raise_to("io_out", figures.io_write_bytes / MEBIBYTE)
     raise_to("cpu_time", figures.cpu_seconds)
     seconds, used = _number(record.get("s")), _number(record.get("cpu_time"))
     if seconds and used:  # percent of one CPU, as Snakemake has it

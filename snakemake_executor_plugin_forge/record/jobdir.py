@@ -10,12 +10,15 @@ import json
 import os
 import shlex
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
+from ..faults import reached
 from ..model import RECORD_SCHEMA, LaunchSpec, Verdict
-
-STDOUT, STDERR = "stdout.log", "stderr.log"
-SPEC, VERDICT, EVENTS, COMMAND = "spec.json", "verdict.json", "events.jsonl", "command.sh"
+from .identity import start_time
+from .jsonfile import on_its_way, to_disk, write_file
+from .layout import COMMAND, EVENTS, SPEC, STDERR, STDOUT, VERDICT
+from .sandbox import as_json
 
 
 def now() -> str:
@@ -38,7 +41,7 @@ class JobDirectory:
         self.started = now()
         self._begin = time.monotonic()
         os.makedirs(self.path)
-        flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
         self.stdout = os.open(f"{self.path}/{STDOUT}", flags, 0o644)
         try:
             self.stderr = os.open(f"{self.path}/{STDERR}", flags, 0o644)
@@ -46,16 +49,22 @@ class JobDirectory:
             os.close(self.stdout)
             raise
         self._events = [self._event("created")]
+        reached("created")
 
-    def describe(self) -> None:
+    def describe(self, pid: int | None = None) -> None:
         """Write ``spec.json`` and ``command.sh``.
+
+        Args:
+            pid: of the job's process on the host, by which others find the cgroup of a running job.
 
         Raises:
             OSError: if they cannot be written.
 
         """
-        _write(f"{self.path}/{SPEC}", json.dumps(self._spec_json(), ensure_ascii=False))
-        _write(f"{self.path}/{COMMAND}", _script(self._spec), mode=0o755)
+        process = None if pid is None else _identity(pid)
+        write_file(f"{self.path}/{SPEC}", json.dumps(self._spec_json() | {"process": process}, ensure_ascii=False))
+        write_file(f"{self.path}/{COMMAND}", _script(self._spec), mode=0o755)
+        reached("described")
 
     def _spec_json(self) -> dict[str, object]:
         spec = self._spec
@@ -65,6 +74,8 @@ class JobDirectory:
             "rule": spec.rule,
             "wildcards": dict(spec.wildcards),
             "attempt": spec.attempt,
+            "retry": spec.retry,
+            "retry_of": spec.retry_of,
             "command": spec.command,
             "how": spec.how,
             "created": self.started,
@@ -73,11 +84,15 @@ class JobDirectory:
             "isolation": spec.isolation.as_json(),
             "environment": dict(spec.environment),
             "runtime": spec.runtime,
+            "runtime_id": spec.runtime_id,
             "backend": spec.backend,
             "workdir": spec.workdir,
             "scratch_base": spec.scratch_base,
             "inputs": list(spec.inputs),
             "outputs": list(spec.outputs),
+            "layers": list(spec.files.layers),
+            "sandbox": as_json(spec),
+            "logs": list(spec.logs),
         }
 
     def _event(self, name: str, **data: object) -> str:
@@ -87,15 +102,12 @@ class JobDirectory:
     def event(self, name: str, **data: object) -> None:
         """Note what happened, with the time since the start. Kept in memory until :meth:`finish`."""
         self._events.append(self._event(name, **data))
+        reached(name)
 
     def append_event(self, name: str, **data: object) -> None:
         """Note what happened after :meth:`finish`."""
         with open(f"{self.path}/{EVENTS}", "a", encoding="utf-8") as file:
             file.write(self._event(name, **data) + "\n")
-
-    def seconds(self) -> float:
-        """Time since the directory was made."""
-        return time.monotonic() - self._begin
 
     def finish(self, verdict: Verdict) -> None:
         """Write the events, then ``verdict.json`` in one step.
@@ -105,8 +117,25 @@ class JobDirectory:
 
         """
         self.event("ended", outcome=str(verdict.outcome))
-        _write(f"{self.path}/{EVENTS}", "\n".join(self._events) + "\n")
+        write_file(f"{self.path}/{EVENTS}", "\n".join(self._events) + "\n")
         write_verdict(self._spec, verdict)
+
+    def keep(self) -> None:
+        """Have it survive the sudden end of the host: else the last half minute would be empty files.
+
+        To be called after the report, since nobody has to wait for it. The verdict is waited for alone, which is two
+        flushes of the disk instead of seven; what goes before it is then on the disk as well where data is written
+        before the names that lead to it (ext4: data=ordered).
+
+        Raises:
+            OSError: if the disk is full, for example.
+
+        """
+        for name in (STDOUT, STDERR, SPEC, COMMAND, EVENTS):
+            with suppress(FileNotFoundError):  # the disk was full when it was to be written
+                on_its_way(f"{self.path}/{name}")
+        to_disk(f"{self.path}/{VERDICT}")
+        to_disk(self.path)
 
     def close(self) -> None:
         """Close the streams."""
@@ -117,7 +146,8 @@ class JobDirectory:
 def write_verdict(spec: LaunchSpec, verdict: Verdict) -> None:
     """Rename ``verdict.json`` into place; also for an attempt whose supervisor died."""
     temporary = f"{spec.job_dir}/.{VERDICT}.{os.getpid()}"
-    _write(temporary, json.dumps(verdict_json(spec, verdict), ensure_ascii=False))
+    write_file(temporary, json.dumps(verdict_json(spec, verdict), ensure_ascii=False))
+    reached("verdict")
     os.rename(temporary, f"{spec.job_dir}/{VERDICT}")
 
 
@@ -128,6 +158,8 @@ def verdict_json(spec: LaunchSpec, verdict: Verdict) -> dict[str, object]:
         "rule": spec.rule,
         "wildcards": dict(spec.wildcards),
         "attempt": spec.attempt,
+        "retry": spec.retry,
+        "retry_of": spec.retry_of,
         "outcome": str(verdict.outcome),
         "reason": verdict.reason,
         "remedy": verdict.remedy,
@@ -142,11 +174,22 @@ def verdict_json(spec: LaunchSpec, verdict: Verdict) -> dict[str, object]:
         "runtime": spec.runtime,
         "backend": spec.backend,
         "how": spec.how,
-        "undeclared_writes": [],
-        "undeclared_reads": None,
+        "undeclared_writes": list(verdict.undeclared_writes),
+        "undeclared_reads": None if verdict.undeclared_reads is None else list(verdict.undeclared_reads),
+        "outputs": [dict(output) for output in verdict.outputs],
         "notes": list(verdict.notes),
+        "staged": verdict.staged,
+        "adopted": None,  # these two are filled in by whoever decides over what is staged: staged.py
+        "discarded": None,
         "directory": spec.job_dir,
     }
+
+
+def _identity(pid: int) -> dict[str, int] | None:
+    try:
+        return {"pid": pid, "start_time": start_time(pid)}
+    except OSError:  # it is over already
+        return None
 
 
 def _script(spec: LaunchSpec) -> str:
@@ -158,13 +201,3 @@ def _script(spec: LaunchSpec) -> str:
         f"{limits.cpus} CPU(s), {limits.wall_seconds or 'unlimited'} s.\n"
         f"cd {shlex.quote(spec.workdir)} || exit\n{variables}set -euo pipefail\n{spec.by_hand}\n"
     )
-
-
-def _write(path: str, text: str, mode: int = 0o644) -> None:
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        data = memoryview(text.encode("utf-8", "surrogateescape"))
-        while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)

@@ -1,20 +1,28 @@
-"""Reading the records again: every attempt of every run of a working directory, newest last."""
+"""Reading job directories again: one run, one attempt at a time. index.py keeps what was read.
+
+Damaged files are passed over, never an error: a crash may leave half a directory.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from ..errors import UsageError
-from .identity import boot_id, start_time
-from .jobdir import SPEC, VERDICT
+from .identity import lives
+from .jsonfile import load, replace_file
+from .layout import ADOPTABLE, CLOSED, SPEC, VERDICT
 
 RUNNING = "running"
+RUN = "run.json"
+SETTLED_SECONDS = 600.0
+"""How long after the death of a run its last supervisors may still write a verdict; far more than they need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,54 @@ class Attempt:
         return str(self.record["directory"])
 
 
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """A run as found: its ``run.json`` and whether its Snakemake lives."""
+
+    path: str
+    record: dict[str, Any]
+    alive: bool
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing in it will change any more."""
+        if self.alive or self._entries():
+            return False
+        if self.record.get("ended"):
+            return True
+        if os.path.isdir(os.path.dirname(f"{self.path}/{CLOSED}")):  # jobs on nodes go on without Snakemake
+            return os.path.exists(f"{self.path}/{CLOSED}")
+        try:
+            changed = max(os.stat(self.path).st_mtime, os.stat(f"{self.path}/{RUN}").st_mtime)
+        except OSError:
+            changed = os.stat(self.path).st_mtime if os.path.isdir(self.path) else 0.0
+        return time.time() - changed > SETTLED_SECONDS
+
+    def names(self) -> Iterator[str]:
+        """The names of its job directories, in no order."""
+        with os.scandir(self.path) as entries:
+            yield from (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+    def attempt(self, name: str) -> Attempt | None:
+        """One attempt; None if nothing of it can be read."""
+        return read_attempt(f"{self.path}/{name}", self.alive or self._goes_on(name))
+
+    def _entries(self) -> list[str]:
+        """Of its jobs that go on, or wait, without Snakemake: ..staged."""
+        name = os.path.basename(self.path)
+        with suppress(OSError):
+            return [entry for entry in os.listdir(_adoptable(self.path)) if entry.startswith(f"{name}.")]
+        return []
+
+    def _goes_on(self, name: str) -> bool:
+        entry = load(f"{_adoptable(self.path)}/{os.path.basename(self.path)}.{name}")
+        return entry is not None and is_alive(entry)
+
+
+def _adoptable(run: str) -> str:
+    return f"{os.path.dirname(os.path.dirname(run))}/{ADOPTABLE}"
+
+
 def state_directory(workdir: str) -> str:
     """Where the records of ``workdir`` are.
 
@@ -60,69 +116,82 @@ def state_directory(workdir: str) -> str:
     return path
 
 
-def read_attempts(workdir: str) -> list[Attempt]:
-    """All attempts, oldest first. Damaged files are skipped over, never an error.
+def run_directories(state: str, without: Iterable[str] = ()) -> Iterator[RunDirectory]:
+    """The runs of a state directory, oldest first, but for those whose names are in ``without``."""
+    runs, known = f"{state}/runs", set(without)
+    for name in sorted(os.listdir(runs)) if os.path.isdir(runs) else []:
+        if name not in known and os.path.isdir(f"{runs}/{name}"):
+            yield read_run(f"{runs}/{name}")
 
-    Raises:
-        UsageError: if Forge has never run there.
+
+def read_run(path: str) -> RunDirectory:
+    """One run."""
+    record = load(f"{path}/{RUN}") or {}
+    return RunDirectory(path, record, is_alive(record))
+
+
+def read_attempt(directory: str, alive: bool) -> Attempt | None:
+    """What a job directory says; None if it says nothing.
+
+    Args:
+        alive: whether its run is: an attempt without a verdict is then running, else lost.
 
     """
-    runs = os.path.join(state_directory(workdir), "runs")
-    found = []
-    for run in sorted(os.listdir(runs)) if os.path.isdir(runs) else []:
-        run_dir = os.path.join(runs, run)
-        alive = _is_alive(_load(os.path.join(run_dir, "run.json")))
-        found += [a for a in (_attempt(e, alive) for e in _job_directories(run_dir)) if a is not None]
-    return found
-
-
-def _job_directories(run_dir: str) -> Iterator[str]:
-    with os.scandir(run_dir) as entries:
-        yield from sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
-
-
-def _attempt(directory: str, alive: bool) -> Attempt | None:
-    verdict = _load(os.path.join(directory, VERDICT))
+    verdict = load(f"{directory}/{VERDICT}")
     if verdict is not None:
         return Attempt(verdict | {"directory": directory})
-    spec = _load(os.path.join(directory, SPEC))
+    spec = load(f"{directory}/{SPEC}")
     if spec is None:
         return None
     reason = "still running" if alive else "lost: no verdict was written, and the run that started it is over"
-    seconds = (time.time() - datetime.fromisoformat(spec["created"]).timestamp()) if alive else 0.0
+    seconds = (time.time() if alive else _last_sign(directory)) - datetime.fromisoformat(spec["created"]).timestamp()
     record = {key: spec[key] for key in ("rule", "wildcards", "attempt", "limits", "isolation", "runtime", "backend")}
     return Attempt(
         record
         | {
+            "retry": spec.get("retry", 0),
+            "retry_of": spec.get("retry_of"),
             "outcome": RUNNING if alive else "lost",
             "reason": reason,
             "exit_code": None,
             "signal": None,
             "started": spec["created"],
-            "seconds": round(seconds, 3),
+            "seconds": round(max(0.0, seconds), 3),
             "usage": {},
             "undeclared_writes": [],
             "undeclared_reads": None,
             "notes": [],
+            "staged": False,
+            "adopted": None,
+            "discarded": None,
+            "process": spec.get("process") if alive else None,
             "directory": directory,
         }
     )
 
 
-def _is_alive(run: dict[str, Any] | None) -> bool:
+def _last_sign(directory: str) -> float:
+    """When the newest of a lost job's files was written: for so long it has run at least. Of the epoch, in seconds."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        return max((entry.stat().st_mtime for entry in entries), default=0.0)
+    return 0.0
+
+
+def is_alive(run: dict[str, Any]) -> bool:
     """Whether the Snakemake that wrote ``run.json`` still lives: same boot, same process, same start."""
-    if run is None or run.get("ended"):
+    if not run or run.get("ended"):
         return False
     try:
-        return bool(run.get("boot_id") == boot_id() and run.get("start_time") == start_time(int(run["pid"])))
-    except (OSError, ValueError, KeyError):
+        return lives(int(run["pid"]), int(run["start_time"]), str(run["boot_id"]))
+    except (ValueError, TypeError, KeyError):
         return False
 
 
-def _load(path: str) -> dict[str, Any] | None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+def save_run(directory: str, record: dict[str, Any]) -> None:
+    """Replace the ``run.json`` of a run that is over.
+
+    Raises:
+        OSError: if it cannot be written.
+
+    """
+    replace_file(f"{directory}/{RUN}", json.dumps(record, indent=1))

@@ -1,4 +1,4 @@
-"""Control groups: a common face for v1 and v2. All access to cgroup files goes through here.
+"""Control groups: a common face for v1 and v2. Written with :mod:`.pseudofile`.
 
 One group for the run, below the cgroup that Snakemake itself is in (so that no outer limit is escaped), and one for
 each job below that. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1/, cgroup-v2.rst of the kernel.
@@ -7,13 +7,18 @@ each job below that. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1/, 
 from __future__ import annotations
 
 import os
+import select
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..model import CpuMode, Limits
+from . import pseudofile
+
+FILE_SYSTEM = "/sys/fs/cgroup"
+"""Where it is mounted: cgroups(7)."""
 
 PERIOD_MICROSECONDS = 100_000
 """CFS bandwidth period: the kernel's default."""
@@ -51,6 +56,7 @@ class Counters:
     io_bytes: tuple[int, int] | None = None  # read, written
     pressure_seconds: tuple[float, float, float] | None = None  # memory, CPU, I/O: some process waited for it
     complete: bool = True  # False: the cgroup is gone or cannot be read
+    polled: bool = False  # nothing counts: the peaks are those of the times when somebody looked
 
 
 class Remains(Protocol):
@@ -108,6 +114,7 @@ class RunCgroup(Protocol):
     version: str
     place: str
     missing: tuple[str, ...]  # what it cannot limit, of "cpu" and "run"
+    io_place: str | None  # its directory where weights for I/O are written: see weights.py
 
     def create_job(self, name: str, limits: Limits, cpu: CpuMode) -> JobCgroup:
         """Make the cgroup of a job with its limits.
@@ -126,28 +133,16 @@ class RunCgroup(Protocol):
     def memory_exhausted(self) -> bool:
         """Whether the memory limit of the whole run was reached at some time, and nothing could be given up."""
 
+    def release(self) -> None:
+        """This process makes no more jobs: remove what it has made ahead and, if nobody else is in it, the whole."""
+
     def remove(self) -> None:
         """Remove it with what is left in it."""
 
 
 def read(path: str) -> str:
     """A cgroup file's content."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 65536).decode()
-    finally:
-        os.close(fd)
-
-
-def write(path: str, value: str | int) -> None:
-    """Write one value. os.write, because a buffered file hides the errno until garbage collection."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, str(value).encode())
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {value} to {path}: {error.strerror}") from error
-    finally:
-        os.close(fd)
+    return pseudofile.read(path).decode()
 
 
 def open_door(path: str) -> int:
@@ -186,6 +181,26 @@ def read_value(path: str, name: str) -> int:
     return values[0] if values else 0
 
 
+def look(memory_stat: str, names: tuple[str, str], pids: str, oom_kills: int) -> Sample:
+    """What both versions read in the same way.
+
+    Args:
+        memory_stat: the file, of which ``names`` are the lines for anonymous and for shared memory.
+        pids: the directory of the pids controller. pids.peak is there since Linux 6.1, in v1 since 6.11.
+        oom_kills: what the version counts elsewhere.
+
+    """
+    anon, shared = read_values(memory_stat, *names) or (0, 0)
+    current = read_number(f"{pids}/pids.current")
+    return Sample(
+        memory_anon_bytes=anon + shared,
+        memory_shared_bytes=shared,
+        pids=read_number(f"{pids}/pids.peak") or current,
+        oom_kills=oom_kills,
+        empty=current == 0,
+    )
+
+
 def walk_up(path: str) -> Iterable[str]:
     """All directories below ``path``, deepest first, then itself; opens up those that someone has closed."""
     try:
@@ -218,6 +233,30 @@ def remove_tree(path: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def remove_patiently(remove: Callable[[], bool]) -> bool:
+    """Try again and again for a second: a dead process leaves its cgroup a moment after it was reaped."""
+    for pause_milliseconds in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500):
+        if pause_milliseconds:
+            select.poll().poll(pause_milliseconds)
+        if remove():
+            return True
+    return False
+
+
+def spare_name(pid: int) -> str:
+    """Of the cgroup that the supervisor ``pid`` has made ahead."""
+    return f"spare-{pid}"
+
+
+def find(names: Collection[str], top: str = FILE_SYSTEM) -> Iterator[str]:
+    """All cgroups with one of these names, in each hierarchy; not those below another of them."""
+    if not names:
+        return
+    for parent, directories, _ in os.walk(top):
+        yield from (f"{parent}/{name}" for name in sorted(directories) if name in names)
+        directories[:] = [name for name in directories if name not in names]
 
 
 def member_pids(path: str) -> list[int]:

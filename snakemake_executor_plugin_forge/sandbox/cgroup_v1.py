@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from ..model import CpuMode, Limits
-from . import cgroup
+from ..model import ORDINARY, CpuMode, Limits, Priority
+from . import cgroup, pseudofile
 from .cgroup import Counters, Sample
+from .weights import cpu_shares, write_io_weight
 
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
-_MIN_SHARES = 2
+IO_CONTROLLER = "blkio"
+"""Only where somebody has asked for weights: one more directory for each job."""
+
 _HUGE_PAGE = 2 * 1024 * 1024
 
 
 class V1Job:
-    """The four directories of one job."""
+    """The directories of one job."""
 
     def __init__(self, paths: dict[str, str]) -> None:
         self._paths = paths
@@ -27,7 +30,7 @@ class V1Job:
         cgroup_threadgroup_rwsem, which costs an RCU grace period, 5 to 14 ms (cgroup_procs_write_start).
         """
         del holder
-        return tuple(cgroup.open_door(f"{path}/tasks") for path in dict.fromkeys(self._paths.values()))
+        return tuple(cgroup.open_door(f"{path}/tasks") for path in _directories(self._paths))
 
     def pids(self) -> list[int]:
         """See :class:`.cgroup.JobCgroup`."""
@@ -35,16 +38,9 @@ class V1Job:
 
     def sample(self) -> Sample:
         """See :class:`.cgroup.JobCgroup`."""
-        memory, pids = self._paths["memory"], self._paths["pids"]
-        anon, shared = cgroup.read_values(f"{memory}/memory.stat", "total_rss", "total_shmem") or (0, 0)
-        current = cgroup.read_number(f"{pids}/pids.current")
-        return Sample(
-            memory_anon_bytes=anon + shared,
-            memory_shared_bytes=shared,
-            pids=cgroup.read_number(f"{pids}/pids.peak") or current,
-            oom_kills=cgroup.read_value(f"{memory}/memory.oom_control", "oom_kill"),
-            empty=current == 0,
-        )
+        memory = self._paths["memory"]
+        stat, names = f"{memory}/memory.stat", ("total_rss", "total_shmem")
+        return cgroup.look(stat, names, self._paths["pids"], self._oom_kills())
 
     def counters(self) -> Counters:
         """See :class:`.cgroup.JobCgroup`.
@@ -70,11 +66,14 @@ class V1Job:
             throttled_seconds=throttled[1] / 1e9,
             throttled_periods=throttled[0],
             pids_peak=cgroup.read_number(f"{pids}/pids.peak"),
-            oom_kills=cgroup.read_value(f"{memory}/memory.oom_control", "oom_kill"),
+            oom_kills=self._oom_kills(),
             pids_hits=cgroup.read_value(f"{pids}/pids.events", "max"),
             memory_exhausted=_memory_exhausted(memory),
             complete=stat is not None,
         )
+
+    def _oom_kills(self) -> int:
+        return cgroup.read_value(f"{self._paths['memory']}/memory.oom_control", "oom_kill")
 
     def kill(self, others: list[int]) -> None:
         """See :class:`.cgroup.JobCgroup`. A signal waits while its receiver is frozen: freezer-subsystem.rst."""
@@ -93,16 +92,18 @@ class V1Job:
 
     def remove(self) -> bool:
         """See :class:`.cgroup.JobCgroup`."""
-        removed = [cgroup.remove_tree(path) for path in dict.fromkeys(self._paths.values())]
+        removed = [cgroup.remove_tree(path) for path in _directories(self._paths)]
         return all(removed)  # after every one was tried
 
 
 class V1Run:
-    """The four directories of the run."""
+    """The directories of the run."""
 
     version = "cgroup-v1"
 
-    def __init__(self, paths: dict[str, str], memory_bytes: int, pids: int | None) -> None:
+    def __init__(
+        self, paths: dict[str, str], memory_bytes: int, pids: int | None, priority: Priority = ORDINARY
+    ) -> None:
         """Make the directories and set the limits of the run.
 
         Args:
@@ -112,28 +113,36 @@ class V1Run:
             OSError: where the kernel refuses.
 
         """
+        made: list[str] = []
+        if IO_CONTROLLER in paths:
+            paths = _with_io(paths, made)
         self._paths = paths
         self.place = paths["memory"]
         self.missing: tuple[str, ...] = ()
+        self.io_place = paths.get(IO_CONTROLLER)
         self._has_swap = False
         self._spare: str | None = None
-        made: list[str] = []
         try:
-            for path in dict.fromkeys(paths.values()):
-                os.mkdir(path)
-                made.append(path)
+            for path in _directories(paths):
+                if path not in made:
+                    os.mkdir(path)
+                    made.append(path)
             self._has_swap = os.path.exists(f"{paths['memory']}/memory.memsw.limit_in_bytes")
             self._limit_memory(paths["memory"], memory_bytes)
-            cgroup.write(f"{paths['pids']}/pids.max", "max" if pids is None else pids)
+            pseudofile.write(f"{paths['pids']}/pids.max", "max" if pids is None else pids)
+            shares = cpu_shares(1, CpuMode.OFF, priority.nice)
+            if shares is not None:
+                pseudofile.write(f"{paths['cpu']}/cpu.shares", shares)
+            write_io_weight(self.io_place, priority.io_weight)
         except OSError:
             for path in made:
                 cgroup.remove_tree(path)
             raise
 
     def _limit_memory(self, path: str, memory_bytes: int) -> None:
-        cgroup.write(f"{path}/memory.limit_in_bytes", memory_bytes)
+        pseudofile.write(f"{path}/memory.limit_in_bytes", memory_bytes)
         if self._has_swap:  # memory and swap together: so none of it is swap. After limit_in_bytes, never before.
-            cgroup.write(f"{path}/memory.memsw.limit_in_bytes", memory_bytes)
+            pseudofile.write(f"{path}/memory.memsw.limit_in_bytes", memory_bytes)
 
     def create_job(self, name: str, limits: Limits, cpu: CpuMode) -> V1Job:
         """See :class:`.cgroup.RunCgroup`."""
@@ -144,17 +153,18 @@ class V1Run:
             if spare is None:
                 self._make(paths)
             else:  # v1 alone lets cgroups be renamed
-                for old, new in zip(self._paths_of(spare).values(), paths.values(), strict=True):
-                    if os.path.exists(old):  # controllers that are mounted together share a directory
-                        os.rename(old, new)
+                for old, new in zip(_directories(self._paths_of(spare)), _directories(paths), strict=True):
+                    os.rename(old, new)
             if limits.memory_bytes is not None:
                 self._limit_memory(paths["memory"], limits.memory_bytes)
             if limits.pids is not None:
-                cgroup.write(f"{paths['pids']}/pids.max", limits.pids)
+                pseudofile.write(f"{paths['pids']}/pids.max", limits.pids)
             if cpu is CpuMode.CAP:
-                cgroup.write(f"{paths['cpu']}/cpu.cfs_quota_us", limits.cpus * cgroup.PERIOD_MICROSECONDS)
-            if cpu is not CpuMode.OFF:
-                cgroup.write(f"{paths['cpu']}/cpu.shares", max(_MIN_SHARES, 1024 * limits.cpus))
+                pseudofile.write(f"{paths['cpu']}/cpu.cfs_quota_us", limits.cpus * cgroup.PERIOD_MICROSECONDS)
+            shares = cpu_shares(limits.cpus, cpu, limits.nice)
+            if shares is not None:
+                pseudofile.write(f"{paths['cpu']}/cpu.shares", shares)
+            write_io_weight(paths.get(IO_CONTROLLER), limits.io_weight)
         except OSError:
             job.remove()
             raise
@@ -165,12 +175,12 @@ class V1Run:
 
     @staticmethod
     def _make(paths: dict[str, str]) -> None:
-        for path in dict.fromkeys(paths.values()):
+        for path in _directories(paths):
             os.mkdir(path)
 
     def prepare(self) -> None:
         """See :class:`.cgroup.RunCgroup`: four directories take 0.5 ms or more."""
-        name = f"spare-{os.getpid()}"
+        name = cgroup.spare_name(os.getpid())
         with suppress(OSError):  # it will come again when there is a job that it can be told of
             if self._spare is None:
                 self._make(self._paths_of(name))
@@ -185,11 +195,34 @@ class V1Run:
         """See :class:`.cgroup.RunCgroup`."""
         return _memory_exhausted(self._paths["memory"])
 
+    def release(self) -> None:
+        """See :class:`.cgroup.RunCgroup`. Not what others have made: a job may be about to enter it."""
+        spare, self._spare = self._spare, None
+        paths = _directories(self._paths_of(spare)) if spare is not None else []
+        for path in (*paths, *_directories(self._paths)):
+            with suppress(OSError):
+                os.rmdir(path)
+
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`."""
-        for path in dict.fromkeys(self._paths.values()):
+        for path in _directories(self._paths):
             with suppress(OSError):
                 cgroup.remove_tree(path)
+
+
+def _directories(paths: dict[str, str]) -> list[str]:
+    """Each once: controllers that are mounted together share one."""
+    return list(dict.fromkeys(paths.values()))
+
+
+def _with_io(paths: dict[str, str], made: list[str]) -> dict[str, str]:
+    """Make that of blkio; without, if that is refused: no reason to be without limits."""
+    try:
+        os.mkdir(paths[IO_CONTROLLER])
+    except OSError:
+        return {controller: path for controller, path in paths.items() if controller != IO_CONTROLLER}
+    made.append(paths[IO_CONTROLLER])
+    return paths
 
 
 def _memory_exhausted(path: str) -> bool:
@@ -210,7 +243,7 @@ def _thaw(pids: list[int]) -> None:
     elsewhere = [pid for pid in pids if own is not None and _freezer_of(str(pid)) not in (None, own)]
     for pid in elsewhere:
         with suppress(OSError):
-            cgroup.write(f"{_freezer_directory(own or '')}/cgroup.procs", pid)
+            pseudofile.write(f"{_freezer_directory(own or '')}/cgroup.procs", pid)
 
 
 def _freezer_of(pid: str) -> str | None:

@@ -6,20 +6,27 @@ import errno
 import os
 from contextlib import suppress
 
-from ..model import CpuMode, Limits
-from . import cgroup
+from ..model import ORDINARY, CpuMode, Limits, Priority
+from . import cgroup, pseudofile
 from .cgroup import Counters, RunCgroup, Sample
+from .sessions import Sessions
+from .weights import cpu_weight, write_io_weight
 
 CONTROLLERS = ("memory", "cpu", "pids")
-_DEFAULT_WEIGHT = 100
-_MAX_WEIGHT = 10_000
 
 
 class V2Job:
     """The cgroup of one job."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, sessions: Sessions | None = None) -> None:
+        """Args as below.
+
+        Args:
+            sessions: where its nice value is not in the weight of this cgroup.
+
+        """
         self._path = path
+        self._sessions = sessions
 
     def open_doors(self, holder: int | None) -> tuple[int, ...]:
         """See :class:`.cgroup.JobCgroup`."""
@@ -32,15 +39,9 @@ class V2Job:
 
     def sample(self) -> Sample:
         """See :class:`.cgroup.JobCgroup`."""
-        anon, shared = cgroup.read_values(f"{self._path}/memory.stat", "anon", "shmem") or (0, 0)
-        current = cgroup.read_number(f"{self._path}/pids.current")
-        return Sample(
-            memory_anon_bytes=anon + shared,
-            memory_shared_bytes=shared,
-            pids=cgroup.read_number(f"{self._path}/pids.peak") or current,
-            oom_kills=self._oom_kills(),
-            empty=current == 0,
-        )
+        if self._sessions is not None:
+            self._sessions.lower(self.pids())
+        return cgroup.look(f"{self._path}/memory.stat", ("anon", "shmem"), self._path, self._oom_kills())
 
     def counters(self) -> Counters:
         """See :class:`.cgroup.JobCgroup`. memory.peak is there since Linux 5.19, pids.peak since 6.1."""
@@ -75,7 +76,7 @@ class V2Job:
     def kill(self, others: list[int]) -> None:
         """See :class:`.cgroup.JobCgroup`. cgroup.kill is there since Linux 5.14; SIGKILL reaches frozen ones on v2."""
         try:
-            cgroup.write(f"{self._path}/cgroup.kill", 1)
+            pseudofile.write(f"{self._path}/cgroup.kill", 1)
         except OSError:
             cgroup.kill_all(self.pids())
         cgroup.kill_all(others)
@@ -99,11 +100,8 @@ class V2Run:
 
     version = "cgroup-v2"
 
-    def __init__(self, path: str, memory_bytes: int, pids: int | None, *, make: bool = True) -> None:
+    def __init__(self, path: str, memory_bytes: int, pids: int | None, priority: Priority = ORDINARY) -> None:
         """Make the directory, hand the controllers down and set the limits of the run.
-
-        Args:
-            make: False if the directory is there already (a scope that systemd delegated).
 
         Raises:
             OSError: where the kernel refuses, for example EBUSY for a cgroup that has processes of its own.
@@ -111,41 +109,51 @@ class V2Run:
         """
         self.place = path
         self.missing: tuple[str, ...] = ()
-        if make:
-            os.mkdir(path)
+        self.io_place: str | None = None
+        os.mkdir(path)
         try:
-            self.missing = _hand_down(path)
-            cgroup.write(f"{path}/memory.max", memory_bytes)
+            self.missing = hand_down(path)
+            if "io" in cgroup.read(f"{path}/cgroup.subtree_control").split():
+                self.io_place = path
+            pseudofile.write(f"{path}/memory.max", memory_bytes)
             if os.path.exists(f"{path}/memory.swap.max"):
-                cgroup.write(f"{path}/memory.swap.max", 0)
-            cgroup.write(f"{path}/pids.max", "max" if pids is None else pids)
+                pseudofile.write(f"{path}/memory.swap.max", 0)
+            pseudofile.write(f"{path}/pids.max", "max" if pids is None else pids)
+            weight = cpu_weight(1, CpuMode.OFF, priority.nice)
+            if weight is not None and "cpu" not in self.missing:
+                pseudofile.write(f"{path}/cpu.weight", weight)
+            write_io_weight(self.io_place, priority.io_weight)
         except OSError:
-            if make:
-                cgroup.remove_tree(path)
+            cgroup.remove_tree(path)
             raise
 
     def create_job(self, name: str, limits: Limits, cpu: CpuMode) -> V2Job:
         """See :class:`.cgroup.RunCgroup`."""
         path = f"{self.place}/{name}"
-        job = V2Job(path)
+        job = V2Job(path, Sessions(limits.nice) if limits.nice and "cpu" in self.missing else None)
         os.mkdir(path)
         try:
             if limits.memory_bytes is not None:
-                cgroup.write(f"{path}/memory.max", limits.memory_bytes)
-            cgroup.write(f"{path}/memory.oom.group", 1)
+                pseudofile.write(f"{path}/memory.max", limits.memory_bytes)
+            pseudofile.write(f"{path}/memory.oom.group", 1)
             if limits.pids is not None:
-                cgroup.write(f"{path}/pids.max", limits.pids)
-            if "cpu" in self.missing:
-                cpu = CpuMode.OFF
-            if cpu is CpuMode.CAP:
-                quota = limits.cpus * cgroup.PERIOD_MICROSECONDS
-                cgroup.write(f"{path}/cpu.max", f"{quota} {cgroup.PERIOD_MICROSECONDS}")
-            if cpu is not CpuMode.OFF:
-                cgroup.write(f"{path}/cpu.weight", min(_MAX_WEIGHT, _DEFAULT_WEIGHT * limits.cpus))
+                pseudofile.write(f"{path}/pids.max", limits.pids)
+            if "cpu" not in self.missing:
+                self._divide_cpu(path, limits, cpu)
+            write_io_weight(path if self.io_place is not None else None, limits.io_weight)
         except OSError:
             job.remove()
             raise
         return job
+
+    @staticmethod
+    def _divide_cpu(path: str, limits: Limits, cpu: CpuMode) -> None:
+        if cpu is CpuMode.CAP:
+            quota = limits.cpus * cgroup.PERIOD_MICROSECONDS
+            pseudofile.write(f"{path}/cpu.max", f"{quota} {cgroup.PERIOD_MICROSECONDS}")
+        weight = cpu_weight(limits.cpus, cpu, limits.nice)
+        if weight is not None:
+            pseudofile.write(f"{path}/cpu.weight", weight)
 
     def prepare(self) -> None:
         """See :class:`.cgroup.RunCgroup`: one directory is made quickly, and v2 does not let it be renamed."""
@@ -158,6 +166,11 @@ class V2Run:
     def memory_exhausted(self) -> bool:
         """See :class:`.cgroup.RunCgroup`: memory.events.local counts what this very cgroup's limit caused."""
         return cgroup.read_value(f"{self.place}/memory.events.local", "oom") > 0
+
+    def release(self) -> None:
+        """See :class:`.cgroup.RunCgroup`. Not what others have made: a job may be about to enter it."""
+        with suppress(OSError):
+            os.rmdir(self.place)
 
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`."""
@@ -186,7 +199,7 @@ def _pressure(path: str) -> tuple[float, float, float] | None:
     return totals[0], totals[1], totals[2]
 
 
-def _hand_down(path: str) -> tuple[str, ...]:
+def hand_down(path: str) -> tuple[str, ...]:
     """Give the children of a cgroup its controllers, and return those of CONTROLLERS that it does not have.
 
     Raises:
@@ -197,13 +210,19 @@ def _hand_down(path: str) -> tuple[str, ...]:
     missing = tuple(c for c in CONTROLLERS if c not in available)
     if needed := [c for c in missing if c != "cpu"]:
         raise OSError(errno.EOPNOTSUPP, f"the controllers {', '.join(needed)} are not delegated to {path}")
-    wanted = [c for c in (*CONTROLLERS, "io") if c in available]  # io only counts; without it getrusage(2) does
-    cgroup.write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted))
+    # io counts, and divides by weight; without it getrusage(2) counts.
+    wanted = [c for c in (*CONTROLLERS, "io") if c in available]
+    pseudofile.write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted))
     return missing
 
 
 class DelegatedRun(V2Run):
     """The cgroup of a run below a delegated one whose processes stepped aside into a leaf, :data:`LEAF`."""
+
+    def release(self) -> None:
+        """See :class:`.cgroup.RunCgroup`."""
+        super().release()
+        _step_back(os.path.dirname(self.place))
 
     def remove(self) -> None:
         """See :class:`.cgroup.RunCgroup`; the last one of several runs lets the processes step back."""
@@ -215,7 +234,9 @@ LEAF = "forge-rest"
 _ROUNDS = 10
 
 
-def open_delegated(own: str, name: str, memory_bytes: int, pids: int | None) -> RunCgroup:
+def open_delegated(
+    own: str, name: str, memory_bytes: int, pids: int | None, priority: Priority = ORDINARY
+) -> RunCgroup:
     """Make the cgroup of a run below a cgroup that was delegated to this user together with its processes.
 
     A cgroup that hands controllers down may hold no process itself (cgroup-v2.rst, "No Internal Process Constraint").
@@ -232,8 +253,8 @@ def open_delegated(own: str, name: str, memory_bytes: int, pids: int | None) -> 
     if parent == own:
         _step_aside(own)
     try:
-        _hand_down(parent)
-        return DelegatedRun(f"{parent}/{name}", memory_bytes, pids)
+        hand_down(parent)
+        return DelegatedRun(f"{parent}/{name}", memory_bytes, pids, priority)
     except OSError:
         _step_back(parent)
         raise
@@ -244,15 +265,7 @@ def _step_aside(parent: str) -> None:
     with suppress(FileExistsError):
         os.mkdir(leaf)
     try:
-        for _ in range(_ROUNDS):  # again for those that were forked meanwhile
-            pids = cgroup.read(f"{parent}/cgroup.procs").split()
-            if "0" in pids:
-                raise OSError(errno.EPERM, f"processes of another PID namespace are in {parent}")
-            if not pids:
-                break
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    cgroup.write(f"{leaf}/cgroup.procs", pid)
+        _move_all(parent, leaf)
     except OSError:
         _step_back(parent)
         raise
@@ -266,9 +279,18 @@ def _step_back(parent: str) -> None:
             return
         enabled = cgroup.read(f"{parent}/cgroup.subtree_control").split()
         if enabled:
-            cgroup.write(f"{parent}/cgroup.subtree_control", " ".join(f"-{c}" for c in enabled))
-        for _ in range(_ROUNDS):
-            for pid in cgroup.read(f"{leaf}/cgroup.procs").split():
-                with suppress(ProcessLookupError):
-                    cgroup.write(f"{parent}/cgroup.procs", pid)
+            pseudofile.write(f"{parent}/cgroup.subtree_control", " ".join(f"-{c}" for c in enabled))
+        _move_all(leaf, parent)
         os.rmdir(leaf)
+
+
+def _move_all(source: str, target: str) -> None:
+    for _ in range(_ROUNDS):  # again for those that were forked meanwhile
+        pids = cgroup.read(f"{source}/cgroup.procs").split()
+        if "0" in pids:
+            raise OSError(errno.EPERM, f"processes of another PID namespace are in {source}")
+        if not pids:
+            break
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                pseudofile.write(f"{target}/cgroup.procs", pid)

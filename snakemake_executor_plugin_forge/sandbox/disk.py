@@ -1,8 +1,9 @@
-"""How much disk a job's scratch takes, measured while the job runs, at a bounded price.
+"""How much disk a job's scratch and its staged outputs take, measured while the job runs, at a bounded price.
 
 The tree is walked in slices of a few milliseconds, with a pause of twenty times as long after each: so a tree of a
 million files costs a twentieth of a CPU at most, and the supervisor's other business never waits for it. As long as the
-file system has not lost enough free space for the limit to be near, the tree is not walked at all.
+file system has not lost enough free space for the limit to be near, the tree is walked now and then only: others may
+have given back what this job has taken.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..model import Excess
+from . import sweep
 
 _SLICE_SECONDS = 0.005
 _PAUSE = 20
 _SHORTEST_SECONDS = 0.05
 _LONGEST_SECONDS = 2.0
-_WALK_ANYWAY_SECONDS = 30.0
+_WALK_ANYWAY = 200  # times as long as the last walk has taken, within these bounds
+_WALK_ANYWAY_SECONDS = (_LONGEST_SECONDS, 30.0)
 _ENTRIES_AT_ONCE = 200
 _EMPTY_DIRECTORY_BYTES = 4096
 _BLOCK = 512  # of st_blocks: stat(2)
@@ -52,7 +55,9 @@ class _Walk:
 class Meter:
     """Measures one scratch directory against a limit."""
 
-    def __init__(self, root: str, inner: str, seen_as: str, limit_bytes: int | None) -> None:
+    def __init__(
+        self, root: str, inner: str, seen_as: str, limit_bytes: int | None, staged: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         """Nothing is measured yet.
 
         Args:
@@ -60,11 +65,13 @@ class Meter:
             inner: $TMPDIR, a directory in it.
             seen_as: what the job sees ``root`` as.
             limit_bytes: of all that is in it together, or None.
+            staged: directories with what it has written elsewhere, and what it sees them as; they count as well.
 
         """
         self._root = root
         self._inner = os.path.basename(inner)
         self._seen_as = seen_as
+        self._staged = staged
         self._limit = limit_bytes
         self._large = float("inf") if limit_bytes is None else limit_bytes / 1000
         self._walk: _Walk | None = None
@@ -72,6 +79,7 @@ class Meter:
         self._interval = _SHORTEST_SECONDS
         self._free: int | None = None  # of the file system, at the last walk
         self._last_walk = 0.0
+        self._busy = 0.0  # seconds that the present walk has taken, or the last one
         self._last_total = 0
         self.peak_bytes = 0
         self.full_file: str | None = None  # one that is as large as RLIMIT_FSIZE lets it be
@@ -90,11 +98,12 @@ class Meter:
                 self._interval = min(self._interval * 1.5, _LONGEST_SECONDS)
                 self.due = begin + self._interval
                 return None
-            self._walk = _Walk()
+            self._walk, self._busy = _Walk(), 0.0
             self._steps = self._measure(self._walk, pids())
-            self._free = _free_bytes(self._root)
+            self._free = self._free_bytes()
         walk, whole = self._walk, self._advance(begin + _SLICE_SECONDS)
         now = time.monotonic()
+        self._busy += now - begin
         pause = max(_PAUSE * (now - begin), _SHORTEST_SECONDS)
         self.peak_bytes = max(self.peak_bytes, walk.total_bytes)
         if self._limit is not None and walk.total_bytes > self._limit:
@@ -121,10 +130,16 @@ class Meter:
 
     def _far_from_the_limit(self, now: float) -> bool:
         """Whether the file system has lost too little space since the last walk for the limit to be near."""
-        if self._free is None or self._limit is None or now - self._last_walk > _WALK_ANYWAY_SECONDS:
+        shortest, longest = _WALK_ANYWAY_SECONDS
+        anyway = min(max(_WALK_ANYWAY * self._busy, shortest), longest)
+        if self._free is None or self._limit is None or now - self._last_walk > anyway:
             return False
-        lost = self._free - _free_bytes(self._root)
+        lost = self._free - self._free_bytes()
         return lost < (self._limit - self._last_total) / 4
+
+    def _free_bytes(self) -> int:
+        """Of all file systems that are written to; one that is there twice makes it look again earlier."""
+        return sum(_free_bytes(root) for root in (self._root, *(root for root, _ in self._staged)))
 
     def _next_interval(self, total: int, now: float) -> float:
         """Half the time that is left until the limit, if it grows on like this."""
@@ -141,18 +156,22 @@ class Meter:
         except OSError:
             return
         yield from _unlinked(walk, pids, device)
+        for root, seen_as in ((self._root, self._seen_as), *self._staged):
+            yield from self._measure_below(walk, root, seen_as)
+
+    def _measure_below(self, walk: _Walk, root: str, seen_as: str) -> Iterator[None]:
         directories = [("", "")]
         count = 0
         while directories:
             below, group = directories.pop()
-            with suppress(OSError), os.scandir(f"{self._root}/{below}" if below else self._root) as entries:
+            with suppress(OSError), os.scandir(f"{root}/{below}" if below else root) as entries:
                 for entry in entries:
                     path = f"{below}/{entry.name}" if below else entry.name
                     top = path if not below or below == self._inner else group
                     if entry.is_dir(follow_symlinks=False):
                         directories.append((path, top))
                     with suppress(OSError):
-                        self._add(walk, entry.stat(follow_symlinks=False), path, top)
+                        self._add(walk, entry.stat(follow_symlinks=False), f"{seen_as}/{path}", f"{seen_as}/{top}")
                     count += 1
                     if count % _ENTRIES_AT_ONCE == 0:
                         yield
@@ -160,7 +179,7 @@ class Meter:
     def _add(self, walk: _Walk, status: os.stat_result, path: str, top: str) -> None:
         size = status.st_blocks * _BLOCK
         if status.st_size == self._limit:
-            self.full_file = f"{self._seen_as}/{path}"
+            self.full_file = path
         if stat.S_ISDIR(status.st_mode):
             size = size if size > _EMPTY_DIRECTORY_BYTES else 0  # one of very many files is large itself
         elif status.st_nlink > 1 or size > self._large:  # hard links; large ones that are moved meanwhile
@@ -169,7 +188,7 @@ class Meter:
                 return
             walk.seen.add(key)
         if size:
-            walk.add(size, f"{self._seen_as}/{path}", f"{self._seen_as}/{top}")
+            walk.add(size, path, top)
 
 
 def _unlinked(walk: _Walk, pids: list[int], device: int) -> Iterator[None]:
@@ -183,15 +202,9 @@ def _unlinked(walk: _Walk, pids: list[int], device: int) -> Iterator[None]:
                     if status.st_nlink or status.st_dev != device or key in walk.seen:
                         continue
                     walk.seen.add(key)
-                    name = f"a deleted file that process {_command_name(pid)} holds open"
+                    name = f"a deleted file that process {sweep.command_name(pid) or pid} holds open"
                     walk.add(status.st_blocks * _BLOCK, name, name)
         yield
-
-
-def _command_name(pid: int) -> str:
-    with suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-        return file.read().strip()
-    return str(pid)
 
 
 def _free_bytes(path: str) -> int:

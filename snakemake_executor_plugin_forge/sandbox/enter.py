@@ -7,16 +7,28 @@ import os
 import select
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from ..model import Network
-from ..plan import PRIVATE_DIRECTORIES
-from . import mounts, privileges, sockets, sweep, syscalls
+from ..errors import SandboxError
+from ..files import CHECKPOINTS, PRIVATE_DIRECTORIES, below
+from ..model import FilePolicy, Files, Network
+from ..variables import allowed
+from . import landlock, mounts, privileges, pseudofile, root, seccomp, sweep, syscalls
+from .layers import Layer
 from .scratch import Scratch
 from .syscalls import Step
+from .view import Cover, lay_checkpoint, protect, remember, shared_memory, show, view_steps
+from .view import prepare as prepare_covers
+
+_SHM = "/dev/shm"  # noqa: S108
+# What makes up a system, in the root directory: all else there is somebody's data. hier(7)
+_SYSTEM = (
+    "bin", "boot", "dev", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "opt", "proc", "run", "sbin", "sys",
+    "tmp", "usr", "var",
+)  # fmt: skip
 
 _OOM_SCORE = 500
 """As if a job used half of the memory more than it does."""
@@ -38,10 +50,19 @@ class Base:
     init_program: str
     capabilities: frozenset[int]  # what a job keeps
     private: tuple[str, ...]  # those of PRIVATE_DIRECTORIES that exist here and are not links
+    foreign: tuple[str, ...] = ()  # directories in / that are no part of the system
     gpus: tuple[str, ...] = ()  # device nodes that its jobs may be given
 
 
-def prepare(namespaces: str, gpus: tuple[str, ...] = ()) -> Base:
+def mechanisms(namespaces: str) -> tuple[str, ...]:
+    """What a job has on this host: see :attr:`.model.Host.mechanisms`."""
+    beside = (("landlock",) if not landlock.refusal(landlock.abi()) else ()) + (
+        ("seccomp",) if not seccomp.refusal() else ()
+    )
+    return MECHANISMS[namespaces] + beside
+
+
+def prepare(namespaces: str, gpus: tuple[str, ...] = (), declared: tuple[str, ...] = ()) -> Base:
     """Give this (single-threaded) process a mount namespace that its jobs will copy.
 
     As an ordinary user this is done in a user namespace in which only the user itself exists: user_namespaces(7).
@@ -50,6 +71,7 @@ def prepare(namespaces: str, gpus: tuple[str, ...] = ()) -> Base:
     Args:
         namespaces: "root", "user" or "none".
         gpus: device nodes that its jobs may be given.
+        declared: variables that the workflow wants in its jobs' environment.
 
     Raises:
         OSError: the call that the host refuses.
@@ -57,25 +79,26 @@ def prepare(namespaces: str, gpus: tuple[str, ...] = ()) -> Base:
     """
     if namespaces == "none":
         sweep.become_subreaper()
-        return _base(namespaces, (), gpus)
+        return _base(namespaces, (), gpus, declared)
     if namespaces == "root":
         syscalls.unshare(syscalls.CLONE_NEWNS)
     else:
         uid, gid = os.geteuid(), os.getegid()
         syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        pseudofile.write("/proc/self/setgroups", "deny")
+        pseudofile.write("/proc/self/uid_map", f"{uid} {uid} 1")
+        pseudofile.write("/proc/self/gid_map", f"{gid} {gid} 1")
     device_dir = _empty_directory()
     try:
         mounts.prepare_base(device_dir, gpus)
     finally:
         os.rmdir(device_dir)
-    return _base(namespaces, private_directories(), gpus)
+    return _base(namespaces, private_directories(), gpus, declared)
 
 
-def _base(namespaces: str, private: tuple[str, ...], gpus: tuple[str, ...]) -> Base:
-    sockets.forget()
+def _base(namespaces: str, private: tuple[str, ...], gpus: tuple[str, ...], declared: tuple[str, ...]) -> Base:
+    for name in allowed(os.environ, declared)[1]:
+        del os.environ[name]
     syscalls.join_new_session_keyring()  # whatever becomes of that of a job, it is not the user's
     program = shutil.which("cat")
     if program is None:
@@ -87,8 +110,13 @@ def _base(namespaces: str, private: tuple[str, ...], gpus: tuple[str, ...]) -> B
         init_program=program,
         capabilities=privileges.bound(),
         private=private,
+        foreign=tuple(sorted(f"/{name}" for name in os.listdir("/") if _is_foreign(name))),
         gpus=gpus,
     )
+
+
+def _is_foreign(name: str) -> bool:
+    return name not in _SYSTEM and os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")
 
 
 def _empty_directory() -> str:
@@ -196,14 +224,34 @@ def start(base: Base, job: Callable[[], NoReturn], *, as_init: bool) -> Started:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         if as_init:
-            return Started(_fork_init(job), None)
-        return _start_in_user_namespace(base, job) if base.namespaces == "user" else _start_as_root(base, job)
+            return Started(fork_init(job), None)
+        if base.namespaces == "user":
+            return _start_in_user_namespace(base, job)
+        holder, namespace = hold_namespace(base)
+        try:
+            return Started(fork_into(base, namespace, job, 0), holder)
+        finally:
+            os.close(namespace)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _fork_init(job: Callable[[], NoReturn]) -> int:
-    pid = syscalls.fork(syscalls.CLONE_NEWPID)
+def fork_init(job: Callable[[], NoReturn], flags: int = 0) -> int:
+    """Fork ``job`` as the first process of a new PID namespace, which ends with its parent.
+
+    SIGTERM is to be blocked.
+
+    Args:
+        flags: more of them, of clone(2).
+
+    Returns:
+        Its number.
+
+    Raises:
+        OSError: if that is refused.
+
+    """
+    pid = syscalls.fork(syscalls.CLONE_NEWPID | flags)
     if pid == 0:
         _offer_to_the_oom_killer()
         syscalls.set_process_name("forge-init")
@@ -213,17 +261,47 @@ def _fork_init(job: Callable[[], NoReturn]) -> int:
     return pid
 
 
-def _start_as_root(base: Base, job: Callable[[], NoReturn]) -> Started:
+def hold_namespace(base: Base) -> tuple[Holder, int]:
+    """Make a PID namespace, as root.
+
+    Returns:
+        Who holds it, and a descriptor of it.
+
+    Raises:
+        OSError: if that is refused.
+
+    """
     syscalls.unshare(syscalls.CLONE_NEWPID)
     try:
-        init = _hold_namespace(base)
-        pid = os.fork()
+        holder = _hold_namespace(base)
+        return holder, os.open(f"/proc/{holder.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        syscalls.setns(base.own_pid_namespace, syscalls.CLONE_NEWPID)
+
+
+def fork_into(base: Base, namespace: int, job: Callable[[], NoReturn], flags: int) -> int:
+    """Fork ``job`` into a PID namespace that somebody holds. SIGTERM is to be blocked.
+
+    Args:
+        namespace: a descriptor of it.
+        flags: of clone(2).
+
+    Returns:
+        Its number.
+
+    Raises:
+        OSError: if that is refused.
+
+    """
+    syscalls.setns(namespace, syscalls.CLONE_NEWPID)
+    try:
+        pid = syscalls.fork(flags)
         if pid == 0:
             _offer_to_the_oom_killer()
             job()
     finally:
         syscalls.setns(base.own_pid_namespace, syscalls.CLONE_NEWPID)
-    return Started(pid, init)
+    return pid
 
 
 def _offer_to_the_oom_killer() -> None:
@@ -233,10 +311,8 @@ def _offer_to_the_oom_killer() -> None:
     and not later, because the file belongs to root once this process is not dumpable.
     """
     with suppress(OSError, ValueError):
-        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-            own = int(file.read())
-        if own < _OOM_SCORE:
-            _write("/proc/self/oom_score_adj", str(_OOM_SCORE))
+        if int(pseudofile.read("/proc/self/oom_score_adj")) < _OOM_SCORE:
+            pseudofile.write("/proc/self/oom_score_adj", _OOM_SCORE)
 
 
 def _start_in_user_namespace(base: Base, job: Callable[[], NoReturn]) -> Started:
@@ -316,49 +392,154 @@ def _hold_namespace(base: Base) -> Holder:
     return Holder(pid, hold_write)
 
 
-def entry_steps(
-    network: Network, scratch: Scratch, exposed: tuple[str, ...], workdir: str, gpus: tuple[str, ...], base: Base
-) -> tuple[Step, ...]:
-    """What locks a job's process into its sandbox, worked out ahead of it, in the supervisor.
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that the way into a sandbox depends on: jobs that agree in it can use each other's process."""
+
+    scratch_base: str
+    network: Network = Network.ON
+    exposed: tuple[str, ...] = ()  # below private directories, and visible all the same
+    workdir: str = "/"
+    files: Files = Files()  # noqa: RUF009 - frozen; without what concerns one job alone
+    identities: tuple[tuple[int, int] | None, ...] = ()  # of those directories
+    interactive: bool = False
+    gpus: tuple[str, ...] = ()
+    root: str | None = None  # the root directory of its image
+    shown: tuple[str, ...] = ()  # paths of the host that are seen in there
+    checkpoints: bool = False  # whether it gets a directory for them, where it has a layer
+
+
+def covers(view: View, base: Base, scratch: Scratch, layers: tuple[Layer, ...]) -> tuple[Cover, ...]:
+    """What a job sees in place of what, with what is visible of it all the same.
 
     Args:
-        gpus: device nodes for this job alone, of those of ``base``.
+        layers: those over the directories that the view names, in their order, and then that over $HOME.
+
+    """
+    strict = view.files.policy is FilePolicy.STRICT
+    found = [Cover(directory, source=source) for directory, source in scratch.private.items()]
+    if _SHM in base.private:
+        found.append(shared_memory())
+    if strict:
+        home = view.files.home
+        found += [Cover(directory, writable=False) for directory in base.foreign if directory != home]
+        found += [Cover(home, tmpfs="mode=700,size=100%")] if home is not None else []
+    for layer in layers:
+        found.append(Cover(layer.root, layer=layer))
+        if layer.lower == layer.root:
+            staging = os.path.dirname(layer.directory)
+            found += [Cover(staging, writable=False)] if below(staging, layer.root) else []
+    if view.checkpoints and layers:  # those of other jobs are not seen, and its own is laid in there
+        found.append(Cover(f"{view.workdir}/{CHECKPOINTS}"))
+    return show(tuple(found), _shown(view, scratch, layers))
+
+
+def _writable(view: View, scratch: Scratch) -> tuple[str, ...]:
+    """Real paths that a job may write to, beside its layers and private directories."""
+    return (*view.files.live, *view.files.writable, *(() if scratch.is_private else (scratch.root,)))
+
+
+def _shown(view: View, scratch: Scratch, layers: tuple[Layer, ...]) -> Iterator[tuple[str, bool]]:
+    """Real paths that a cover must leave visible, and whether they can be written to."""
+    strict = view.files.policy is FilePolicy.STRICT
+    for path in (*view.exposed, *view.files.visible):
+        if os.path.exists(path) and not any(path == layer.root for layer in layers):
+            yield path, not view.files.staged
+    for path in _writable(view, scratch):
+        if os.path.exists(path):
+            yield path, True
+    if strict:  # mounts of other file systems are a part of what the layers would show
+        return
+    for point in view.files.mounts:
+        yield point, False
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What :func:`entry_steps` needs: all that is known of a sandbox before there is a process for it."""
+
+    view: View
+    covers: tuple[Cover, ...]
+    layers: tuple[Layer, ...]
+    places: str  # where the mount points of the covers are
+    writable: tuple[str, ...]
+
+
+def way_in(view: View, base: Base, scratch: Scratch, layers: tuple[Layer, ...]) -> Way:
+    """Look at what is there, and make mount points; in the supervisor.
 
     Raises:
-        OSError: if a mount point cannot be made.
+        OSError, SandboxError: if a mount point cannot be made.
 
     """
     if base.namespaces == "none":
-        return (syscalls.chdir_step(workdir), *privileges.drop_steps(base.capabilities))
-    existing = tuple(path for path in exposed if os.path.exists(path))
-    mounts.make_mount_points(scratch.private, existing)
-    private = tuple(scratch.private.items())
-    own_gpus = gpus if base.gpus else None
-    return _entry_steps(network, private, scratch.places, existing, workdir, own_gpus, base.capabilities)
+        if view.root is not None:
+            raise SandboxError("a container needs namespaces, which this host does not give: snakemake-forge doctor")
+        return Way(view, (), layers, "", (*view.files.writable, scratch.root) if view.files.writable else ("/",))
+    found = covers(view, base, scratch, layers)
+    prepare_covers(found, scratch.places)
+    writable = tuple(
+        path
+        for path in _writable(view, scratch)
+        if os.path.exists(path) and not any(below(path, cover.directory) for cover in found)
+    )
+    shown = root.make_mount_points(view.root, view.shown) if view.root is not None else ()
+    return Way(replace(view, shown=shown), found, layers, scratch.places, writable)
+
+
+def _ruleset(writable: tuple[str, ...], nested: bool) -> landlock.Ruleset | None:
+    """None where there is no Landlock, and for jobs that mount something themselves, which it forbids."""
+    version = landlock.abi()
+    if nested or landlock.refusal(version):
+        return None
+    return landlock.Ruleset(version, landlock.rules(version, (), optional=writable))
+
+
+def _lock_steps(rules: landlock.Ruleset | None, nested: bool, capabilities: frozenset[int]) -> tuple[Step, ...]:
+    restrict = rules.restrict_steps() if rules is not None else []
+    return (*privileges.drop_steps(capabilities, nested=nested), *restrict, *seccomp.steps(nested=nested))
 
 
 @functools.lru_cache(maxsize=64)  # most jobs of a run are entered in the same way
-def _entry_steps(
-    network: Network,
-    private: tuple[tuple[str, str], ...],
-    places: str,
-    exposed: tuple[str, ...],
-    workdir: str,
-    gpus: tuple[str, ...] | None,
-    capabilities: frozenset[int],
-) -> tuple[Step, ...]:
+def entry_steps(way: Way, base: Base) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """What locks a job's process into its sandbox, worked out ahead of it.
+
+    Returns:
+        What can be done before there is a job, and what is done when there is one.
+
+    """
+    view, files = way.view, way.view.files
+    if base.namespaces == "none":
+        rules = _ruleset(way.writable, files.nested)
+        ahead: tuple[Step, ...] = (syscalls.chdir_step(view.workdir), *(rules.prepare_steps() if rules else ()))
+        return ahead, _lock_steps(rules, files.nested, base.capabilities)
     flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
-    if network is Network.OFF:
+    if view.network is Network.OFF:
         flags |= syscalls.CLONE_NEWNET
-    return (
-        syscalls.unshare_step(flags),
-        *([(syscalls.raise_loopback, (), "loopback")] if network is Network.OFF else []),
-        *mounts.view_steps(dict(private), places, exposed),
-        *(mounts.gpu_steps(gpus) if gpus is not None else []),
-        syscalls.chdir_step(workdir),
-        (syscalls.join_new_session_keyring, (), "keyring"),
-        *privileges.drop_steps(capabilities),
+    mounts_of_view = view_steps(
+        way.covers,
+        way.places,
+        read_only=files.staged,
+        writable=way.writable,
+        hidden=files.hidden,
+        masks=not files.nested,
+        user=base.namespaces == "user",
     )
+    shown = [path for cover in way.covers for path, may_write in cover.shown if may_write]
+    allowed_to = [cover.directory for cover in way.covers if cover.writable] + shown + list(way.writable)
+    rules = _ruleset(tuple(allowed_to) if files.staged else ("/",), files.nested)
+    ahead = (
+        syscalls.unshare_step(flags),
+        *([(syscalls.raise_loopback, (), "loopback")] if view.network is Network.OFF else []),
+        *[(remember, (layer.root,), "") for layer in way.layers],
+        *mounts_of_view,
+        *(mounts.gpu_steps(view.gpus) if base.gpus else []),
+        *(root.steps(view.root, view.shown) if view.root is not None else []),
+        syscalls.chdir_step(view.workdir),
+        (syscalls.join_new_session_keyring, (), "keyring"),
+        *(rules.prepare_steps() if rules is not None else ()),
+    )
+    return ahead, _lock_steps(rules, files.nested, base.capabilities)
 
 
 def enter(steps: tuple[Step, ...], keep: tuple[int, ...]) -> None:
@@ -378,27 +559,31 @@ def enter(steps: tuple[Step, ...], keep: tuple[int, ...]) -> None:
     privileges.reset_signals()
 
 
-def limit(disk_bytes: int | None, processes: int | None, doors: list[int]) -> None:
-    """Put this process, which is in its sandbox, under the limits of its job.
+def lock(
+    steps: tuple[Step, ...],
+    inputs: Iterable[tuple[str, str]],
+    checkpoint: tuple[str, str] | None,
+    bounds: privileges.Bounds,
+    doors: list[int],
+) -> None:
+    """Make this process, which is in its sandbox, that of one job: its inputs, its limits, and no way back.
 
     Args:
-        disk_bytes: no file may be larger.
-        processes: of this user in this user namespace: RLIMIT_NPROC of getrlimit(2).
+        steps: see :func:`entry_steps`.
+        inputs: to be protected: see :func:`.view.protect`.
+        checkpoint: working directory and name: see :func:`.view.lay_checkpoint`.
+        bounds: of its processes.
         doors: of its cgroup.
 
     Raises:
         OSError: the call that was refused.
 
     """
-    privileges.limit_resources(disk_bytes, processes)
+    if checkpoint is not None:
+        lay_checkpoint(*checkpoint)
+    protect(inputs)
+    syscalls.run(steps)
+    privileges.limit_resources(bounds)
     for door in doors:
         os.write(door, b"0")
         os.close(door)
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Mapping
 
 from ..errors import UsageError
 from ..plan import choose_gpus
-
-_GPU_NODE = re.compile(r"/dev/(nvidia|dri/renderD)\d+")
-
-
-def is_gpu(node: str) -> bool:
-    """Whether a path is one of those that drivers give to GPUs: each is one device, and none controls all of them.
-
-    ``nvidia0``: NVIDIA's driver, README, chapter "How do I create the device nodes"; ``renderD128``: drm(7).
-    """
-    return _GPU_NODE.fullmatch(node) is not None
+from .mounts import is_gpu
 
 
 def find(wanted: tuple[str, ...] | None, environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,18 +1,13 @@
-"""What a job sees of the file system.
-
-Two steps, because some of it is the same for all jobs: :func:`prepare_base` is done once by a supervisor, in a mount
-namespace that its jobs copy; :func:`view_steps` are done by each job for itself.
-"""
+"""What all jobs of a supervisor see alike of the file system, in a mount namespace that they copy: a small /dev."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterable
 from contextlib import suppress
 
 from . import sockets, syscalls
-from .gpus import is_gpu
 from .syscalls import Step
 
 # Device nodes that an analysis may need. Everything else of /dev (disks above all) is not there: a root job
@@ -22,10 +17,18 @@ _DEVICE_PREFIXES = ("nvidia",)
 _DEVICE_DIRECTORIES = ("pts", "accel", "infiniband", "nvidia-caps")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 _SHM = "/dev/shm"  # noqa: S108
-# Parts of a new /proc with which a root job could change the host: proc(5), proc_sys(5).
-_PROC_READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # how it writes blanks and the like
 # In a supervisor: a mount with the GPUs of the run in it, of which a job takes its own before it unmounts the rest.
 _GPU_STORE = ".forge-gpus"
+_GPU_NODE = re.compile(r"/dev/(nvidia|dri/renderD)\d+")
+
+
+def is_gpu(node: str) -> bool:
+    """Whether a path is one of those that drivers give to GPUs: each is one device, and none controls all of them.
+
+    ``nvidia0``: NVIDIA's driver, README, chapter "How do I create the device nodes"; ``renderD128``: drm(7).
+    """
+    return _GPU_NODE.fullmatch(node) is not None
 
 
 def prepare_base(device_dir: str, gpus: tuple[str, ...]) -> None:
@@ -51,7 +54,7 @@ def _private_dev(device_dir: str, gpus: tuple[str, ...]) -> None:
             os.mkdir(target)
             syscalls.bind(source, target)
         elif (name in _DEVICES or name.startswith(_DEVICE_PREFIXES)) and stat.S_ISCHR(os.stat(source).st_mode):
-            _make_mount_point(target, is_directory=False)
+            make_mount_point(target, is_directory=False)
             syscalls.bind(source, target, recursive=False)
     if gpus:
         _store_gpus(f"{device_dir}/{_GPU_STORE}", gpus)
@@ -68,7 +71,7 @@ def _store_gpus(store: str, gpus: tuple[str, ...]) -> None:
     syscalls.mount("forge-gpus", store, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, "mode=700,size=64k")
     for node in gpus:
         target = store + node
-        _make_mount_point(target, is_directory=False)
+        make_mount_point(target, is_directory=False)
         syscalls.bind(node, target, recursive=False)
 
 
@@ -88,7 +91,7 @@ def place_gpus(old: tuple[str, ...], new: tuple[str, ...]) -> None:
         if node not in old:
             with suppress(FileNotFoundError):
                 os.unlink(node)  # a job of root may have made one
-            _make_mount_point(node, is_directory=False)
+            make_mount_point(node, is_directory=False)
 
 
 def gpu_steps(gpus: tuple[str, ...]) -> list[Step]:
@@ -100,58 +103,17 @@ def gpu_steps(gpus: tuple[str, ...]) -> list[Step]:
     ]
 
 
-def view_steps(private: dict[str, str], places: str, exposed: Iterable[str]) -> list[Step]:
-    """What makes a process's new mount namespace the job's own: to be run in it, in a PID namespace of its own.
-
-    Every private directory is put together at a place of its own, with what stays visible of the real one mounted in
-    it, and then moved to where it covers that. The order matters: who covers the places comes last.
-
-    Args:
-        private: directory to the directory that shall be seen in its place (/tmp to a part of the scratch).
-        places: an empty directory for each of those, named by number, lies in here.
-        exposed: existing paths below those, which stay visible with their real content. Each has its mount point: see
-            :func:`make_mount_points`.
-
-    """
-    steps: list[Step] = []
-    exposed = list(exposed)
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
-    order = sorted((*private, _SHM), key=lambda d: (places + "/").startswith(d + "/"))
-    for number, directory in enumerate(order):
-        place = f"{places}/{number}"
-        if directory == _SHM:
-            steps.append(
-                syscalls.mount_step("forge-shm", place, "tmpfs", flags, "mode=1777,size=100%")
-            )  # the cgroup limits it
-        else:
-            steps.append(syscalls.bind_step(private[directory], place, recursive=False))
-        for path in (p for p in exposed if p.startswith(directory + "/")):
-            mount_point = place + path.removeprefix(directory)
-            if directory == _SHM:
-                steps.append((_make_mount_point, (mount_point, os.path.isdir(path)), ""))
-            steps.append(syscalls.bind_step(path, mount_point))
-        steps.append(syscalls.mount_step(place, directory, "", syscalls.MS_MOVE))
-    steps += syscalls.bind_read_only_steps("/sys")  # not in the base: the supervisor itself writes to cgroups there
-    steps.append(syscalls.mount_step("proc", "/proc", "proc", flags | syscalls.MS_NOEXEC))
-    for path in _PROC_READ_ONLY:
-        if os.path.exists(path):
-            steps += syscalls.bind_read_only_steps(path)
-    return steps
-
-
-def make_mount_points(private: dict[str, str], exposed: Iterable[str]) -> None:
-    """Make those mount points of :func:`view_steps` that lie on disk, if they are not there."""
-    for path in exposed:
-        for directory, source in private.items():
-            if path.startswith(directory + "/"):
-                mount_point = source + path.removeprefix(directory)
-                if not os.path.lexists(mount_point):
-                    _make_mount_point(mount_point, os.path.isdir(path))
-
-
-def _make_mount_point(path: str, is_directory: bool) -> None:
+def make_mount_point(path: str, is_directory: bool) -> None:
+    """Make something on which a file or directory can be mounted."""
     if is_directory:
         os.makedirs(path, exist_ok=True)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def mount_points() -> tuple[str, ...]:
+    """Where anything is mounted: proc_pid_mountinfo(5)."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split(b" ", 5)[4] for line in file]
+    return tuple(sorted({os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), field)) for field in fields}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from typing import NamedTuple
 
 from . import syscalls
 
@@ -14,6 +15,8 @@ _KEPT_BY_ROOT = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL"
 # Of root's programs only the one that holds a job's PID namespace has it. It is outside the sandbox but for that
 # namespace, and who has less than a process may neither trace it nor look through its /proc entry: ptrace(2).
 _CAP_SETPCAP = 8
+# Who makes a user namespace with root in it must have it: user_namespaces(7). For jobs that make sandboxes themselves.
+_CAP_SETFCAP = 31
 
 
 def bound() -> frozenset[int]:
@@ -30,14 +33,26 @@ def bound() -> frozenset[int]:
     if _CAP_SETPCAP in own:  # else no_new_privs alone has to do: programs cannot gain any by being executed
         with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # proc_sys_kernel(5)
             last = int(file.read())
-        syscalls.bound_capabilities(kept | {_CAP_SETPCAP} if kept else kept, last)
+        syscalls.bound_capabilities(kept | {_CAP_SETPCAP, _CAP_SETFCAP} if kept else kept, last)
     return own & kept
 
 
-def drop_steps(kept: frozenset[int]) -> list[syscalls.Step]:
-    """In a job: give up all other capabilities, and the way to new ones (no_new_privs of prctl(2))."""
-    bound_step = [syscalls.prctl_step(syscalls.PR_CAPBSET_DROP, _CAP_SETPCAP)] if kept else []
-    return [*bound_step, syscalls.capset_step(kept), syscalls.prctl_step(syscalls.PR_SET_NO_NEW_PRIVS, 1)]
+def drop_steps(kept: frozenset[int], *, nested: bool = False) -> list[syscalls.Step]:
+    """In a job: give up all other capabilities, and the way to new ones (no_new_privs of prctl(2)).
+
+    Args:
+        kept: see :func:`bound`.
+        nested: the job makes user namespaces of its own.
+
+    """
+    if not kept:
+        return [syscalls.capset_step(kept), syscalls.prctl_step(syscalls.PR_SET_NO_NEW_PRIVS, 1)]
+    beside = syscalls.effective_capabilities() & {_CAP_SETFCAP} if nested else frozenset[int]()
+    return [
+        *(syscalls.prctl_step(syscalls.PR_CAPBSET_DROP, number) for number in {_CAP_SETPCAP, _CAP_SETFCAP} - beside),
+        syscalls.capset_step(kept | beside),
+        syscalls.prctl_step(syscalls.PR_SET_NO_NEW_PRIVS, 1),
+    ]
 
 
 def close_descriptors(keep: tuple[int, ...]) -> None:
@@ -61,8 +76,22 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # until the job can deal with it: Execute
 
 
-def limit_resources(file_bytes: int | None, processes: int | None) -> None:
-    """No core dumps in the working directory; no file larger than ``file_bytes``; ``processes``: setrlimit(2)."""
+class Bounds(NamedTuple):  # which the process of a job unpickles faster than other classes
+    """What holds for a job's processes by themselves, wherever they are: setrlimit(2), setpriority(2)."""
+
+    file_bytes: int | None  # no file may be larger
+    processes: int | None  # of this user in this user namespace: RLIMIT_NPROC
+    nice: int = 0
+
+
+def limit_resources(bounds: Bounds) -> None:
+    """No core dumps in the working directory, and what is asked for.
+
+    A nice value only ever rises: where Snakemake was started with a higher one, that stays.
+    """
+    file_bytes, processes = bounds.file_bytes, bounds.processes
+    if bounds.nice:
+        os.setpriority(os.PRIO_PROCESS, 0, max(bounds.nice, os.getpriority(os.PRIO_PROCESS, 0)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if file_bytes is not None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

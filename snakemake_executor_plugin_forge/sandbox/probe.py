@@ -17,21 +17,24 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import SandboxError
-from ..model import Network, Rung
-from . import cgroup, sweep
+from ..files import below
+from ..model import ORDINARY, FilePolicy, Files, Priority, Rung
+from . import cgroup, pseudofile, sweep
 from .cgroup import RunCgroup
 from .cgroup_v1 import CONTROLLERS as V1_CONTROLLERS
-from .cgroup_v1 import V1Run
+from .cgroup_v1 import IO_CONTROLLER, V1Run
 from .cgroup_v2 import CONTROLLERS as V2_CONTROLLERS
-from .cgroup_v2 import V2Run, open_delegated
-from .enter import prepare
-from .inside import Inside, View
-from .privileges import counts_processes_by_namespace
+from .cgroup_v2 import V2Run, hand_down, open_delegated
+from .enter import Base, View, prepare
+from .inside import Inside, forking
+from .layers import Layers
+from .privileges import Bounds, counts_processes_by_namespace
 from .scratch import Scratch
+from .weights import scope_properties
 
 _SCOPE_SECONDS = 5.0
 _OWN_PROCESSES = 2  # a supervisor, and who holds the job's PID namespace
@@ -79,7 +82,9 @@ class Attempt:
     make: Callable[[], RunCgroup]
 
 
-def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[RunCgroup | None, tuple[Rung, ...]]:
+def open_run_cgroup(
+    name: str, memory_bytes: int, pids: int | None, priority: Priority = ORDINARY
+) -> tuple[RunCgroup | None, tuple[Rung, ...]]:
     """Make the cgroup of the run at the best place that this host allows.
 
     Returns:
@@ -88,7 +93,7 @@ def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[Run
     """
     mounts = cgroup_mounts(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup"))
     tried: list[Rung] = []
-    for rung in _ladder(mounts, name, memory_bytes, pids):
+    for rung in _ladder(mounts, name, memory_bytes, pids, priority):
         try:
             group = rung.make()
         except OSError as error:
@@ -98,7 +103,9 @@ def open_run_cgroup(name: str, memory_bytes: int, pids: int | None) -> tuple[Run
     return None, tuple(tried)
 
 
-def _ladder(mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None) -> Iterator[Attempt]:
+def _ladder(
+    mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int | None, priority: Priority = ORDINARY
+) -> Iterator[Attempt]:
     """The rungs that have a cgroup, strongest first. Which of them bear is found out by standing on them."""
     v1 = {c: m.own for m in mounts if m.version == 1 for c in m.controllers & set(V1_CONTROLLERS)}
     unified = next((m for m in mounts if m.version == 2), None)
@@ -106,27 +113,33 @@ def _ladder(mounts: list[CgroupMount], name: str, memory_bytes: int, pids: int |
     if v1 and missing:
         yield _refused("cgroup v1", f"the controllers {', '.join(missing)} are not mounted as v1")
     elif v1:
+        v1 |= _v1_io(mounts) if priority.io_weights else {}
         paths = {c: f"{path}/{name}" for c, path in v1.items()}
-        yield Attempt("cgroup v1", lambda: V1Run(paths, memory_bytes, pids))
+        yield Attempt("cgroup v1", lambda: V1Run(paths, memory_bytes, pids, priority))
     if unified is None:
         if not v1:
             yield _refused("cgroup v2", "no cgroup file system is mounted")
         return
     if v1 and not _controllers(unified.own):  # hybrid: v1 has them all
         return
-    yield Attempt("cgroup v2", lambda: V2Run(f"{unified.own}/{name}", memory_bytes, pids))
+    yield Attempt("cgroup v2", lambda: V2Run(f"{unified.own}/{name}", memory_bytes, pids, priority))
     if "SLURM_JOB_ID" in os.environ:  # a scope would leave the limits of the Slurm job
         yield _refused("systemd scope", "not asked for: it would leave the limits of the Slurm job")
     else:
-        yield Attempt("systemd scope", lambda: _systemd_scope(name, memory_bytes, pids))
-    if os.geteuid() == 0:
+        yield Attempt("systemd scope", lambda: _systemd_scope(name, memory_bytes, pids, priority))
+    if os.geteuid() == 0 and "SLURM_JOB_ID" not in os.environ:  # above are the limits of the Slurm job
         for parent in _ancestors(unified.own):
-            yield Attempt("cgroup v2 above", partial(V2Run, f"{parent}/{name}", memory_bytes, pids))
+            yield Attempt("cgroup v2 above", partial(V2Run, f"{parent}/{name}", memory_bytes, pids, priority))
     # Who is not root can only write to what was delegated. Root can write anywhere, and must not rearrange a host: for
     # it, the root of a cgroup namespace that is not that of the host (which has no cgroup.type) was delegated.
     is_container = unified.own == unified.mount_point and os.path.exists(f"{unified.own}/cgroup.type")
     if os.geteuid() != 0 or is_container:
-        yield Attempt("delegated cgroup v2", lambda: open_delegated(unified.own, name, memory_bytes, pids))
+        yield Attempt("delegated cgroup v2", lambda: open_delegated(unified.own, name, memory_bytes, pids, priority))
+
+
+def _v1_io(mounts: list[CgroupMount]) -> dict[str, str]:
+    own = next((m.own for m in mounts if m.version == 1 and IO_CONTROLLER in m.controllers), None)
+    return {} if own is None else {IO_CONTROLLER: own}
 
 
 def _refused(name: str, reason: str) -> Attempt:
@@ -151,7 +164,7 @@ def _ancestors(path: str) -> Iterator[str]:
         yield path
 
 
-def _systemd_scope(name: str, memory_bytes: int, pids: int | None) -> RunCgroup:
+def _systemd_scope(name: str, memory_bytes: int, pids: int | None, priority: Priority) -> RunCgroup:
     """A delegated scope for this process, by one D-Bus call per run; org.freedesktop.systemd1(5).
 
     The nursery goes into a leaf of the scope, the jobs into its sibling: a cgroup that hands controllers down may
@@ -162,7 +175,9 @@ def _systemd_scope(name: str, memory_bytes: int, pids: int | None) -> RunCgroup:
     command = ["busctl"] + ([] if os.geteuid() == 0 else ["--user"])
     command += ["call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
     command += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))"]
-    command += [f"{name}.scope", "fail", "2", "PIDs", "au", "1", str(os.getpid()), "Delegate", "b", "true", "0"]
+    weights = scope_properties(priority)  # beside the other units of the same manager
+    command += [f"{name}.scope", "fail", str(2 + len(weights) // 3)]
+    command += ["PIDs", "au", "1", str(os.getpid()), "Delegate", "b", "true", *weights, "0"]
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=_SCOPE_SECONDS, check=False, env=environment
@@ -173,9 +188,9 @@ def _systemd_scope(name: str, memory_bytes: int, pids: int | None) -> RunCgroup:
         raise OSError(f"systemd refused a delegated scope: {result.stderr.strip()}")
     scope = _await_scope(name)
     os.mkdir(f"{scope}/nursery")
-    cgroup.write(f"{scope}/nursery/cgroup.procs", os.getpid())
-    cgroup.write(f"{scope}/cgroup.subtree_control", "+memory +cpu +pids")
-    return V2Run(f"{scope}/jobs", memory_bytes, pids)
+    pseudofile.write(f"{scope}/nursery/cgroup.procs", os.getpid())
+    hand_down(scope)
+    return V2Run(f"{scope}/jobs", memory_bytes, pids, priority)
 
 
 def _await_scope(name: str) -> str:
@@ -195,15 +210,19 @@ class Namespaces:
     kind: str  # "root", "user" or "none"
     refusal: str  # "" unless none
     processes_beside: int  # what RLIMIT_NPROC counts beside a job
+    layers_refusal: str = ""  # why no layer can be laid over the working directory
+    layers_apart: bool = False
+    home_layer: bool = False
 
 
-def try_namespaces(name: str) -> Namespaces:
-    """Send a job that does nothing through a whole sandbox, in a process of its own. Takes about 10 ms.
+def try_namespaces(name: str, workdir: str) -> Namespaces:
+    """Send a job that does nothing through a whole sandbox, in a process of its own. Takes 20 ms or more.
 
     Not by the kernel's version or settings: namespaces can be there and mounts in them refused (AppArmor, containers).
 
     Args:
         name: for its scratch directory in the system's temporary directory, which is removed.
+        workdir: a directory over which a layer is laid.
 
     """
     kind = "root" if os.geteuid() == 0 else "user"
@@ -212,7 +231,7 @@ def try_namespaces(name: str) -> Namespaces:
     if pid == 0:
         answer: dict[str, object] = {"refusal": "the process that tried them died"}
         try:
-            answer = _try_inside(kind, f"{tempfile.gettempdir()}/{name}")
+            answer = _try_inside(kind, f"{tempfile.gettempdir()}/{name}", workdir)
         except (OSError, SandboxError) as error:
             answer = {"refusal": str(error)}
         except BaseException:  # a bug of ours
@@ -228,7 +247,7 @@ def try_namespaces(name: str) -> Namespaces:
     if answer.get("refusal"):
         return Namespaces("none", str(answer["refusal"]), _own_threads() + _SPARE_PROCESSES)
     own = _OWN_PROCESSES if answer["counts_processes"] else _own_threads() + _SPARE_PROCESSES
-    return Namespaces(kind, "", own)
+    return Namespaces(kind, "", own, str(answer["layers"]), bool(answer["apart"]), bool(answer["home"]))
 
 
 def _own_threads() -> int:
@@ -241,29 +260,65 @@ def _own_threads() -> int:
     return total
 
 
-def _try_inside(kind: str, scratch_base: str) -> dict[str, object]:
+def _try_inside(kind: str, scratch_base: str, workdir: str) -> dict[str, object]:
     base = prepare(kind)
     counts = kind == "user" and counts_processes_by_namespace()
-    scratch = Scratch(scratch_base, base.private)
+    home = os.path.realpath(os.path.expanduser("~"))
+    guarded = Files(FilePolicy.GUARD, layers=(workdir,))
+    kinds = [guarded, replace(guarded, apart=True), Files()]
+    if home != "/" and os.path.isdir(home) and not below(home, workdir):
+        kinds = [replace(guarded, home=home), replace(guarded, home=home, apart=True), *kinds]
+    refusals: list[str] = []
+    for files in kinds:
+        refusal = _try_view(base, View(scratch_base, workdir=workdir if files.layers else "/", files=files))
+        if not refusal:
+            layers = "" if files.layers else refusals[-1]
+            found = {"layers": layers, "apart": files.apart, "home": files.home is not None}
+            return {"counts_processes": counts, **found}
+        refusals.append(refusal)
+    return {"refusal": refusals[-1]}
+
+
+def _try_view(base: Base, view: View) -> str:
+    """Why a process cannot enter a sandbox, or write to the layer in it; "" if it can."""
+    name = f".forge-probe-{os.getpid()}"
+
+    def execute(*_: object) -> dict[str, object]:
+        if view.files.layers:
+            os.mkdir(f"{view.workdir}/{name}")
+        return {"exit_code": 0}
+
+    scratch = Scratch(view.scratch_base, base.private)
+    stock = Layers()
     try:
-        view = View(scratch_base, Network.ON, (), "/", (), interactive=False, gpus=())
-        inside = Inside(view, base, scratch, lambda *_: {"exit_code": 0}, as_init=True)
-        try:
-            inside.order(b"", {}, None, None, ())
-            text = b""
-            while select.select([inside.result_fd], [], [], _SCOPE_SECONDS)[0]:
-                if not (chunk := os.read(inside.result_fd, 65536)):
-                    break
-                text += chunk
-        finally:
-            os.kill(inside.started.pid, signal.SIGKILL)
-            os.waitpid(inside.started.pid, 0)
+        layers = tuple(stock.take_all(view.files, view.workdir, "probe", scratch.slot))
+        text = _ask(Inside(view, base, scratch, layers, forking(base, execute, as_init=True), as_init=True))
+        written = not layers or os.path.isdir(f"{layers[0].upper}/{name}")
+    except OSError as error:
+        return str(error)
     finally:
+        stock.close()
         scratch.remove()
     result = json.loads(text or b"{}")
     if result.get("exit_code") == 0:
-        return {"counts_processes": counts}
-    return {"refusal": str(result.get("setup_error", "a process that was to enter its sandbox died on the way"))}
+        return "" if written else "what was written to a layer went elsewhere"
+    return str(result.get("setup_error", "a process that was to enter its sandbox died on the way"))
+
+
+def _ask(inside: Inside) -> bytes:
+    """What it says at its end."""
+    try:
+        inside.order(b"", {}, Bounds(None, None), [], None, ())
+        text = b""
+        while select.select([inside.result_fd], [], [], _SCOPE_SECONDS)[0]:
+            if not (chunk := os.read(inside.result_fd, 65536)):
+                break
+            text += chunk
+    finally:
+        os.kill(inside.started.pid, signal.SIGKILL)
+        os.waitpid(inside.started.pid, 0)
+        inside.close()
+    return text
 
 
 def host_memory_bytes() -> int:

@@ -8,14 +8,14 @@ each job; the slot itself is what the job sees as /tmp and /var/tmp.
 from __future__ import annotations
 
 import os
-import shutil
-import stat
+import re
 from collections.abc import Iterator
-from contextlib import suppress
 
 from ..errors import SandboxError
+from .directories import among_others, remove_if_empty, remove_tree
 from .disk import Meter
 
+_SLOT = re.compile(r"slot-(?P<pid>\d+)")
 SEEN_AS = ("/tmp", "/var/tmp")  # noqa: S108
 
 
@@ -32,11 +32,11 @@ class Scratch:
         self.base = base
         self.slot = slot_path(base, os.getpid())
         self.root = f"{self.slot}/tmp"  # noqa: S108
-        self.places = f"{self.slot}/view"  # for mounts.view_steps
+        self.places = f"{self.slot}/view"  # for view.view_steps
         self.private = {d: self.root for d in private if d in SEEN_AS}
         self._inner = f"{self.root}/idle"
         try:
-            self._make_slot()
+            among_others(self._make_slot)
             os.mkdir(self.root)
             os.chmod(self.root, 0o1777)  # as /tmp is; the base above it keeps others out
             os.mkdir(self._inner, 0o700)
@@ -47,15 +47,8 @@ class Scratch:
             ) from error
 
     def _make_slot(self) -> None:
-        for attempt in range(10):
-            os.makedirs(self.base, mode=0o700, exist_ok=True)
-            try:
-                for number in range(len(self.private) + 1):
-                    os.makedirs(f"{self.places}/{number}", exist_ok=True)
-                return
-            except FileNotFoundError:  # another supervisor has just removed the empty base
-                if attempt == 9:
-                    raise
+        os.makedirs(self.base, mode=0o700, exist_ok=True)
+        os.makedirs(self.places, exist_ok=True)
 
     def begin(self, name: str) -> None:
         """Give the slot to a job.
@@ -69,29 +62,22 @@ class Scratch:
         self._inner = inner
 
     @property
-    def path(self) -> str:
-        """$TMPDIR as the host sees it."""
-        return self._inner
+    def is_private(self) -> bool:
+        """Whether the job sees it as its /tmp, and not where it is."""
+        return SEEN_AS[0] in self.private
 
     @property
     def seen_path(self) -> str:
         """$TMPDIR as the job sees it: short, because sockets have at most 108 characters for theirs (unix(7))."""
-        return f"{SEEN_AS[0]}/{os.path.basename(self._inner)}" if SEEN_AS[0] in self.private else self._inner
+        return f"{SEEN_AS[0]}/{os.path.basename(self._inner)}" if self.is_private else self._inner
 
-    def meter(self, limit_bytes: int | None) -> Meter:
-        """What measures all of the slot that the job sees."""
-        return Meter(self.root, self._inner, SEEN_AS[0] if SEEN_AS[0] in self.private else self.root, limit_bytes)
+    def meter(self, limit_bytes: int | None, staged: tuple[tuple[str, str], ...]) -> Meter:
+        """What measures all of the slot that the job sees, and the directories of its layers."""
+        return Meter(self.root, self._inner, SEEN_AS[0] if self.is_private else self.root, limit_bytes, staged)
 
-    def take(self, path: str) -> None:
-        """Move a declared output that lies directly in a private directory to its real place.
-
-        Raises:
-            OSError: if it cannot be moved. A missing file is none of this function's business.
-
-        """
-        inner = f"{self.root}/{os.path.basename(path)}"
-        if os.path.dirname(path) in self.private and os.path.lexists(inner):
-            shutil.move(inner, path)
+    def inner_path(self, path: str) -> str | None:
+        """Where a file that lies directly in a private directory is; None if that directory is not private here."""
+        return f"{self.root}/{os.path.basename(path)}" if os.path.dirname(path) in self.private else None
 
     def end(self, exposed: tuple[str, ...]) -> None:
         """Empty the slot for the next job; replaced by a new one where that does not work out.
@@ -124,6 +110,7 @@ class Scratch:
         """
         kept = f"{self.base}/kept-{os.path.basename(self._inner)}"
         os.rename(self.root, kept)
+        self.remove()  # what is left of the slot
         return kept
 
     def remove(self) -> None:
@@ -173,11 +160,23 @@ def slot_path(base: str, pid: int) -> str:
     return f"{base}/slot-{pid}"
 
 
+def slots(base: str) -> Iterator[tuple[str, int]]:
+    """The slots in a base, each with the supervisor whose it was.
+
+    Raises:
+        OSError: if there is no such base.
+
+    """
+    for name in sorted(os.listdir(base)):
+        match = _SLOT.fullmatch(name)
+        if match is not None:
+            yield f"{base}/{name}", int(match["pid"])
+
+
 def remove_slot(base: str, slot: str) -> None:
     """Remove a slot, also that of a supervisor that died; never follows a link."""
-    _remove_tree(slot)
-    with suppress(OSError):
-        os.rmdir(base)
+    remove_tree(slot)
+    remove_if_empty(base)
 
 
 def _empty(directory: str, keep: frozenset[str]) -> None:
@@ -189,23 +188,4 @@ def _empty(directory: str, keep: frozenset[str]) -> None:
             elif entry.path in keep:
                 _empty(entry.path, keep)
             else:
-                _remove_tree(entry.path)
-
-
-def _remove_tree(root: str) -> None:
-    """Remove a tree whatever its modes are (an ordinary user meets directories without permissions)."""
-
-    def open_up_and_retry(function: object, path: str, info: object) -> None:
-        del function, info
-        for directory in (os.path.dirname(path), path):
-            with suppress(OSError):
-                if stat.S_ISDIR(os.lstat(directory).st_mode):
-                    os.chmod(directory, 0o700)
-        with suppress(OSError):
-            if stat.S_ISDIR(os.lstat(path).st_mode):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.unlink(path)
-
-    if os.path.lexists(root):
-        shutil.rmtree(root, onerror=open_up_and_retry)
+                remove_tree(entry.path)

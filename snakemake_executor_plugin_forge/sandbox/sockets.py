@@ -22,7 +22,7 @@ _SOCKETS = (
     "/run/docker.sock", "/run/systemd/private", "/run/snapd.socket",
     "/var/lib/lxd/unix.socket", "/var/snap/lxd/common/lxd/unix.socket", "/var/lib/incus/unix.socket",
 )  # fmt: skip
-_VARIABLES = (
+VARIABLES = (
     "SSH_AUTH_SOCK", "SSH_AGENT_PID", "GPG_AGENT_INFO", "DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS",
     "XDG_RUNTIME_DIR", "DOCKER_HOST", "CONTAINER_HOST", "TMUX", "STY",
 )  # fmt: skip
@@ -41,7 +41,7 @@ def hide(environment: Mapping[str, str]) -> None:
         OSError: the call that is refused.
 
     """
-    named = [_socket_in(environment.get(name, "")) for name in _VARIABLES]
+    named = [_socket_in(environment.get(name, "")) for name in VARIABLES]
     here = os.getcwd() + "/"
     for path in sorted({os.path.realpath(p) for p in (*_DIRECTORIES, *_SOCKETS, *named) if p}):
         mode = _mode(path)
@@ -50,12 +50,6 @@ def hide(environment: Mapping[str, str]) -> None:
             syscalls.mount("forge-hidden", path, "tmpfs", flags, "mode=755,size=4k")
         elif stat.S_ISSOCK(mode):
             syscalls.bind(os.devnull, path, recursive=False)
-
-
-def forget() -> None:
-    """Take the variables that lead there out of this process's environment, which its jobs inherit."""
-    for name in _VARIABLES:
-        os.environ.pop(name, None)
 
 
 def _socket_in(value: str) -> str:

@@ -7,7 +7,7 @@ and for read-only cgroup file systems. It is called *soft* everywhere, because i
   get there;
 * processes are limited by the kernel where it counts RLIMIT_NPROC for each user namespace (Linux 5.14 and newer), and
   polled elsewhere;
-* CPU time is not limited, nor is the sum of what all jobs use.
+* CPU time is not limited, nor is the sum of what all jobs use. A nice value holds: see sessions.py.
 
 A supervisor has one job at a time: the job is what is below the supervisor. Sources: proc_pid_statm(5),
 proc_pid_smaps(5), proc_pid_stat(5), getrlimit(2).
@@ -16,14 +16,14 @@ proc_pid_smaps(5), proc_pid_stat(5), getrlimit(2).
 from __future__ import annotations
 
 import os
-import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
 from ..model import CpuMode, Limits
-from . import sweep
-from .cgroup import Counters, Sample
+from . import pseudofile, sweep
+from .cgroup import Counters, Sample, kill_all
+from .sessions import Sessions
 
 PLACE = "polled through /proc"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -42,12 +42,14 @@ class SoftRun:
     version: str = "soft"
     place: str = PLACE
     missing: tuple[str, ...] = ("cpu", "run")
+    io_place: str | None = None
 
     def create_job(self, name: str, limits: Limits, cpu: CpuMode) -> SoftJob:
         """See :class:`.cgroup.RunCgroup`."""
         del name, cpu
         memory = self.memory_bytes if limits.memory_bytes is None else min(limits.memory_bytes, self.memory_bytes)
-        return SoftJob(os.getpid(), memory, limits.pids, self.namespaced)
+        has_own = limits.memory_bytes is not None
+        return SoftJob(os.getpid(), memory, limits.pids, self.namespaced, own_limit=has_own, nice=limits.nice)
 
     def prepare(self) -> None:
         """See :class:`.cgroup.RunCgroup`: nothing to be made."""
@@ -61,6 +63,9 @@ class SoftRun:
         """See :class:`.cgroup.RunCgroup`: nothing limits the sum."""
         return False
 
+    def release(self) -> None:
+        """See :class:`.cgroup.RunCgroup`: nothing was made."""
+
     def remove(self) -> None:
         """Nothing is left behind in /proc."""
 
@@ -68,13 +73,17 @@ class SoftRun:
 class SoftJob:
     """What is below one supervisor."""
 
-    def __init__(self, supervisor: int, memory_bytes: int, pids: int | None, namespaced: bool) -> None:
+    def __init__(
+        self, supervisor: int, memory_bytes: int, pids: int | None, namespaced: bool, *, own_limit: bool, nice: int
+    ) -> None:
         self._supervisor = supervisor
         self._memory_bytes = memory_bytes
+        self._own_limit = own_limit  # else it is the run's
         self._pids = pids
         self._namespaced = namespaced
         self._holder: int | None = None
-        self._last = Counters()
+        self._sessions = Sessions(nice)
+        self._last = Counters(polled=True)
         self._memory_now = 0
         self._looked_at = time.monotonic()
         self._growth = float(_SLOWEST_GROWTH)
@@ -93,6 +102,7 @@ class SoftJob:
         last = self._last
         everything = sweep.descendants(self._supervisor)
         job = [pid for pid in everything if pid != self._holder]
+        self._sessions.lower(job)
         threads = sum(map(_threads, job))
         memory = self._memory(job)
         now = time.monotonic()
@@ -107,7 +117,9 @@ class SoftJob:
             cpu_seconds=max(last.cpu_seconds, sum(map(_cpu_seconds, everything))),
             pids_peak=max(last.pids_peak, threads),
             oom_kills=last.oom_kills or int(too_large),
+            memory_exhausted=last.memory_exhausted or (too_large and self._own_limit),
             pids_hits=last.pids_hits + int(too_many),
+            polled=True,
         )
         return Sample(
             memory_anon_bytes=memory,
@@ -124,9 +136,7 @@ class SoftJob:
 
     def kill(self, others: list[int]) -> None:
         """See :class:`.cgroup.JobCgroup`."""
-        for pid in {*self.pids(), *others}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_all([*self.pids(), *others])
 
     def _memory(self, job: list[int]) -> int:
         """Bytes that cannot be given up: anonymous memory, and shared memory once, mapped or not.
@@ -152,8 +162,8 @@ class SoftJob:
         if self._holder is None:
             return job
         try:
-            holders = sweep.read(f"/proc/{self._holder}/statm")
-            return [pid for pid in job if sweep.read(f"/proc/{pid}/statm") != holders]
+            holders = pseudofile.read(f"/proc/{self._holder}/statm")
+            return [pid for pid in job if pseudofile.read(f"/proc/{pid}/statm") != holders]
         except OSError:  # one of them has just ended
             return job
 
@@ -202,7 +212,7 @@ class Orphans:
 
 def _resident_bytes(pid: int) -> int:
     try:
-        return int(sweep.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+        return int(pseudofile.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
     except (OSError, IndexError):
         return 0
 
@@ -210,7 +220,7 @@ def _resident_bytes(pid: int) -> int:
 def _proportional_bytes(pid: int) -> tuple[int, int]:
     """Anonymous and shared memory; shared pages are divided by those who share them. Else what is resident."""
     try:
-        text = sweep.read(f"/proc/{pid}/smaps_rollup")
+        text = pseudofile.read(f"/proc/{pid}/smaps_rollup")
     except OSError:
         return _resident_bytes(pid), 0
     table = {line.split(b":")[0]: line for line in text.splitlines()[1:]}

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from . import syscalls
+from .pseudofile import read
 
 _PAUSE_MILLISECONDS = 5
 
@@ -51,15 +52,6 @@ def _children(pid: int) -> Iterator[int]:
             yield from map(int, read(f"/proc/{pid}/task/{thread}/children").split())
 
 
-def read(path: str) -> bytes:
-    """A file of /proc, whole if it is not larger than 64 KiB."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 65536)
-    finally:
-        os.close(fd)
-
-
 def stat(pid: int) -> list[bytes]:
     """The fields of /proc/PID/stat from the third on (state, ppid, pgrp, session, ...): proc_pid_stat(5).
 
@@ -76,6 +68,14 @@ def is_dead(pid: int) -> bool:
         return stat(pid)[0] in (b"Z", b"X")
     except OSError:
         return True
+
+
+def command_name(pid: int) -> str:
+    """The name of its program, at most 15 bytes: proc_pid_comm(5). Empty if it has ended."""
+    try:
+        return read(f"/proc/{pid}/comm").decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
 
 
 def kill_below(root: int) -> None:

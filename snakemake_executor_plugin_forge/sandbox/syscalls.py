@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
@@ -31,7 +32,6 @@ MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_MOVE = 0x2000
 MS_REC = 0x4000
-MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MNT_DETACH = 2
 
@@ -47,6 +47,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 _MOUNT_SETATTR = 442  # the same on every architecture, since Linux 5.12
 _CLONE3 = 435  # likewise, since Linux 5.3
 _AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _AT_RECURSIVE = 0x8000
 _MOUNT_ATTR_RDONLY = 0x1
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}.get(os.uname().machine)
@@ -58,6 +59,8 @@ _FS_TOPDIR_FL = 0x00020000
 _SYSLOG_ACTION_READ_ALL = 3
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x41
+
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _holding_lock = ctypes.PyDLL(None, use_errno=True)  # the interpreter's: for fork
@@ -149,22 +152,33 @@ def bind(source: str, target: str, *, recursive: bool = True) -> None:
 
 
 def bind_read_only_steps(path: str) -> list[Step]:
-    """Make the tree mounted at ``path``, with all mounts below it, read-only: mount_setattr(2).
+    """Make the tree at ``path``, which is below a mount or is one, with all mounts in it, read-only.
 
     Where the kernel is older than 5.12: ``path`` alone.
     """
-    if _has_mount_setattr():
-        attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
-        size = ctypes.c_size_t(len(attributes))
-        arguments = (_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), _AT_RECURSIVE, attributes, size)
-        last: Step = (_libc.syscall, arguments, f"mount_setattr {path}")
-    else:
-        last = mount_step("none", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY)
-    return [bind_step(path, path), last]
+    if has_mount_setattr():
+        return [bind_step(path, path), read_only_step(path)]
+    return [bind_step(path, path), mount_step("none", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY)]
+
+
+def read_only_step(path: str) -> Step:
+    """Make what is mounted at ``path``, with all that is mounted in it, read-only: mount_setattr(2), Linux 5.12."""
+    return _attributes_step(path, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY, 0)
+
+
+def writable_step(path: str) -> Step:
+    """Undo that for the mount at ``path`` alone."""
+    return _attributes_step(path, 0, 0, _MOUNT_ATTR_RDONLY)
+
+
+def _attributes_step(path: str, flags: int, add: int, remove: int) -> Step:
+    attributes = struct.pack("=QQQQ", add, remove, 0, 0)
+    arguments = (_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), flags, attributes, ctypes.c_size_t(len(attributes)))
+    return _libc.syscall, arguments, f"mount_setattr {path}"
 
 
 @functools.cache
-def _has_mount_setattr() -> bool:
+def has_mount_setattr() -> bool:
     """Asked by a call that can only fail: with a structure of no size."""
     _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", 0, None, ctypes.c_size_t(0))
     return ctypes.get_errno() != errno.ENOSYS
@@ -274,3 +288,48 @@ def spread_subdirectories(directory: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def exchange(one: str, other: str) -> None:
+    """Two files or directories change places, in one step where the file system can: RENAME_EXCHANGE of rename(2).
+
+    Raises:
+        OSError: if they cannot.
+
+    """
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, f"exchange {one} and {other}: {os.strerror(number)}")
+    aside = f"{one}.forge-old"  # NFS and others
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
+
+
+def sync_file_system(path: str) -> None:
+    """Write everything of the file system of ``path`` to its disk: syncfs(2).
+
+    Raises:
+        OSError: for an error of the disk since the last time.
+
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        run([(_libc.syncfs, (fd,), f"syncfs {path}")])
+    finally:
+        os.close(fd)
+
+
+def start_writeback(path: str) -> None:
+    """Have the kernel begin to write a file to its disk, and wait for nothing: sync_file_range(2).
+
+    No error where that is not possible: whoever needs the file on disk waits for it by fsync(2).
+    """
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+        finally:
+            os.close(fd)

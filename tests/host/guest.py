@@ -30,6 +30,11 @@ COMMAND_LINE = (
     "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on systemd.show_status=0 "
     "systemd.unified_cgroup_hierarchy=1"
 )
+CGROUP_V1 = "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
+"""What makes systemd mount version 1 instead, if it comes last."""
+SLOW_BYTES = 64 << 20
+SLOW = "throttling.iops-total=200"
+"""A disk on which I/O takes its time, so that two jobs have to wait for each other: test_io_weight.py."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +47,53 @@ class Result:
     seconds: float
 
 
-def boot(script: str, share: Path, *, timeout: float = 900, memory: str = "1536M", cpus: int = 2) -> Result:
+def boot(
+    script: str,
+    share: Path,
+    *,
+    timeout: float = 900,
+    memory: str = "1536M",
+    cpus: int = 2,
+    kernel: str = "",
+    disk: Path | None = None,
+) -> Result:
     """Boot the guest, run a script as root in it and power it off.
 
-    `share` is the directory of the host that the guest sees as /host. Raise GuestError when there is no
-    guest or when it ends without the script's exit status.
+    `share` is the directory of the host that the guest sees as /host, `kernel` is added to the kernel's command
+    line, `disk` is an image that the guest has as /dev/vdd and that keeps what is written to it. Raise GuestError when
+    there is no guest or when it ends without the script's exit status.
     """
-    guest_image.install(guest_image.TO_BOOT)
-    _compile()
+    prepare()
     control = share / ".guest"
     control.mkdir(parents=True)
+    _slow_disk(control)
     (control / "script").write_text(script)
     (control / "env").write_text(_environment(timeout))
     (control / "mounts").write_text(_mounts())
-    with guest_image.image() as image, guest_python.disk() as python:
-        command = _qemu(image, python, share, ["-m", memory, "-smp", str(cpus)])
+    with guest_image.image() as image, guest_python.disk() as python:  # held: nobody removes them
+        command = _qemu(image, python, share, ["-m", memory, "-smp", str(cpus)], f"{COMMAND_LINE} {kernel}")
+        if disk is not None:
+            command += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
         start = time.monotonic()
         ended = _run(command, control / "console", timeout)
         return _result(control, ended, time.monotonic() - start)
+
+
+def prepare() -> None:
+    """Build what is booted, if it is not there. Raise GuestError if that fails."""
+    guest_image.install(guest_image.TO_BOOT)
+    _compile()
+    with guest_image.image(), guest_python.disk():
+        pass
+
+
+def _slow_disk(control: Path) -> None:
+    """Make a file system with two files, of which tests read; its blocks are there, and not holes."""
+    tree = control / "slow"
+    tree.mkdir()
+    for name in ("1000", "50"):
+        (tree / name).write_bytes(os.urandom(SLOW_BYTES // 8))
+    guest_image.make_disk(tree, control / "slow.img", SLOW_BYTES)
 
 
 def _compile() -> None:
@@ -99,16 +133,17 @@ def _accelerator() -> list[str]:
     return ["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]
 
 
-def _qemu(image: Path, python: Path, share: Path, size: list[str]) -> list[str]:
+def _qemu(image: Path, python: Path, share: Path, size: list[str], line: str) -> list[str]:
     """Return the command that boots the guest. setpriv ends qemu when this process ends, however it does."""
     qemu = which("qemu-system-x86_64") or "qemu-system-x86_64"
     command = [which("setpriv") or "setpriv", "--pdeathsig", "KILL", qemu, "-M", "pc", *_accelerator(), *size]
     command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot", "-serial", "stdio"]
-    command += ["-kernel", f"{image}/vmlinux", "-initrd", f"{image}/initrd.gz", "-append", COMMAND_LINE]
+    command += ["-kernel", f"{image}/vmlinux", "-initrd", f"{image}/initrd.gz", "-append", line]
     command += ["-device", "virtio-rng-pci"]
     # /dev/vda and /dev/vdb; what the guest writes there is thrown away
     for disk in (f"{image}/root.img", f"{python}/python.img"):
         command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
+    command += ["-drive", f"file={share}/.guest/slow.img,format=raw,if=virtio,cache=unsafe,{SLOW}"]  # /dev/vdc
     for tag, path, readonly in (("host", share, "off"), ("checkout", CHECKOUT, "on")):
         options = f"path={path},security_model=none,multidevs=remap,readonly={readonly}"
         command += ["-fsdev", f"local,id={tag},{options}"]

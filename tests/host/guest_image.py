@@ -30,6 +30,7 @@ MODULES = (
     "overlay",
     "fuse",
     "virtio_rng",
+    "bfq",
 )
 TESTER = 1000
 

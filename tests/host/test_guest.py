@@ -4,9 +4,12 @@ A host that cannot have the guest fails these tests: containment that was not tr
 FORGE_GUEST_TIMEOUT is the number of seconds that the guest may take (3600).
 """
 
+from pathlib import Path
+
 import pytest
 
-from tests.host import guest_tests
+from tests.host import guest, guest_tests
+from tests.host.guest_cache import GuestError
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(7200)]
 
@@ -19,3 +22,26 @@ def test_in_guest(user: str, guest_reports: dict[str, guest_tests.Report] | str)
     complaint = guest_reports[user].complaint
     if complaint:
         pytest.fail(complaint, pytrace=False)
+
+
+# bfq alone: the cost model is of version 2.
+WEIGHTS = """
+cd "$FORGE_GUEST_CHECKOUT"
+install -d /work/root
+export PYTEST_TIMEOUT=600 FORGE_TEST_PATIENCE=3 HYPOTHESIS_STORAGE_DIRECTORY=/work/root/hypothesis
+grep -q ' /sys/fs/cgroup/blkio cgroup ' /proc/mounts || exit 1
+"$FORGE_GUEST_PYTHON" -m pytest -rP -m kernel -p no:cacheprovider --basetemp=/work/root/tmp -k "jobs and bfq" \
+  tests/integration/test_io_weight.py
+"""
+
+
+@pytest.mark.busy
+def test_weights_for_io_under_cgroup_v1(tmp_path: Path) -> None:
+    """In a guest of its own: no disk of this host may be changed, whatever version its cgroups have."""
+    try:
+        done = guest.boot(WEIGHTS, tmp_path, kernel=guest.CGROUP_V1)
+    except GuestError as error:
+        pytest.fail(str(error), pytrace=False)
+    assert done.status == 0, done.output
+    assert "1 passed" in done.output
+    print(done.output)

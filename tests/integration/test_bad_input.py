@@ -37,6 +37,8 @@ def _run(directory: Path, directives: str = "", *arguments: str) -> Result:
         ("resources: runtime=-5", (), ["Rule second: runtime=-5 must be above zero"]),
         ("resources: forge_netwrok='off'", (), ["Rule second: resource forge_netwrok", "Did you mean forge_network?"]),
         ("resources: forge_network='of'", (), ["forge_network='of' is not one of on, off"]),
+        ("resources: forge_nice=-5", (), ["Rule second: resource forge_nice=-5 must be a whole number between 0 and 19"]),
+        ("", ("--forge-io-weight", "0"), ["--forge-io-weight=0: must be between 1 and 10000"]),
         ("", ("--forge-memory", "lots"), ["--forge-memory=lots: not a size"]),
         ("", ("--forge-pids", "0"), ["--forge-pids=0: must be between 1 and"]),
         ("", ("--forge-grace", "soon"), ["--forge-grace=soon: not a time"]),

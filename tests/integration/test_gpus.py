@@ -19,9 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import command, residue, run, write_workflow
-
-pytestmark = pytest.mark.kernel
+from ..conftest import PATIENCE, command, residue, run, write_workflow
 
 # The nodes that it sees, the variable, what it sees of all the others, and which it can use.
 LOOK = (
@@ -275,14 +273,14 @@ def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str], numbe
             input: expand("{i}.out", i=range(5))
         rule one:
             output: "{i}.out"
-            resources: gpu=1
+            resources: gpu=1, forge_files="open"
             shell: "touch begun.{wildcards.i}; sleep 1000; touch {output}"
         """)
     snakemake = subprocess.Popen(
         command("forge", "-j5", "--forge-gpus", ",".join(gpus)),
         cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * PATIENCE
     while len(list(workdir.glob("begun.*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)

@@ -103,7 +103,7 @@ rule retried:
     output: "retried.txt"
     retries: 2
     resources: attempt_mb=lambda wildcards, attempt: attempt * 100
-    shell: "echo try >> tries.txt; [ {resources.attempt_mb} -ge 200 ] && echo {resources.attempt_mb} > {output}"
+    shell: "echo {resources.attempt_mb} > {output}; [ {resources.attempt_mb} -ge 200 ]"
 
 checkpoint split:
     output: directory("parts")

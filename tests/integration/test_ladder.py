@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ import pytest
 
 from snakemake_executor_plugin_forge.sandbox.cgroup_v2 import open_delegated
 from snakemake_executor_plugin_forge.sandbox.probe import cgroup_mounts
+from snakemake_executor_plugin_forge.sandbox.sweep import command_name
 
 from .. import ordinary
-from ..conftest import Result, command, residue, write_workflow
+from ..conftest import PATIENCE, Result, command, residue, write_workflow, written
 
 ROOT = Path(__file__).parents[2]
 DOCTOR = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "doctor"]
@@ -122,7 +125,7 @@ def test_an_ordinary_user_without_a_cgroup(place: Path, namespaces: bool) -> Non
     assert result.read("ok.out").strip() == str(ordinary.UID)
     for attempt in result.attempts():
         assert attempt["isolation"]["limits"] == "soft"
-        assert attempt["isolation"]["not_enforced"] == ["cpu", "run"]
+        assert attempt["isolation"]["not_enforced"] == ["cpu", "run", *([] if namespaces else ["files"])]
         assert ("pid-ns" in attempt["isolation"]["mechanisms"]) == namespaces
     reason = result.attempt("oom")["reason"]
     assert "polled" in reason and "raise the rule's mem_mb" in reason
@@ -159,15 +162,20 @@ rule a:
         [*ordinary.prefix(namespaces=namespaces), *command("forge", "-j1")], cwd=place, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    deadline = time.monotonic() + 30
-    while not (place / "started").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.3)
-    for pid in _survivors():  # all supervisors: the idle ones have nothing to lose
-        if Path("/proc", pid, "comm").read_text().strip() == victim:
-            os.kill(int(pid), signal.SIGKILL)
-    process.wait(60)
+    try:
+        deadline = time.monotonic() + 30 * PATIENCE
+        while not written(place, "started"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)
+        for pid in map(int, _survivors()):  # all supervisors: the idle ones have nothing to lose
+            with suppress(ProcessLookupError):  # the death of another one was its own
+                if command_name(pid) == victim:
+                    os.kill(pid, signal.SIGKILL)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
     (attempt,) = Result(process.returncode, "", place).attempts("a")
     assert attempt["outcome"] in ("lost", "cancelled")
     deadline = time.monotonic() + 2
@@ -229,8 +237,9 @@ def test_doctor_without_namespaces_says_which_sysctl(place: Path) -> None:
 @pytest.mark.kernel
 def test_doctor_of_root(workdir: Path) -> None:
     code, report = _doctor(workdir, [], "--require", "full")
-    assert (code, report["missing"], report["advice"]) == (0, [], [])
-    assert {row["state"] for row in report["enforced"]} == {"enforced"}
+    advice = [item for item in report["advice"] if "--forge-io-weight" not in item["why"]]  # a matter of its disks
+    assert (code, report["missing"], advice) == (0, [], [])
+    assert {row["state"] for row in report["enforced"] if row["what"] != "I/O weight"} == {"enforced"}
     left = [name for _, directories, _ in os.walk("/sys/fs/cgroup") for name in directories if "forge-doctor" in name]
     assert left == []
 
@@ -242,11 +251,11 @@ def test_a_cgroup_that_is_taken_away_is_noticed(workdir: Path) -> None:
         rule a:
             output: "a.out"
             resources: mem_mb=100
-            shell: "touch started; sleep 30; touch {output}"
+            shell: "touch started; sleep 300; touch {output}"
         """)
     process = subprocess.Popen(command("forge", "-j1"), cwd=workdir, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not (workdir / "started").exists():
+    deadline = time.monotonic() + 30 * PATIENCE
+    while not written(workdir, "started"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (run,) = (workdir / ".snakemake/forge/runs").iterdir()
@@ -256,14 +265,16 @@ def test_a_cgroup_that_is_taken_away_is_noticed(workdir: Path) -> None:
     try:
         while pids := (cgroup / "cgroup.procs").read_text().split():
             for pid in pids:
-                (shelter / "cgroup.procs").write_text(pid)
+                with suppress(ProcessLookupError):  # touch has ended meanwhile
+                    (shelter / "cgroup.procs").write_text(pid)
         cgroup.rmdir()
-        process.wait(30)
+        process.wait(30 * PATIENCE)
     finally:
         process.kill()
     attempt = Result(process.returncode, "", workdir).attempt("a")
     assert attempt["outcome"] == "failed"
-    assert "is gone: somebody removed or changed the job's cgroup" in attempt["reason"]
+    # Seen when it was empty already, or not before it was gone.
+    assert re.search("was emptied or removed from outside|somebody removed or changed the job's cgroup", attempt["reason"])
     assert residue(workdir) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Result, command, residue, write_workflow
+from ..conftest import PATIENCE, Result, command, residue, write_workflow, written
 
 WORKFLOW = """
 rule all:
@@ -33,7 +34,7 @@ OUTPUTS = ("0.out", "1.out", "2.out", "stubborn.out")
 
 def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
     """Poll; fail after ``seconds``, which only a hanging run reaches."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.02)
@@ -49,7 +50,7 @@ def started(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]
             cwd=directory, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
         )
     try:
-        wait_until(lambda: process.poll() is not None or all((directory / name).exists() for name in OUTPUTS))
+        wait_until(lambda: process.poll() is not None or all(written(directory, name) for name in OUTPUTS))
         assert process.poll() is None, (directory / "log.txt").read_text()
         wait_until(lambda: "Finished jobid" in (directory / "log.txt").read_text())
         yield process
@@ -116,12 +117,45 @@ def test_killed_nursery(workdir: Path) -> None:
     assert f"the nursery (pid {nursery}) was killed" in (workdir / "log.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("forge-nursery", "forge-launcher", "forge-super"), marks=pytest.mark.kernel, id="all"),
+        pytest.param(("forge-nursery", "forge-super"), id="all but the launcher"),
+    ],
+)
+@pytest.mark.parametrize("with_snakemake", [True, pytest.param(False, marks=pytest.mark.outside)])
+def test_many_killed_at_once(workdir: Path, names: tuple[str, ...], with_snakemake: bool) -> None:
+    """Nobody is left who could clear up: the kernel ends the jobs, and resume removes the rest."""
+    with started(workdir) as process:
+        victims = [pid for name in names for pid in descendants(process.pid, name)]
+        assert len(victims) > len(names)
+        for pid in [process.pid, *victims] if with_snakemake else victims:
+            os.kill(pid, signal.SIGKILL)
+        assert process.wait(60) != 0
+        wait_until(lambda: not [what for what in residue(workdir) if what.startswith("process")])
+    assert not any((workdir / name).exists() for name in OUTPUTS), "half-written outputs were left"
+    assert (workdir / "quick.out").read_text() == "quick\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "resume", "--", "--dry-run"],
+        cwd=workdir, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert residue(workdir) == []
+    assert "rule quick" not in done.stdout + done.stderr
+    outcomes = {(a["rule"], *a["wildcards"].values()): a["outcome"] for a in Result(1, "", workdir).attempts()}
+    assert outcomes.pop(("quick",)) == "succeeded"
+    assert len(outcomes) == len(OUTPUTS)
+    assert set(outcomes.values()) <= {"lost", "cancelled"}
+
+
 def test_killed_supervisor_loses_one_job_only(workdir: Path) -> None:
     write_workflow(workdir, """
         rule all:
             input: "long.out", expand("{i}.out", i=range(5))
         rule long:
             output: "long.out"
+            resources: forge_files="open"  # it waits for what comes from outside
             shell: "while [ ! -e long.go ]; do sleep 0.05; done; echo ok > {output}"
         rule victim:
             output: "{i}.out"
@@ -132,7 +166,7 @@ def test_killed_supervisor_loses_one_job_only(workdir: Path) -> None:
         process = subprocess.Popen(command("forge", "-j8", "-k"), cwd=workdir, stdout=log,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
-        wait_until(lambda: (workdir / "1.begun").exists())
+        wait_until(lambda: written(workdir, "1.begun"))
         (sleeper,) = [p for p in descendants(process.pid, "forge-super") if _runs_victim(p)]
         os.kill(sleeper, signal.SIGKILL)
         wait_until(lambda: "lost" in (workdir / "log.txt").read_text())
@@ -149,4 +183,8 @@ def test_killed_supervisor_loses_one_job_only(workdir: Path) -> None:
 
 def _runs_victim(supervisor: int) -> bool:
     below = [p for name in ("bash", "sleep", "sh") for p in descendants(supervisor, name)]
-    return any(b"1.begun" in Path(f"/proc/{p}/cmdline").read_bytes() for p in below)
+    for pid in below:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if b"1.begun" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return True
+    return False

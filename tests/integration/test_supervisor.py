@@ -12,8 +12,8 @@ import pytest
 PROGRAM = """
 import os, socket, sys, time
 from snakemake_executor_plugin_forge.backends.pool import _Orders
-from snakemake_executor_plugin_forge.backends.wire import Channel
-from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, RunContext
+from snakemake_executor_plugin_forge.backends.wire import Channel, Frame, Kind
+from snakemake_executor_plugin_forge.model import Config, FilePolicy, Host, JobRequest, RunContext
 from snakemake_executor_plugin_forge.plan import plan
 from snakemake_executor_plugin_forge.sandbox.enter import prepare
 from snakemake_executor_plugin_forge.sandbox.inside import Standby
@@ -25,7 +25,7 @@ place, fault = sys.argv[1:]
 def execute(payload, environment, scratch):
     with open("begun", "w") as file:
         print(os.readlink("/proc/self/ns/pid"), file=file)
-    if fault == "watch":
+    if fault in ("watch", "together"):
         time.sleep(1000)
     return {"exit_code": 0}
 
@@ -33,28 +33,38 @@ base = prepare("root")
 host = Host(2**30, 1, "soft", "", "root", "", ())
 run = RunContext("run", place, place + "/state", (place,))
 request = JobRequest("a", {}, 1, 1, {"tmpdir": place}, None)
-spec = plan(request, 1, "true", "nursery", Config(), host, run)
+spec = plan(request, 1, "true", "nursery", Config(files=FilePolicy.OPEN), host, run)
 if fault == "prepare":
     os.mkdir(place + "/forge-run")
     os.makedirs(place + "/forge-run/slot-%d/tmp" % os.getpid())
 orders, other_end = socket.socketpair()
 if fault == "watch":
     orders = socket.socket()  # never connected: the first look at it is an error
+channel = Channel(orders)
+if fault == "together":
+    other_end.sendall(Frame(Kind.RUN, spec.name).encode() + Frame(Kind.KILL, body=b"Snakemake died").encode())
+    received = channel.receive()
+    assert next(received).kind is Kind.RUN
 slots = Slots(base.private)
 standby = Standby(base, execute, slots, as_init=False)
-supervise(spec, b"", Tools(None, slots, standby, _Orders(Channel(orders))), lambda verdict: None)
+supervise(spec, b"", Tools(None, slots, standby, _Orders(channel)), lambda verdict: None)
 """
 
 
-def _reason(place: Path, fault: str) -> str:
+def _reason(place: Path, fault: str, outcome: str = "failed") -> str:
     """The reason of the attempt's verdict."""
     subprocess.run([sys.executable, "-c", PROGRAM, str(place), fault], check=True, timeout=60, cwd=place)
     (path,) = place.glob("state/runs/run/*/verdict.json")
     verdict = json.loads(path.read_text())
-    assert verdict["outcome"] == "failed"
+    assert verdict["outcome"] == outcome
     assert verdict["seconds"] < 10  # not the 30 s that a supervisor waits for what does not die
     reason: str = verdict["reason"]
     return reason
+
+
+def test_an_order_to_end_that_came_with_the_order_to_start(workdir: Path) -> None:
+    """In the same read: nothing more will come, so nobody would wake up for it."""
+    assert "Snakemake died" in _reason(workdir, "together", "cancelled")
 
 
 def test_an_error_before_the_start(workdir: Path) -> None:
@@ -72,7 +82,7 @@ def test_an_error_while_the_job_runs(workdir: Path) -> None:
 STANDBY = """
 import os, pickle, sys, time
 from snakemake_executor_plugin_forge.backends.launcher import Command, execute
-from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, RunContext
+from snakemake_executor_plugin_forge.model import Config, FilePolicy, Host, JobRequest, RunContext
 from snakemake_executor_plugin_forge.plan import plan
 from snakemake_executor_plugin_forge.sandbox.enter import prepare
 from snakemake_executor_plugin_forge.sandbox.inside import Standby
@@ -84,6 +94,8 @@ class Control:
         self.ends = os.pipe()
     def fileno(self):
         return self.ends[0]
+    def early(self):
+        return None
 
 place, elsewhere = sys.argv[1:]
 data = elsewhere + "/data"
@@ -95,7 +107,7 @@ slots = Slots(base.private)
 standby = Standby(base, execute, slots, as_init=True)
 for number in range(1, 7):
     request = JobRequest("a", {}, 1, 1, {"tmpdir": place}, None, (), (data + "/x",))
-    spec = plan(request, number, "true", "launcher", Config(), host, run)
+    spec = plan(request, number, "true", "launcher", Config(files=FilePolicy.OPEN), host, run)
     if number % 2 == 0:
         os.rename(data, data + str(number))
         os.mkdir(data)

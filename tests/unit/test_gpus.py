@@ -14,8 +14,9 @@ from snakemake_executor_plugin_forge.config import to_config
 from snakemake_executor_plugin_forge.errors import UsageError
 from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, RunContext
 from snakemake_executor_plugin_forge.plan import check_group, choose_gpus, gpu_count, gpu_number, plan, with_gpus
-from snakemake_executor_plugin_forge.sandbox.gpus import find, is_gpu
-from snakemake_executor_plugin_forge.sandbox.inside import View
+from snakemake_executor_plugin_forge.sandbox.gpus import find
+from snakemake_executor_plugin_forge.sandbox.inside import view_of
+from snakemake_executor_plugin_forge.sandbox.mounts import is_gpu
 from snakemake_executor_plugin_forge.settings import ExecutorSettings
 
 NVIDIA = ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia10")
@@ -66,8 +67,8 @@ def test_libraries_count_from_zero_and_the_record_has_the_hosts_numbers() -> Non
 
 def test_a_process_that_waits_is_for_the_same_devices_only() -> None:
     spec = plan(JobRequest("r", {}, 1, 1, {"gpu": 1}, "true"), 1, "", "", Config(), HOST, RUN)
-    assert View.of(with_gpus(spec, NVIDIA[:1])) != View.of(with_gpus(spec, NVIDIA[1:2]))
-    assert View.of(replace(spec, gpu_count=0)).gpus == ()
+    assert view_of(with_gpus(spec, NVIDIA[:1])) != view_of(with_gpus(spec, NVIDIA[1:2]))
+    assert view_of(replace(spec, gpu_count=0)).gpus == ()
 
 
 @pytest.mark.parametrize(

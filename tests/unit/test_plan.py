@@ -7,11 +7,21 @@ from dataclasses import replace
 import pytest
 
 from snakemake_executor_plugin_forge.errors import RequirementError, UsageError
-from snakemake_executor_plugin_forge.model import Config, CpuMode, Host, JobRequest, Network, Require, RunContext
+from snakemake_executor_plugin_forge.model import (
+    Config,
+    CpuMode,
+    FilePolicy,
+    Host,
+    JobRequest,
+    Network,
+    Require,
+    RunContext,
+    Target,
+)
 from snakemake_executor_plugin_forge.plan import check_requirement, check_resources, exposures, isolation_line, plan
 
 GIB = 1024**3
-HOST = Host(7 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns",))
+HOST = Host(7 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns", "landlock", "seccomp"))
 RUN = RunContext("run", "/work", "/work/.snakemake/forge", ())
 REQUEST = JobRequest("call", {"sample": "A"}, 1, 2, {"mem_mb": 512, "runtime": 3, "tmpdir": "/tmp"}, "true")
 
@@ -31,13 +41,14 @@ def test_settings_fill_in_what_a_rule_does_not_say() -> None:
 
 
 def test_the_line_of_a_run_names_what_is_missing_and_who_knows_more() -> None:
-    assert isolation_line(HOST, Network.ON) == (
-        "Forge: limits by cgroup-v2, 7.0 GiB for all jobs together; mount-ns; network on.")
+    assert isolation_line(HOST, Network.ON, FilePolicy.GUARD) == (
+        "Forge: limits by cgroup-v2, 7.0 GiB for all jobs together; mount-ns, landlock, seccomp; files guard; "
+        "network on.")
     soft = replace(HOST, cgroup="soft", not_enforced=("cpu", "run"), namespaces="none", mechanisms=("subreaper",))
-    assert isolation_line(soft, Network.ON) == (
+    assert isolation_line(soft, Network.ON, FilePolicy.GUARD) == (
         "Forge: soft limits (memory and processes polled, none of CPU, 7.0 GiB for each job); subreaper (no namespaces); "
-        "network on; more: snakemake-forge doctor.")
-    assert "but not of cpu" in isolation_line(replace(HOST, not_enforced=("cpu",)), Network.ON)
+        "files open (guard cannot be had: no namespaces); network on; more: snakemake-forge doctor.")
+    assert "but not of cpu" in isolation_line(replace(HOST, not_enforced=("cpu",)), Network.ON, FilePolicy.OPEN)
 
 
 def test_network_off_is_not_forgotten_where_it_cannot_be_had() -> None:
@@ -90,3 +101,21 @@ def test_requirements_name_what_is_missing(require: Require, host: Host, missing
     check_requirement(require, HOST)
     with pytest.raises(RequirementError, match=missing):
         check_requirement(require, host)
+
+
+def test_what_a_runtime_may_write_does_not_narrow_what_an_open_job_may() -> None:
+    config = Config(files=FilePolicy.OPEN, writable=("/data/cache",))
+    without_mounts = replace(HOST, namespaces="none")
+    assert plan(REQUEST, 1, "", "", config, without_mounts, RUN).files.writable == ()
+    guarded = plan(REQUEST, 1, "", "", replace(config, files=FilePolicy.GUARD), without_mounts, RUN).files
+    assert (guarded.policy, guarded.writable[0], guarded.writable[-1]) == (FilePolicy.OPEN, "/work", "/data/cache")
+
+
+def test_what_is_mounted_in_a_layer_is_not_seen_through_it() -> None:
+    run = replace(RUN, mount_points=("/", "/work", "/work/big", "/data", "/worked"))
+    targets = tuple(Target(path, path) for path in ("/work/a/o", "/work/big/x/o", "/data/o", "/data/d/o"))
+    request = replace(REQUEST, targets=targets, real_inputs=("/work/i", "/work/big/i", "/work/big/x/i", "/data/i", "/i"))
+    files = plan(request, 1, "", "", Config(), HOST, run).files
+    assert files.layers == ("/work", "/data", "/work/big/x")
+    assert files.mounts == ("/work/big",)
+    assert files.inputs == ("/work/i", "/work/big/x/i", "/data/i")

@@ -7,10 +7,25 @@ from dataclasses import fields
 import pytest
 
 from snakemake_executor_plugin_forge.config import to_config
-from snakemake_executor_plugin_forge.model import Config, CpuMode, KeepScratch, Network, Require
+from snakemake_executor_plugin_forge.model import (
+    CheckFormats,
+    Checksums,
+    Config,
+    CpuMode,
+    FilePolicy,
+    KeepScratch,
+    Nested,
+    Network,
+    OnDisconnect,
+    Require,
+    Undeclared,
+)
 from snakemake_executor_plugin_forge.settings import ExecutorSettings
 
-ENUMS = {"require": Require, "cpu": CpuMode, "network": Network, "keep_scratch": KeepScratch}
+ENUMS = {
+    "files": FilePolicy, "undeclared": Undeclared, "nested": Nested, "require": Require, "cpu": CpuMode, "network": Network, "keep_scratch": KeepScratch,
+    "checksums": Checksums, "check_formats": CheckFormats, "on_disconnect": OnDisconnect,
+}  # fmt: skip
 
 
 def test_choices_are_those_of_the_enums() -> None:

@@ -1,0 +1,147 @@
+"""The same trivial jobs on the same Slurm cluster: with forge, and with snakemake-executor-plugin-slurm.
+
+    python -m bench.slurm [--jobs 20 200] [--rounds 1] [--json PATH]
+
+As root. The cluster is one of its own, started and stopped here (tests/slurm/cluster.py installs Debian's packages),
+with accounting, which the plugin asks for the states of its jobs. Wall time is that of the ``snakemake`` process. What
+Slurm's controller needs is the CPU time of ``slurmctld`` meanwhile. How long it takes from the end of a job to
+Snakemake knowing of it: each job writes the time of its end, and Snakemake writes the job's metadata when it knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.slurm.cluster import Cluster, ClusterError, Shape
+
+WORKFLOW = """
+rule all:
+    input: expand("{i}.txt", i=range(int(config["jobs"])))
+rule one:
+    output: "{i}.txt"
+    shell: "date +%s.%N > {output}"
+"""
+RESOURCES = ("--default-resources", "mem_mb=400", "runtime=5", "slurm_partition=main")
+PLUGIN = ("--executor", "slurm", "--slurm-no-account", *RESOURCES)
+EVERY_SECOND = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
+EXECUTORS: dict[str, tuple[str, ...]] = {
+    "forge": ("--executor", "forge", "--forge-backend", "slurm", *RESOURCES),
+    "slurm, every second": (*PLUGIN, *EVERY_SECOND),
+    "slurm, as it comes": PLUGIN,
+}
+LIMITS = {"slurm, as it comes": 0.25, "slurm, every second": 0.5}
+TIMEOUT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of Snakemake."""
+
+    executor: str
+    jobs: int
+    wall_seconds: float
+    controller_cpu_seconds: float
+    noticed_seconds: float  # median, from the end of a job to Snakemake knowing
+
+
+def measure(cluster: Cluster, executor: str, jobs: int) -> Run:
+    """Run it in a fresh directory.
+
+    Raises:
+        SystemExit: with the end of its output, if it fails.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="forge-bench-slurm-") as name:
+        directory = Path(name)
+        (directory / "Snakefile").write_text(WORKFLOW)
+        command = [sys.executable, "-m", "snakemake", "-j", "500", "--config", f"jobs={jobs}", *EXECUTORS[executor]]
+        environment = with_configuration(cluster.environment, directory / ".bin")
+        cpu, begin = cluster.controller_cpu_seconds(), time.monotonic()
+        done = subprocess.run(
+            command, cwd=directory, env=environment, capture_output=True, text=True, check=False,
+            timeout=TIMEOUT_SECONDS,
+        )  # fmt: skip
+        wall = time.monotonic() - begin
+        if done.returncode:
+            sys.exit(f"{executor}: {(done.stdout + done.stderr)[-3000:]}")
+        ended = sorted(float(path.read_text()) for path in directory.glob("*.txt"))
+        noticed = sorted(path.stat().st_mtime for path in directory.glob(".snakemake/metadata/*") if path.is_file())
+        if len(ended) != jobs or len(noticed) != jobs:
+            sys.exit(f"{executor}: {len(ended)} outputs and {len(noticed)} metadata records of {jobs} jobs")
+        # One by one in their order: nothing can be known before it has happened, so this is no more than the truth.
+        late = statistics.median(known - end for known, end in zip(noticed, ended, strict=True))
+        return Run(executor, jobs, wall, cluster.controller_cpu_seconds() - cpu, late)
+
+
+def with_configuration(environment: dict[str, str], directory: Path) -> dict[str, str]:
+    """An environment in which the plugin's node jobs find the cluster: they drop SLURM_CONF before they call srun."""
+    program = shutil.which("srun", path=environment["PATH"])
+    directory.mkdir()
+    wrapper = directory / "srun"
+    wrapper.write_text(f"#!/bin/sh\nSLURM_CONF={environment['SLURM_CONF']} exec {program} \"$@\"\n")
+    wrapper.chmod(0o755)
+    return {**environment, "PATH": f"{directory}:{environment['PATH']}"}
+
+
+def table(runs: Sequence[Run]) -> Table:
+    """Medians, and the ratios to them of forge."""
+    shown = Table("jobs", "executor", "wall", "forge / it", "limit", "slurmctld CPU per job", "noticed after (median)")
+    for jobs in sorted({run.jobs for run in runs}):
+        walls = {name: statistics.median(r.wall_seconds for r in runs if (r.executor, r.jobs) == (name, jobs))
+                 for name in EXECUTORS}  # fmt: skip
+        for name, wall in walls.items():
+            those = [run for run in runs if (run.executor, run.jobs) == (name, jobs)]
+            limit = LIMITS.get(name)
+            shown.add_row(
+                str(jobs), name, f"{wall:.1f} s",
+                f"{walls['forge'] / wall:.2f}", f"≤ {limit}" if limit else "",
+                f"{statistics.median(run.controller_cpu_seconds for run in those) / jobs * 1000:.2f} ms",
+                f"{statistics.median(run.noticed_seconds for run in those):.2f} s",
+            )  # fmt: skip
+    return shown
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(prog="python -m bench.slurm", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--jobs", type=int, nargs="+", default=[20, 200])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("python -m bench.slurm: a cluster can only be started as root")
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        sys.exit("python -m bench.slurm: pip install snakemake-executor-plugin-slurm, which forge is compared with")
+    runs: list[Run] = []
+    try:
+        with Cluster(Shape(accounting=True)) as cluster:
+            for number in range(options.rounds):
+                for jobs in options.jobs:
+                    names = list(EXECUTORS)
+                    for name in (*names[number % 3 :], *names[: number % 3]):
+                        runs.append(measure(cluster, name, jobs))
+                        Console().print(f"{runs[-1].wall_seconds:8.1f} s  {jobs} jobs, {name}")
+    except ClusterError as error:
+        sys.exit(str(error))
+    Console().print(table(runs))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
+
+
+if __name__ == "__main__":
+    main()

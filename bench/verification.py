@@ -1,0 +1,63 @@
+"""What it costs to look at an environment before a run: for the first time, and when nothing has changed since."""
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.activation import make_environment
+from bench.settings import FORGE, Executor
+from bench.timed import Metrics
+from bench.workspace import Workspace
+from snakemake_executor_plugin_forge.catalog import Kind
+from snakemake_executor_plugin_forge.runtimes.health import verify
+
+REST_SECONDS = 2.1
+"""What was changed more recently is not believed, however often it was looked at."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A conda environment of 100 files of 2 to 4 kB, looked at by the code that a run uses.
+
+    Cold: nothing is remembered, and the files have been dropped from the page cache. Warm: all were found sound before.
+    """
+
+    repeats: int = 5
+    name: str = "verification"
+
+    def measure(self, executor: Executor, workspace: Workspace) -> Metrics:
+        """Look several times each way."""
+        if executor.name != FORGE:
+            return {}
+        prefix, memory = workspace.directory("shell") / "environment", workspace.root / "verified.json"
+        make_environment(prefix)
+        time.sleep(REST_SECONDS)
+        cold = []
+        for _ in range(self.repeats):
+            memory.unlink(missing_ok=True)
+            forget(prefix)
+            cold.append(look(prefix, memory))
+        warm = [look(prefix, memory) for _ in range(self.repeats)]
+        return {"cold_ms": [1000 * statistics.median(cold)], "warm_ms": [1000 * statistics.median(warm)]}
+
+
+def look(prefix: Path, memory: Path) -> float:
+    """Seconds that a look takes which finds nothing wrong."""
+    begin = time.perf_counter()
+    health = verify(str(prefix), Kind.CONDA, str(memory))
+    seconds = time.perf_counter() - begin
+    if health.damage or not health.files:
+        raise AssertionError(f"the environment is not as it was made: {health}")
+    return seconds
+
+
+def forget(directory: Path) -> None:
+    """Drop the pages of all files below: posix_fadvise(2)."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)

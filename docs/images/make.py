@@ -1,0 +1,80 @@
+"""Makes report.png and top.png from a run of workflows/variants: python docs/images/make.py.
+
+Needs chromium and chromedriver.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from snakemake_executor_plugin_forge.cli.top import Watch, _picture
+from snakemake_executor_plugin_forge.errors import UsageError
+from snakemake_executor_plugin_forge.record.index import open_index
+
+HERE = Path(__file__).resolve().parent
+SNAKEFILE = HERE.parents[1] / "workflows" / "variants" / "Snakefile"
+LOOKS_SECONDS = 0.1
+
+
+def main() -> None:
+    """Run the workflow, look on, and photograph."""
+    with tempfile.TemporaryDirectory(prefix="variants-", dir="/var/tmp") as directory:
+        command = [sys.executable, "-m", "snakemake", "--snakefile", SNAKEFILE, "--directory", directory]
+        with Path(directory, "snakemake.log").open("wb") as log:
+            run = subprocess.Popen([*command, "--executor", "forge", "-j4"], stdout=log, stderr=log)
+        best, page = 0, ""
+        while run.poll() is None:
+            found, html = look(directory)
+            if found > best:
+                best, page = found, html
+            time.sleep(LOOKS_SECONDS)
+        report = Path(directory, "report.html")
+        forge = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "report"]
+        subprocess.run([*forge, "-d", directory, "-o", report], check=True)
+        top = Path(directory, "top.html")
+        top.write_text(page, encoding="utf-8")
+        photograph(report, HERE / "report.png", 1100, 900)
+        photograph(top, HERE / "top.png", 1000, 170)
+
+
+def look(directory: str) -> tuple[int, str]:
+    """What ``top`` shows now: how many jobs have been seen to use something, and the picture as HTML."""
+    try:
+        with open_index(directory) as index:
+            watch = Watch(index)
+            found = watch.look()
+            console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+            console.print(_picture(found, watch.counts(), 24))
+    except UsageError:  # not started yet
+        return 0, ""
+    return sum(bool(running.live.memory_bytes) for running in found), console.export_html(inline_styles=True)
+
+
+def photograph(page: Path, picture: Path, width: int, height: int) -> None:
+    """A picture of the top of a page."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},{height + 200}"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    try:
+        driver.get(page.as_uri())
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+        picture.write_bytes(base64.b64decode(shot["data"]))
+    finally:
+        driver.quit()
+
+
+if __name__ == "__main__":
+    main()

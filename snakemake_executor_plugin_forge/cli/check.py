@@ -1,0 +1,200 @@
+"""``snakemake-forge runtimes check``: every file, every library, and a real job in each runtime."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import queue
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..backends import launcher
+from ..backends.launcher import Command
+from ..catalog import Kind, Runtime, with_defaults
+from ..engine import Engine
+from ..errors import ForgeError
+from ..model import Config, JobRequest, Verdict
+from ..runtimes.activation import Activation, which
+from ..runtimes.health import Health, Problem
+from ..runtimes.programs import broken
+from ..runtimes.registry import Runtimes
+from ..runtimes.surroundings import problems
+from ..units import show_seconds
+from .environments import build, chosen, open_runtimes
+from .show import print_json
+
+_PROBE_SECONDS = 60.0
+_PROBES = {
+    Kind.HOST: "true",
+    Kind.VENV: 'python -c \'import os, sys; sys.exit(sys.prefix != os.environ["VIRTUAL_ENV"])\'',
+    Kind.CONDA: 'test -d "$CONDA_PREFIX/conda-meta" && if [ -e "$CONDA_PREFIX/bin/python" ]; then python -c ""; fi',
+    Kind.CONTAINER: "true",
+}
+"""What a job does that shows that it is in its runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of one runtime."""
+
+    runtime: Runtime
+    state: str  # "sound", "missing", "damaged", "broken": a job cannot run in it
+    health: Health | None
+    problems: tuple[str, ...]
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Look at all of them; exit code 1 if a job cannot use one."""
+    runtimes = open_runtimes(options)
+    wanted = chosen(runtimes.catalog, options.names)
+    directory = os.path.abspath(options.directory)
+    # The engine first: it forks, which is not to be done once an installer has started threads.
+    with _workdir(directory), _engine(runtimes) as engine:
+        findings = [_check(runtimes, runtime, engine, repair=options.repair) for runtime in wanted]
+    store = runtimes.store.directory
+    places = {"working directory": directory, "scratch": tempfile.gettempdir(), "environments": store}
+    host = problems(places)
+    if options.json:
+        _print_json(findings, host)
+    else:
+        _print(findings, host, runtimes.cure)
+    return 0 if all(f.state == "sound" for f in findings) and not host else 1
+
+
+def _check(runtimes: Runtimes, runtime: Runtime, engine: Engine, *, repair: bool) -> Finding:
+    """One runtime: is it there, is it whole, does it work."""
+    try:
+        state = runtimes.state(runtime)
+        if state.word == "missing" and not repair:
+            return Finding(runtime, "missing", None, ("it is not built: snakemake-forge runtimes build",))
+        health, found = _look(runtimes, runtime)
+        unfit = state.manifest is None or any(problem.is_damage for problem in found)
+        if repair and unfit and state.definition is not None:
+            build(runtimes, [runtime], again=state.manifest is not None)
+            health, found = _look(runtimes, runtime)
+        said = tuple(map(str, found))
+        if any(problem.is_damage for problem in found):
+            return Finding(runtime, "damaged", health, said)
+        refusal = probe(runtimes, runtime, engine)
+    except ForgeError as error:
+        return Finding(runtime, "broken", None, (str(error),))
+    if refusal is not None:
+        return Finding(runtime, "broken", health, (*said, refusal))
+    return Finding(runtime, "sound", health, said)
+
+
+def _look(runtimes: Runtimes, runtime: Runtime) -> tuple[Health | None, tuple[Problem, ...]]:
+    manifest = runtimes.state(runtime).manifest
+    if manifest is None:
+        return None, ()
+    health = runtimes.look(manifest, fully=True)
+    programs = () if runtime.kind is Kind.CONTAINER else tuple(broken(manifest.prefix))
+    return health, (*health.problems, *programs)
+
+
+# -- a job -------------------------------------------------------------------------------------------------------------
+
+
+def probe(runtimes: Runtimes, runtime: Runtime, engine: Engine) -> str | None:
+    """Run a job in a runtime, in the same sandbox and in the same way as any job of a workflow.
+
+    Returns:
+        Why it failed; None if it did not.
+
+    Raises:
+        ForgeError: if it could not even be started.
+
+    """
+    activation = runtimes.activation(runtime)
+    verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
+    text = _PROBES[runtime.kind]
+    request = JobRequest(f"check_{runtime.name}", {}, 1, 1, {}, text)
+    engine.submit(
+        request, pickle.dumps(_command(text, activation)), text, "launcher", verdicts.put,
+        is_command=True, runtime=runtime, identity=activation.identity, root=activation.root,
+    )  # fmt: skip
+    try:
+        verdict = verdicts.get(timeout=_PROBE_SECONDS)
+    except queue.Empty:
+        engine.cancel_all("it did not end")
+        return f"a job that does nothing did not end within {_PROBE_SECONDS:.0f} s"
+    said = verdict.stderr_tail.strip().splitlines()
+    return None if verdict.ok else f"a job in it failed: {verdict.reason}{': ' if said else ''}{' / '.join(said[-3:])}"
+
+
+def _command(text: str, activation: Activation) -> Command:
+    bash = shutil.which("bash") or "/bin/bash"
+    if activation.root is not None:
+        bash = which("bash", activation.variables["PATH"], activation.root) or bash
+    removed = tuple(activation.removed)
+    return Command(bash, (bash, "-c", text), os.getcwd(), dict(activation.variables), removed)
+
+
+@contextmanager
+def _workdir(directory: str) -> Iterator[None]:
+    """A working directory of its own, so that its record is not among those of the workflow."""
+    previous = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix=".forge-check-", dir=directory) as place:
+        os.chdir(place)
+        try:
+            yield
+        finally:
+            os.chdir(previous)
+
+
+@contextmanager
+def _engine(runtimes: Runtimes) -> Iterator[Engine]:
+    exposed = [*runtimes.paths(), sys.prefix]
+    engine = Engine(
+        with_defaults(Config(), runtimes.catalog),
+        lambda: None,
+        launcher.execute,
+        lambda payload, _: pickle.loads(payload),  # its only payloads are commands
+        exposed,
+        (),
+        lambda text: print(text, file=sys.stderr),
+        runtimes,
+    )
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+# -- what was found ----------------------------------------------------------------------------------------------------
+
+
+def _print(findings: list[Finding], host: list[str], cure: Callable[[Runtime], str]) -> None:
+    for finding in findings:
+        health = finding.health
+        looked = f"{health.files} files, {show_seconds(health.seconds)}" if health is not None and health.files else "-"
+        print(f"{finding.runtime.name:<16}  {finding.runtime.kind:<9}  {finding.state:<8}  {looked}")
+        for problem in finding.problems:
+            print(f"    {problem}")
+        if finding.state == "damaged":
+            print(f"    {cure(finding.runtime)}")
+    for problem in host:
+        print(f"host: {problem}")
+
+
+def _print_json(findings: list[Finding], host: list[str]) -> None:
+    record = {
+        "runtimes": [
+            {
+                "runtime": finding.runtime.name,
+                "kind": str(finding.runtime.kind),
+                "state": finding.state,
+                "files": finding.health.files if finding.health else None,
+                "seconds": round(finding.health.seconds, 6) if finding.health else None,
+                "problems": list(finding.problems),
+            }
+            for finding in findings
+        ],
+        "host": host,
+    }
+    print_json(record)

@@ -1,0 +1,72 @@
+"""``snakemake-forge provenance``: a run as a Workflow Run RO-Crate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from ..catalog import FILE_NAME
+from ..errors import UsageError
+from ..record.crates import check_store
+from ..record.index import open_index
+from .select import add_command, add_run, pick_run
+
+_EXAMPLES = """examples:
+  snakemake-forge provenance                                the newest run, into the store that forge.yaml names
+  snakemake-forge provenance /srv/provenance/run-17         as that directory; files are named by where they are
+  snakemake-forge provenance crate --copy --license MIT     with inputs and outputs in it, to be published
+
+the crate says which files were made of which, with checksums, by which command, when, by whom, with which versions
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the sub-command."""
+    parser = add_command(commands, "provenance", _EXAMPLES)
+    parser.add_argument(
+        "output",
+        nargs="?",
+        metavar="CRATE",
+        help="the directory to be made (default: named like the run, below provenance: of the catalog)",
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"the catalog (default: {FILE_NAME} in the directory)")
+    parser.add_argument("--copy", action="store_true", help="put inputs and outputs into the crate")
+    parser.add_argument("--license", metavar="SPDX", help="licence of the crate's content, such as CC-BY-4.0")
+    add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write it; exit code 1 if there is no run."""
+    from ..record.provenance import write_crate  # rocrate
+
+    with open_index(options.directory) as index:
+        name = pick_run(index, options.name)
+        output = options.output or f"{_store(options)}/{name}"
+        done = write_crate(index, name, output, copy=options.copy, license_=options.license)
+    print(f"{os.path.abspath(done.directory)}: run {name}, {done.jobs} jobs, {done.files} files.")
+    if done.missing:
+        print(f"{done.missing} of the files are not there any more.", file=sys.stderr)
+    if done.changed:
+        print(f"{done.changed} of the files have changed after the job that made them.", file=sys.stderr)
+    return 0
+
+
+def _store(options: argparse.Namespace) -> str:
+    """That of the catalog.
+
+    Raises:
+        UsageError: if the catalog names none, or it cannot be written.
+
+    """
+    from .. import catalog_file  # pydantic: only where it is needed
+
+    path = catalog_file.find(options.config, options.directory)
+    store = None if path is None else catalog_file.load(path).provenance
+    if store is None:
+        where = path or f"a {FILE_NAME}, which is not in {os.path.abspath(options.directory)}"
+        raise UsageError(f"Name the directory to be made, or set provenance: in {where}.")
+    check_store(store, f"{path}: provenance:")
+    return store

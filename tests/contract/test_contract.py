@@ -1,0 +1,221 @@
+"""What every backend promises, tried with each of them: local, in front of a queue, slurm, fake.
+
+docs/explanation/backends.md is this in words. Whoever writes a backend adds it to BACKENDS.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from snakemake_executor_plugin_forge.backends import launcher
+from snakemake_executor_plugin_forge.backends.adopting import AdoptingBackend
+from snakemake_executor_plugin_forge.backends.fake import FakeBackend, Scripted
+from snakemake_executor_plugin_forge.backends.launcher import Command
+from snakemake_executor_plugin_forge.backends.local import LocalBackend
+from snakemake_executor_plugin_forge.backends.nursery import Orders
+from snakemake_executor_plugin_forge.backends.queued import QueuedBackend
+from snakemake_executor_plugin_forge.backends.rooms import Cores
+from snakemake_executor_plugin_forge.backends.services import Services
+from snakemake_executor_plugin_forge.backends.slurm import SlurmBackend
+from snakemake_executor_plugin_forge.model import (
+    Backend,
+    Config,
+    JobRequest,
+    LaunchSpec,
+    Outcome,
+    RunContext,
+    Verdict,
+)
+from snakemake_executor_plugin_forge.plan import plan
+from tests.conftest import written
+from tests.slurm.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(300)
+
+BACKENDS = ["local", "queued", "adopting", pytest.param("slurm", marks=pytest.mark.host), "fake"]
+RUN = "20260101-000000-1-cafe"
+
+
+@dataclass
+class Stage:
+    """One backend in a directory of its own, and what it said."""
+
+    backend: Backend
+    place: Path
+    count: int = 0
+    said: dict[str, list[Verdict]] = field(default_factory=dict)
+    threads: set[int] = field(default_factory=set)
+    notices: list[str] = field(default_factory=list)
+
+    def start(self, command: str, rule: str = "job", **resources: object) -> str:
+        """Submit a shell command."""
+        self.count += 1
+        run = RunContext(RUN, str(self.place), f"{self.place}/.snakemake/forge", (str(self.place),))
+        request = JobRequest(rule, {}, 1, 1, {"tmpdir": "/tmp", **resources}, command)
+        spec = replace(plan(request, self.count, command, "launcher", Config(), self.backend.host, run),
+                       resources=resources)
+        shell = Command("/bin/bash", ("/bin/bash", "-c", command), str(self.place), {}, ())
+
+        def done(verdict: Verdict) -> None:
+            self.threads.add(threading.get_ident())
+            self.said.setdefault(spec.name, []).append(verdict)
+
+        self.backend.submit(spec, pickle.dumps(shell), done, is_command=True)
+        return spec.name
+
+    def verdict(self, name: str, seconds: float = 60) -> Verdict:
+        """Wait for it; it comes once."""
+        self.wait(lambda: name in self.said, seconds)
+        (verdict,) = self.said[name]
+        return verdict
+
+    def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, (self.said, self.notices)
+            time.sleep(0.02)
+
+
+def _script(spec: LaunchSpec) -> Scripted:
+    """What the commands of these tests do, for the backend that runs nothing."""
+    command = spec.command or ""
+    if "exit 3" in command:
+        return Scripted(0.05, Outcome.FAILED, "exited with 3", 3)
+    return Scripted(1000 if "sleep 1000" in command else 0.05)
+
+
+def _nothing() -> None:
+    """There is no Snakemake here to be cut off."""
+
+
+def _command(payload: bytes, scratch: str) -> Command:
+    del scratch
+    command: Command = pickle.loads(payload)
+    return command
+
+
+@pytest.fixture(params=BACKENDS)
+def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    place = tmp_path.resolve()
+    run_dir = place / ".snakemake/forge/runs" / RUN
+    run_dir.mkdir(parents=True)
+    notices: list[str] = []
+    backend: Backend
+    match request.param:
+        case "local" | "queued" | "adopting":
+            orders = Orders(RUN, str(place), "90%", None, (), (), _nothing, launcher.execute, _command)
+            backend = LocalBackend(orders, notices.append)
+            if request.param == "queued":
+                backend = QueuedBackend(backend, Cores(2))
+            elif request.param == "adopting":
+                backend = AdoptingBackend(backend, [], RUN, notices.append, lambda _: None)
+        case "slurm":
+            cluster: Cluster = request.getfixturevalue("cluster")
+            for name, value in cluster.environment.items():
+                monkeypatch.setenv(name, value)
+            services = Services(RUN, str(run_dir), Config(backend="slurm"),
+                                lambda payload, scratch: (_command(payload, scratch), "launcher"), notices.append)
+            backend = SlurmBackend(services)
+        case _:
+            backend = FakeBackend(_script)
+    made = Stage(backend, place, notices=notices)
+    try:
+        yield made
+    finally:
+        backend.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("forge-")], "close() leaves no thread"
+
+
+def runs_things(stage: Stage) -> bool:
+    return stage.backend.name != "fake"
+
+
+def test_a_job_that_succeeds(stage: Stage) -> None:
+    name = stage.start('echo "$TMPDIR" "$FORGE_CPUS" > out; test -w "$TMPDIR"')
+    verdict = stage.verdict(name)
+    assert verdict.outcome is Outcome.SUCCEEDED, verdict
+    assert verdict.exit_code == 0
+    if runs_things(stage):
+        assert (stage.place / "out").read_text().endswith(" 1\n")
+        assert verdict.directory
+        assert os.path.exists(f"{verdict.directory}/verdict.json")
+        assert verdict.seconds < 30
+
+
+def test_a_job_that_fails_is_a_verdict(stage: Stage) -> None:
+    verdict = stage.verdict(stage.start("echo oh no >&2; exit 3"))
+    assert (verdict.outcome, verdict.exit_code) == (Outcome.FAILED, 3)
+    if runs_things(stage):
+        assert "oh no" in verdict.stderr_tail
+
+
+def test_every_job_has_one_verdict_in_a_thread_of_the_backends_own(stage: Stage) -> None:
+    names = [stage.start("exit 3" if number % 3 == 0 else "true") for number in range(10)]
+    outcomes = [stage.verdict(name).outcome for name in names]
+    assert outcomes == [Outcome.FAILED if number % 3 == 0 else Outcome.SUCCEEDED for number in range(10)]
+    assert stage.backend.wait_idle(20)
+    assert all(len(said) == 1 for said in stage.said.values())
+    assert threading.get_ident() not in stage.threads
+
+
+def test_submit_and_cancel_return_at_once(stage: Stage) -> None:
+    begin = time.monotonic()
+    name = stage.start("sleep 1000")
+    stage.backend.cancel(name, "the test says so")
+    assert time.monotonic() - begin < 2
+    stage.verdict(name)
+
+
+def test_one_job_is_cancelled_and_the_others_go_on(stage: Stage) -> None:
+    ended, other = stage.start("touch begun; sleep 1000"), stage.start("sleep 1; true")
+    if runs_things(stage):
+        stage.wait(lambda: written(stage.place, "begun"))
+    stage.backend.cancel(ended, "the test says so")
+    verdict = stage.verdict(ended)
+    assert verdict.outcome is Outcome.CANCELLED
+    assert "the test says so" in verdict.reason
+    assert stage.verdict(other).outcome is Outcome.SUCCEEDED
+
+
+def test_all_are_cancelled_whatever_they_are_doing(stage: Stage) -> None:
+    names = [stage.start("trap '' TERM; sleep 1000", rule=f"job{number}") for number in range(4)]
+    stage.backend.cancel_all("Ctrl-C", grace=True)
+    assert stage.backend.wait_idle(60)
+    verdicts = [stage.verdict(name) for name in names]
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.CANCELLED}
+    assert all("Ctrl-C" in verdict.reason for verdict in verdicts)
+
+
+def test_cancelling_what_is_not_there_is_no_error(stage: Stage) -> None:
+    name = stage.start("true")
+    stage.verdict(name)
+    assert stage.backend.wait_idle(20)
+    stage.backend.cancel(name, "late")
+    stage.backend.cancel("never-heard-of", "late")
+    stage.backend.cancel_all("late", grace=False)
+    assert stage.verdict(stage.start("true")).outcome is Outcome.SUCCEEDED
+
+
+def test_idle(stage: Stage) -> None:
+    assert stage.backend.wait_idle(0)
+    name = stage.start("sleep 1000")
+    assert not stage.backend.wait_idle(0.1)
+    stage.backend.cancel(name, "the test says so")
+    assert stage.backend.wait_idle(60)
+    assert name in stage.said, "done is called before the backend is idle"
+
+
+def test_closing_ends_what_is_left(stage: Stage) -> None:
+    name = stage.start("touch begun; sleep 1000")
+    if runs_things(stage):
+        stage.wait(lambda: written(stage.place, "begun"))
+    stage.backend.cancel_all("the end", grace=False)
+    assert stage.verdict(name).outcome is Outcome.CANCELLED

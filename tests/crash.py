@@ -1,0 +1,402 @@
+"""Crashes in a row: a small workflow is started, somebody is killed, it is resumed, somebody is killed, … until it ends.
+
+After each crash is noted which jobs had published their outputs; none of these may ever be started again. At the end
+the outputs must be those of an undisturbed run, to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .conftest import command, residue, write_workflow
+
+FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+PARTS = ("a", "b", "c", "d")
+PATIENCE_SECONDS = 120
+
+# Every job notes its start outside of the working directory, and writes each output in two steps.
+WORKFLOW = """
+SIDE = config["side"]
+def parts(wildcards):
+    found = sorted(glob_wildcards(checkpoints.split.get().output[0] + "/{p}.txt").p)
+    return expand("python/{p}.txt", p=found) + expand("single/{p}.txt", p=found)
+rule all:
+    input: "total.txt"
+checkpoint split:
+    output: directory("parts")
+    shell: "echo split >> {SIDE}/log; mkdir {output}; for p in a b c d; do echo part $p > {output}/$p.txt; done"
+rule pair:
+    input: "parts/{p}.txt"
+    output: "pair/{p}.x", "pair/{p}.y"
+    shell: "echo pair {wildcards.p} >> {SIDE}/log; for o in {output}; do printf half > $o; cat {input} >> $o; done"
+rule python:
+    input: "pair/{p}.x"
+    output: "python/{p}.txt", "python/{p}.json"
+    run:
+        with open(f"{SIDE}/log", "a") as log:
+            log.write(f"python {wildcards.p}\\n")
+        text = open(input[0]).read()
+        for name in output:
+            with open(name, "w") as file:
+                file.write("half")
+                file.flush()
+                file.write(f" of {text}")
+rule single:
+    input: "pair/{p}.y"
+    output: "single/{p}.txt"
+    shell: "echo single {wildcards.p} >> {SIDE}/log; printf half > {output}; tr a-z A-Z < {input} >> {output}"
+rule total:
+    input: parts
+    output: "total.txt", "index.txt"
+    shell: "echo total >> {SIDE}/log; cat {input} > {output[0]}; printf '%s\\n' {input} > {output[1]}"
+"""
+
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "split": ("parts",),
+    **{f"pair {p}": (f"pair/{p}.x", f"pair/{p}.y") for p in PARTS},
+    **{f"python {p}": (f"python/{p}.txt", f"python/{p}.json") for p in PARTS},
+    **{f"single {p}": (f"single/{p}.txt",) for p in PARTS},
+    "total": ("total.txt", "index.txt"),
+}
+"""Job, as it notes itself, to what it makes."""
+
+STEPS = (
+    "created", "prepared", "started", "described", "exited", "all dead", "looked through", "synced", "journal",
+    "renamed", "all renamed", "published", "ended", "verdict", "written", "reported", "cleared up",
+)  # fmt: skip
+"""Of a supervisor, in their order: see faults.reached in supervisor.py, publish.py and record/jobdir.py."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Crashes one after the other, of one start each; ``time:…`` is one at a random time."""
+
+    faults: tuple[str, ...]
+    rule: str  # of which a job must be left to do; "": any
+
+
+def finishing_scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
+    """Those of ``--forge-on-disconnect finish``, shuffled."""
+    steps = ("announced", "started", "described", "exited", "looked through", "renamed", "verdict", "reported")
+    found: list[tuple[str, ...]] = [
+        (f"{who}:{step}:{rule}",)
+        for step in steps
+        for rule, who in (("pair", "snakemake"), ("pair", "nursery"), ("pair", "launcher"), ("pair", "all"),
+                          ("python", "snakemake"), ("python", "nursery"), ("single", "supervisor"))
+        if (step, rule) != ("renamed", "single")
+    ]  # fmt: skip
+    # Killed when it is alone already; and who adopts is killed as well.
+    alone = ("alone", "exited", "looked through", "synced", "staged", "ended", "verdict", "written", "cleared up")
+    found += [(f"snakemake:started:pair,supervisor:{step}:pair",) for step in alone]
+    adopting = ("adopting", "journal", "renamed", "all renamed", "adopted", "adoption noted", "adoption cleared")
+    found += [("snakemake:started:pair", f"self:{step}") for step in adopting]
+    made = [Scenario(faults, faults[0].split(",")[0].split(":")[2]) for faults in found]
+    made += [
+        Scenario((f"time:{rng.choice(('snakemake', 'all'))}:{rng.uniform(0.2, 2.0):.3f}",), "")
+        for _ in range(at_random_times)
+    ]
+    rng.shuffle(made)
+    return made
+
+
+def scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
+    """The whole matrix, shuffled."""
+    everybody = ("snakemake", "nursery", "launcher", "supervisor", "all")
+    found: list[tuple[str, ...]] = [(f"{who}:{step}:pair",) for step in STEPS for who in everybody]
+    # A job with Python in it descends from the nursery; there may be no launcher.
+    found += [(f"{who}:{step}:python",) for step in STEPS for who in everybody if who != "launcher"]
+    found += [(f"{who}:{step}:single",) for step in STEPS if step != "journal" for who in ("supervisor", "all")]
+    found += [(f"{who}:{step}:split",) for step in ("described", "renamed", "written") for who in ("snakemake", "all")]
+    # Snakemake's own process, and the nursery before there are jobs.
+    found += [(f"{who}:{step}:pair",) for step in ("submitted", "arrived", "told") for who in ("snakemake", "all")]
+    found += [(f"{who}:{step}",) for step in ("recovered", "run written", "probed") for who in ("snakemake", "all")]
+    found += [("nursery:probed",), ("nursery:run written",), ("snakemake:closing",), ("snakemake:closed",)]
+    # Clearing up is killed as well; and so is the supervisor that clears up after another one.
+    found += [
+        ("all:journal:pair", f"self:{step}")
+        for step in ("followed", "all followed", "layer removed", "journals followed", "locks removed", "before the command")
+    ]
+    found += [(f"supervisor:{step}:pair,{who}:followed",) for step in ("journal",) for who in ("supervisor", "all")]
+    made = [Scenario(faults, [*faults[0].split(",")[0].split(":"), ""][2]) for faults in found]
+    made += [
+        Scenario((f"time:{rng.choice(everybody)}:{rng.uniform(0.2, 2.0):.3f}",), "") for _ in range(at_random_times)
+    ]
+    rng.shuffle(made)
+    return made
+
+
+@dataclass
+class Lane:
+    """One sequence of working directories in which all scenarios given to it are played."""
+
+    root: Path
+    reference: dict[str, bytes]
+    scenarios: list[Scenario]
+    rng: random.Random
+    goes_on: bool = False  # --forge-on-disconnect finish
+    rounds: int = 0
+    starts: int = 0
+    episodes: int = 0
+    done: Counter[str] = field(default_factory=Counter)  # jobs that must not start again, and how often they had
+    going_on: Counter[str] = field(default_factory=Counter)  # the same of jobs that ran when Snakemake alone was killed
+    before: Counter[str] = field(default_factory=Counter)  # starts of jobs before the present start
+    workdir: Path = Path()
+    failures: list[str] = field(default_factory=list)
+
+    def play(self) -> None:
+        """All of it; what was not survived is in ``failures``, and the rest is played in a fresh directory."""
+        self.begin()
+        for scenario in self.scenarios:
+            try:
+                if scenario.rule and not self.left(scenario.rule):
+                    self.finish()
+                    self.begin()
+                self.try_scenario(scenario)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                self.failures.append(f"{' then '.join(scenario.faults)}, {self.workdir}: {error}")
+                self.begin()
+        self.finish()
+
+    def try_scenario(self, scenario: Scenario) -> None:
+        """Crash by crash; in a fresh directory if the first did not happen in a used one."""
+        for fault in scenario.faults:
+            fresh = not self.recorded()
+            if fault.startswith(("self:", "time:")) and fresh:
+                assert self.crash("snakemake:described:split")
+            if not self.crash(fault):
+                if self.goes_on and fault.startswith("self:"):
+                    return  # the job was quicker than the death of Snakemake: it has published, and nobody adopts it
+                assert not fresh and fault is scenario.faults[0], f"{fault} never happened: {self.tail()}"
+                self.finish()
+                self.begin()
+                if fault.startswith("time:"):
+                    return  # it was over before
+                assert self.crash(fault), f"{fault} never happened, in a fresh directory: {self.tail()}"
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A fresh directory."""
+        self.episodes += 1
+        self.workdir = self.root / f"{self.episodes}" / "work"
+        prepare(self.workdir)
+        self.done = Counter()
+        self.going_on = Counter()
+
+    def crash(self, fault: str) -> bool:
+        """Start or resume with that fault; whether it happened."""
+        before = len(self.fired())
+        self.before = self.counts()
+        process = self.start(fault)
+        try:
+            if fault.startswith("time:"):
+                happened = self.kill_at_random_time(process, fault)
+                process.wait(PATIENCE_SECONDS)
+            else:
+                process.wait(PATIENCE_SECONDS)
+                happened = len(self.fired()) > before
+        finally:
+            process.kill()
+            process.wait()
+        if happened:
+            self.rounds += 1
+            self.note(fault)
+        return happened
+
+    def start(self, fault: str | None) -> subprocess.Popen[bytes]:
+        """Snakemake in a fresh directory, else ``snakemake-forge resume``."""
+        self.starts += 1
+        words = [*FORGE, "resume"] if self.recorded() else self.first_command()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FORGE_FAULT")}
+        if fault is not None and not fault.startswith("time:"):
+            environment |= {"FORGE_FAULT": fault, "FORGE_FAULT_LOG": str(self.side / "fired")}
+        with (self.side / "output").open("ab") as output:
+            output.write(f"\n===== {fault}\n".encode())
+            output.flush()
+            return subprocess.Popen(
+                words, cwd=self.workdir, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            )
+
+    def first_command(self) -> list[str]:
+        """Of a fresh directory; resume repeats it."""
+        flags = ("--forge-on-disconnect", "finish") if self.goes_on else ()
+        return command("forge", "-j3", *flags, "--config", f"side={self.side}")
+
+    def kill_at_random_time(self, process: subprocess.Popen[bytes], fault: str) -> bool:
+        """Whether there was somebody to be killed."""
+        _, who, delay = fault.split(":")
+        deadline = time.monotonic() + float(delay)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            return False
+        names = {"nursery": "forge-nursery", "launcher": "forge-launcher", "supervisor": "forge-super"}
+        ours = [(pid, comm) for pid, comm in processes(self.workdir) if comm in names.values()]
+        chosen = [pid for pid, comm in ours if who == "all" or comm == names.get(who)]
+        if who in ("snakemake", "all") or not chosen:
+            chosen.insert(0, process.pid)
+        for pid in chosen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return True
+
+    def note(self, fault: str) -> None:
+        """After a crash: what holds now, and what must hold from now on."""
+        # Else resume has to wait by itself for what is dying. Not where some are still to be killed by their fault.
+        if self.rng.random() < 0.5 or "," in fault:
+            self.settle(fault)
+        published = set(self.published())
+        starts = self.counts()
+        for job in published:
+            assert starts[job] == self.done.get(job, starts[job]), f"{job} was run again although it had been published"
+            self.done[job] = starts[job]
+        self.check_going_on(starts)
+        if not self.goes_on or not fault.startswith("snakemake:") or "," in fault:
+            self.going_on = Counter()
+        else:
+            self.going_on |= Counter({job: count for job, count in starts.items() if count > self.before[job]})
+        gone = set(self.done) - published
+        assert not gone, f"{fault}: the outputs of {gone} were published, and are not there any more: {self.tail()}"
+
+    def check_going_on(self, starts: Counter[str]) -> None:
+        """What ran when nobody but Snakemake was killed is never started again."""
+        for job, count in self.going_on.items():
+            assert starts[job] == count, f"{job} went on without Snakemake, and was started again: {self.tail()}"
+
+    def settle(self, fault: str) -> None:
+        """When nobody is at work any more: no half-written file, no half-published job, nobody believed who is not."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while found := processes(self.workdir):
+            assert time.monotonic() < deadline, f"{fault}: {found} did not end"
+            time.sleep(0.01)
+        for name, content in files(self.workdir).items():
+            assert self.reference.get(name) == content, f"{fault}: {name} has {content!r}: {self.tail()}"
+        journalled = self.journalled()
+        for job, outputs in OUTPUTS.items():
+            present = [(self.workdir / name).exists() for name in outputs]
+            assert all(present) or not any(present) or set(outputs) <= journalled, f"{fault}: half of {job} is there"
+        published = set(self.published())
+        for verdict in self.workdir.glob(".snakemake/forge/runs/*/*/verdict.json"):
+            record = json.loads(verdict.read_text())
+            job = " ".join([record["rule"], *record["wildcards"].values()])
+            assert record["outcome"] != "succeeded" or job in published, f"{fault}: {job} succeeded without outputs"
+
+    def finish(self) -> None:
+        """Resume without a crash: all is as if there had been none."""
+        process = self.start(None)
+        assert process.wait(PATIENCE_SECONDS) == 0, self.tail()
+        assert files(self.workdir) == self.reference, self.tail()
+        starts = self.counts()
+        for job, count in self.done.items():
+            assert starts[job] == count, f"{job} was run again although it had been published: {self.tail()}"
+        self.check_going_on(starts)
+        assert set(starts) == set(OUTPUTS), starts
+        assert (left := residue(self.workdir)) == [], f"{left} is left: {self.tail()}"
+        assert not list(self.workdir.glob(".snakemake/locks/*"))
+        assert not list(self.workdir.glob(".snakemake/incomplete/*"))
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def side(self) -> Path:
+        """Outside of the working directory."""
+        return self.workdir.parent / "side"
+
+    def recorded(self) -> bool:
+        """Whether a run is on record, so that it can be resumed."""
+        return any(self.workdir.glob(".snakemake/forge/runs/*/run.json"))
+
+    def left(self, rule: str) -> bool:
+        """Whether a job of that rule has not published yet."""
+        published = set(self.published())
+        return any(job.split()[0] == rule and job not in published for job in OUTPUTS)
+
+    def journalled(self) -> set[str]:
+        """Outputs that recovery will bring to their places, if they are not there."""
+        found = set()
+        staging = self.workdir / ".snakemake" / "forge" / "staging"
+        names: list[str] = []
+        with suppress(FileNotFoundError):
+            names = os.listdir(staging)
+        for name in names:
+            journal = staging / name / "journal.json"
+            with suppress(OSError):  # it was followed to its end meanwhile
+                found |= {os.path.relpath(place, self.workdir) for _, place, _ in json.loads(journal.read_text())}
+        return found
+
+    def staged(self) -> set[str]:
+        """Jobs that have succeeded without Snakemake, and wait for a run that adopts them."""
+        found = set()
+        for verdict in self.workdir.glob(".snakemake/forge/runs/*/*/verdict.json"):
+            record = json.loads(verdict.read_text())
+            if record.get("staged"):
+                found.add(" ".join([record["rule"], *record["wildcards"].values()]))
+        return found
+
+    def published(self) -> Iterator[str]:
+        """Jobs whose outputs are there, or certain to come."""
+        staged = self.staged()
+        journalled = self.journalled()
+        for job, outputs in OUTPUTS.items():
+            if job in staged or all(name in journalled or (self.workdir / name).exists() for name in outputs):
+                yield job
+
+    def counts(self) -> Counter[str]:
+        """How often each job was started."""
+        log = self.side / "log"
+        return Counter(log.read_text().splitlines() if log.exists() else [])
+
+    def fired(self) -> list[str]:
+        """The crashes so far."""
+        log = self.side / "fired"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def tail(self) -> str:
+        """The end of what was printed."""
+        return (self.side / "output").read_text(errors="replace")[-6000:]
+
+
+def prepare(workdir: Path) -> None:
+    """The workflow, and a place outside where its jobs may write."""
+    write_workflow(workdir, WORKFLOW)
+    side = workdir.parent / "side"
+    side.mkdir()
+    (workdir / "forge.yaml").write_text(
+        "version: 1\ndefaults: {runtime: counted}\n"
+        f"runtimes:\n  counted: {{host: true, paths: {{write: ['{side}']}}}}\n"
+    )
+
+
+def files(workdir: Path) -> dict[str, bytes]:
+    """All that the workflow has made."""
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file()
+        and path.relative_to(workdir).parts[0] not in (".snakemake", "Snakefile", "forge.yaml")
+        and path.name != ".snakemake_timestamp"
+    }
+
+
+def processes(workdir: Path) -> list[tuple[int, str]]:
+    """Pid and name of all that are at work in that directory, but for dead ones."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):
+                if os.readlink(process / "cwd") == str(workdir):
+                    state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+                    if state not in "ZX":
+                        found.append((int(process.name), (process / "comm").read_text().strip()))
+    return found

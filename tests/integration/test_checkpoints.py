@@ -1,0 +1,81 @@
+"""A real tool that writes checkpoints, IQ-TREE (https://iqtree.github.io/doc), killed twice and resumed from its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..conftest import command, residue, run, write_workflow
+
+ALIGNMENT = Path("/usr/share/doc/iqtree/examples/example.phy")  # 17 taxa, 1998 sites; from IQ-TREE itself
+REPLICATES = 6
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def trees(workdir: Path) -> int:
+    """How many bootstrap replicates are done."""
+    found = list(workdir.glob(".snakemake/forge/checkpoints/*/run.boottrees"))
+    return len(found[0].read_text().splitlines()) if found else 0
+
+
+def pid_of_tool(workdir: Path) -> int:
+    """The one that works there, and no other."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if os.readlink(process / "cwd") == str(workdir) and (process / "comm").read_text().startswith("iqtree2"):
+                    return int(process.name)
+            except OSError:
+                continue
+    raise AssertionError("IQ-TREE does not run")
+
+
+def test_iqtree_goes_on_from_its_checkpoint(workdir: Path) -> None:
+    assert shutil.which("iqtree2"), "IQ-TREE is not installed: apt-get install iqtree"
+    shutil.copy(ALIGNMENT, workdir / "in.phy")
+    write_workflow(workdir, f"""
+        rule tree:
+            input: "in.phy"
+            output: "tree.nwk"
+            retries: 1
+            shell:
+                "iqtree2 -s {{input}} -m JC -b {REPLICATES} -T 1 --seed 1 --cptime 1 --prefix $FORGE_CHECKPOINT_DIR/run; "
+                "cp $FORGE_CHECKPOINT_DIR/run.contree {{output}}"
+        """)
+    with subprocess.Popen(command("forge", "-j1"), cwd=workdir, text=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as snakemake:
+        wait_until(lambda: trees(workdir) >= 1, snakemake)
+        os.kill(pid_of_tool(workdir), signal.SIGKILL)
+        wait_until(lambda: trees(workdir) >= 3, snakemake)  # in Snakemake's second try
+        snakemake.kill()
+        snakemake.communicate()
+    subprocess.run(command("forge", "--unlock"), cwd=workdir, check=True, capture_output=True)
+    deadline = time.monotonic() + 60
+    while "process" in str(residue(workdir)):  # Forge ends what it has started; nobody waits for it any more
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    result = run(workdir, "-j1")
+    assert result.code == 0, result.output
+    attempts = result.attempts("tree")
+    assert [(a["attempt"], a["outcome"]) for a in attempts][::2] == [(1, "failed"), (1, "succeeded")]
+    logs = [Path(a["directory"], "stdout.log").read_text() for a in attempts]
+    assert ["CHECKPOINT: Resuming analysis" in log for log in logs] == [False, True, True]
+    assert f"START BOOTSTRAP REPLICATE NUMBER {REPLICATES}" in logs[2]
+    for log in logs[1:]:
+        assert "START BOOTSTRAP REPLICATE NUMBER 1\n" not in log, "what was done is not done again"
+    assert result.read("tree.nwk").count("(") > 10
+    assert os.listdir(workdir / ".snakemake/forge/checkpoints") == []
+    assert residue(workdir) == []

@@ -1,0 +1,160 @@
+"""What killed runs leave behind is removed by ``snakemake-forge gc``; what lives, and what is not ours to judge, is not."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_forge.leftovers import dead_runs, find_checkpoints, find_scratch, find_staging
+from snakemake_executor_plugin_forge.sandbox.sweep import descendants
+
+from ..conftest import PATIENCE, command, in_layer, residue, run, write_workflow
+
+FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+WORKFLOW = """
+    rule held:
+        output: "{name}.held"
+        shell: "echo {wildcards.name} > $TMPDIR/big; echo {wildcards.name} > {output}; until grep -q go go.txt; do sleep 0.5; done"
+    rule kept:
+        output: "kept.txt"
+        resources: forge_keep_scratch="always"
+        shell: "echo scratch > $TMPDIR/mine; touch {output}"
+"""
+
+
+def gc(directory: Path, *words: str) -> list[dict[str, Any]]:
+    done = subprocess.run([*FORGE, "gc", "--json", *words], cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def start(directory: Path, name: str) -> subprocess.Popen[bytes]:
+    """A run whose job waits; in a process group of its own."""
+    process = subprocess.Popen(command("forge", "-j2", "--nolock", f"{name}.held"), cwd=directory, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60 * PATIENCE
+    while not in_layer(directory, f"{name}.held"):
+        assert time.monotonic() < deadline, "the job did not start"
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def end_at_once(process: subprocess.Popen[bytes]) -> None:
+    """Snakemake and all of Forge: stopped first, so that none sees another one end and clears up."""
+    pids = [process.pid, *descendants(process.pid)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+    process.wait()
+
+
+def test_leftovers_of_a_killed_run_go_and_a_living_run_goes_on(tmp_path: Path) -> None:
+    tmp_path = tmp_path.resolve()
+    write_workflow(tmp_path, WORKFLOW)
+    (tmp_path / "go.txt").write_text("")
+    assert run(tmp_path, "-j1", "kept.txt").code == 0
+    checkpoint = tmp_path / ".snakemake" / "forge" / "checkpoints" / "0123"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state").write_bytes(bytes(10000))
+    living = start(tmp_path, "living")
+    try:
+        dying = start(tmp_path, "dying")
+        end_at_once(dying)
+        deadline = time.monotonic() + 60 * PATIENCE
+        parts: set[str] = set()
+        while not {"staging", "scratch"} <= parts:  # a second must be over, and its processes be dead
+            assert time.monotonic() < deadline, parts
+            parts = {row["part"] for row in gc(tmp_path, "--dry-run", "--leftovers-after", "1s")}
+        assert parts <= {"staging", "scratch", "cgroups"}
+        left = residue(tmp_path)
+        assert any("staging" in item for item in left)
+        young = gc(tmp_path)
+        assert young == []  # a day is not over
+        removed = gc(tmp_path, "--leftovers-after", "1s", "--kept-after", "1d")
+        assert parts <= {row["part"] for row in removed} <= {"staging", "scratch", "cgroups"}
+        assert not any(row["part"] == "checkpoints" for row in gc(tmp_path, "--kept-after", "1s", "--dry-run"))
+        lines = [json.loads(line) for line in (tmp_path / ".snakemake/forge/gc.jsonl").read_text().splitlines()]
+        assert [line["path"] for line in lines] == [row["path"] for row in removed]
+        assert all(line["host"] == socket.gethostname() and line["why"] for line in lines)
+        (tmp_path / "go.txt").write_text("go\n")
+        assert living.wait(60) == 0
+    finally:
+        if living.poll() is None:
+            end_at_once(living)
+    assert (tmp_path / "living.held").read_text() == "living\n"
+    assert not (tmp_path / "dying.held").exists()
+
+    assert gc(tmp_path, "--max-kept", "100MB") == []
+    (rest,) = gc(tmp_path, "--max-kept", "9000", "--only", "checkpoints")
+    assert rest["why"] == "size"
+    assert not checkpoint.exists()
+    (kept,) = gc(tmp_path, "--kept-after", "1s", "--only", "scratch")
+    assert "kept-forge-" in kept["path"]
+    assert not Path(kept["path"]).exists()
+    assert residue(tmp_path) == []
+
+
+def test_other_hosts_and_runs_without_a_record_are_left_alone(tmp_path: Path) -> None:
+    tmp_path = tmp_path.resolve()
+    write_workflow(tmp_path, WORKFLOW)
+    (tmp_path / "go.txt").write_text("go\n")
+    assert run(tmp_path, "-j1", "a.held").code == 0
+    state = tmp_path / ".snakemake" / "forge"
+    (done,) = (state / "runs").iterdir()
+    record = json.loads((done / "run.json").read_text())
+    spec = next(done.glob("*/spec.json"))
+    base = Path(json.loads(spec.read_text())["scratch_base"])
+    slot, staged = base / "slot-999999999", state / "staging" / f"forge-{done.name}-999999999-1"
+    foreign = base / "precious"
+    unknown = state / "staging" / "forge-20200101-000000-1-abcd-999999999-1"
+    for directory in (slot, staged / "upper", foreign, unknown / "upper"):
+        directory.mkdir(parents=True)
+
+    def found() -> list[str]:
+        runs = dead_runs(str(state))
+        return [item.path for item in (*find_staging(runs, str(tmp_path)), *find_scratch(runs, str(tmp_path)))]
+
+    try:
+        assert found() == [str(staged), str(slot)]
+        for change in ({"host": "elsewhere"}, {"pid": os.getpid(), "start_time": _start_time(), "ended": None}):
+            (done / "run.json").write_text(json.dumps(record | change))
+            assert found() == []
+        checkpoint = state / "checkpoints" / "x"
+        checkpoint.mkdir(parents=True)
+        assert list(find_checkpoints(str(state))) == []  # this very process is a run that goes on
+        (done / "run.json").write_text(json.dumps(record))
+        assert [item.path for item in find_checkpoints(str(state))] == [str(checkpoint)]
+        with _lock(checkpoint):  # as an attempt has it
+            assert list(find_checkpoints(str(state))) == []
+        removed = gc(tmp_path, "--leftovers-after", "1s", "--only", "scratch", "--dry-run")
+        assert removed == []  # too young
+    finally:
+        for directory in (slot, foreign, base):
+            directory.rmdir()
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _start_time() -> int:
+    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

@@ -1,0 +1,120 @@
+"""Nice values, by their effect: two that want the same CPU at the same time, of which one stands back.
+
+Who spins is pinned to one CPU, and begins when all have come: on a busy host they are slower, and their ratio is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .. import ordinary
+from ..conftest import PATIENCE, Result, residue, run, write_workflow
+from .test_containment import ROOT, RUNGS
+
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user]
+
+SECONDS = 2.5
+SPIN = """
+import os, sys, time
+name, cpu, others, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+os.sched_setaffinity(0, {cpu})
+open(f"here/{name}", "w").close()
+deadline = time.monotonic() + 300
+while len(os.listdir("here")) < others:
+    assert time.monotonic() < deadline, os.listdir("here")
+    time.sleep(0.01)
+time.sleep(0.2)  # the nice values of sessions are set at Forge's next look
+begin = time.process_time()
+end = time.monotonic() + seconds
+while time.monotonic() < end:
+    sum(range(5000))
+with open(f"{name}.txt", "w") as file:
+    print(time.process_time() - begin, file=file)
+"""
+CPUS = sorted(os.sched_getaffinity(0))
+SHELL = '"{python} spin.py {{wildcards.n}}-{mode} {cpu} 4 {seconds}"'
+
+
+def _run(directory: Path, rung: str, *arguments: str) -> Result:
+    environment = {"SLURM_JOB_ID": "1"} if rung == "delegated" else {}
+    before = []
+    if rung in ("soft", "none"):
+        ordinary.hand_over(directory)
+        before = ordinary.prefix(namespaces=rung == "soft")
+        environment["PYTHONPATH"] = str(ROOT)
+    # The files of the others are how they find each other, so they have to see them.
+    return run(directory, "--forge-files", "open", *arguments, env=environment, before=before)
+
+
+@pytest.fixture
+def place(workdir: Path) -> Path:
+    (workdir / "spin.py").write_text(SPIN)
+    (workdir / "here").mkdir()
+    (workdir / "here").chmod(0o777)  # an ordinary user's jobs, and this process
+    return workdir
+
+
+def _cpu_seconds(directory: Path, name: str) -> float:
+    used = float((directory / f"{name}.txt").read_text())
+    print(f"{name}: {used:.2f} s of CPU time")
+    return used
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_of_two_jobs_the_nice_one_stands_back(place: Path, rung: str) -> None:
+    """With shares and without, of commands and of Python code. And a weight for I/O is never pretended: whether the
+    disks of this host are divided by weight is theirs, and who asks for it is told if they are not."""
+    share = SHELL.format(python=sys.executable, mode="share", cpu=CPUS[0], seconds=SECONDS)
+    write_workflow(place, f"""
+        rule all:
+            input: expand("{{n}}-{{mode}}.txt", n=[0, 10], mode=["share", "off"])
+        rule share:
+            output: "{{n}}-share.txt"
+            resources: forge_cpu="share", forge_nice=lambda wildcards: int(wildcards.n), forge_io_weight=50
+            shell: {share}
+        rule off:
+            output: "{{n}}-off.txt"
+            resources: forge_cpu="off", forge_nice=lambda wildcards: int(wildcards.n)
+            run:
+                import runpy, sys
+                sys.argv = ["spin.py", f"{{wildcards.n}}-off", "{CPUS[-1]}", "4", "{SECONDS}"]
+                runpy.run_path("spin.py")
+        """)
+    result = _run(place, rung, "-j4")
+    assert result.code == 0, result.output
+    found = {f"{n}-{mode}": _cpu_seconds(place, f"{n}-{mode}") for n in (0, 10) for mode in ("share", "off")}
+    for mode in ("share", "off"):  # 1.25 to the tenth power is 9.3
+        assert found[f"10-{mode}"] < found[f"0-{mode}"] / 3, found
+    assert {a["limits"]["nice"] for a in result.attempts()} == {0, 10}
+    told = "; no weights for I/O (" in result.output
+    assert told or rung not in ("soft", "none")
+    for attempt in result.attempts():
+        weight = 50 if attempt["rule"] == "share" else 100
+        assert attempt["limits"]["io_weight"] == weight
+        assert ("io_weight" in attempt["isolation"]["not_enforced"]) == (told and weight == 50)
+    assert residue(place) == []
+
+
+# Delegated, the weight is written to the same file as in a scope: not once more in the guest, where a start takes 30 s.
+@pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung != "delegated"])
+def test_a_nice_run_stands_back_behind_others(place: Path, rung: str) -> None:
+    write_workflow(place, f"""
+        rule a:
+            output: "inside.txt"
+            shell: "{sys.executable} spin.py inside {CPUS[0]} 2 {SECONDS}"
+        """)
+    command = [sys.executable, "spin.py", "outside", str(CPUS[0]), "2", str(SECONDS)]
+    with subprocess.Popen(command, cwd=place, start_new_session=True) as outside:
+        try:
+            result = _run(place, rung, "-j1", "--forge-nice", "10")
+            assert outside.wait(60 * PATIENCE) == 0
+        finally:
+            outside.kill()
+    assert result.code == 0, result.output
+    assert _cpu_seconds(place, "inside") < _cpu_seconds(place, "outside") / 3
+    assert residue(place) == []

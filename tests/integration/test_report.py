@@ -1,0 +1,199 @@
+"""The report in a real browser: no complaint on its console, nothing from the network, the records' own numbers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.keys import Keys
+
+from ..programs import need
+from ..records import MIB, Made, write_run
+
+FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+NASTY = "</script><img src=x onerror=alert(1)>"
+MADE = [
+    *(Made("map", {"s": f"S{n}"}, start=n, seconds=2.5 + n, cpu_seconds=2.0, memory_bytes=(90 + n) * MIB, threads=2)
+      for n in range(6)),
+    Made("call", {"s": "A"}, evidence={"oom_kills": 1}, memory_bytes=512 * MIB, start=3, stderr="boom: Error\n"),
+    Made("call", {"s": "A"}, attempt=2, start=8, memory_bytes=600 * MIB, resources={"mem_mb": 1024}),
+    Made("plot", {"s": NASTY}, evidence={"exit_code": 1}, stderr=f"{NASTY}\n", start=9),
+]
+
+
+def _write(workdir: Path, *words: str) -> Path:
+    done = subprocess.run([*FORGE, "report", *words], cwd=workdir, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def _verdicts(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(p.read_text()) for p in sorted(workdir.glob(".snakemake/forge/runs/*/*/verdict.json"))]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = need("chromium", "chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(need("chromedriver", "chromium-driver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("report")
+    write_run(directory, [Made("old")], "20260130-120000-1-aaaa")
+    write_run(directory, MADE)
+    return directory
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, workdir: Path) -> webdriver.Chrome:
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    browser.get(_write(workdir).as_uri())
+    return browser
+
+
+def _value(page: webdriver.Chrome, selector: str) -> float:
+    return float(page.execute_script(f"return document.querySelector({selector!r}).dataset.value"))
+
+
+def test_no_complaint_and_no_network(page: webdriver.Chrome) -> None:
+    assert page.get_log("browser") == []
+    assert page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+    assert page.execute_script("return document.querySelectorAll('img[onerror]').length") == 0
+    assert NASTY in page.execute_script("return document.getElementById('failures').textContent")
+
+
+def test_numbers_are_those_of_the_records(page: webdriver.Chrome, workdir: Path) -> None:
+    found = [v for v in _verdicts(workdir) if v["rule"] != "old"]
+    assert _value(page, "[data-name=attempts]") == len(found) == len(MADE)
+    for outcome, count in Counter(v["outcome"] for v in found).items():
+        assert _value(page, f"[data-name=outcome-{outcome}]") == count
+    assert _value(page, "[data-name=cpu-seconds]") == pytest.approx(sum(v["usage"]["cpu_seconds"] for v in found))
+    assert _value(page, "[data-name=seconds]") == pytest.approx(max(m.start + m.seconds for m in MADE))
+    for rule in ("map", "call", "plot"):
+        own = [v for v in found if v["rule"] == rule]
+        row = f"[data-rule={rule}] "
+        assert _value(page, f"#rules {row}[data-name=attempts]") == len(own)
+        assert _value(page, f"#rules {row}[data-name=not-succeeded]") == sum(v["outcome"] != "succeeded" for v in own)
+        assert _value(page, f"#rules {row}[data-name=longest]") == pytest.approx(max(v["seconds"] for v in own))
+        assert _value(page, f"#memory {row}[data-name=most]") == max(v["usage"]["memory_peak_bytes"] for v in own)
+        assert _value(page, f"#memory {row}[data-name=limit]") == own[-1]["limits"]["memory_bytes"]
+        assert _value(page, f"#disk {row}[data-name=written]") == sum(v["usage"]["io_write_bytes"] for v in own)
+
+
+def test_charts_have_the_same_numbers(page: webdriver.Chrome, workdir: Path) -> None:
+    found = [v for v in _verdicts(workdir) if v["rule"] != "old"]
+    most, _, asked = page.execute_script(
+        "return document.getElementById('chart-memory').data.map(t => Object.fromEntries(t.y.map((y, i) => [y, t.x[i]])))")
+    for rule in ("map", "call", "plot"):
+        peaks = [v["usage"]["memory_peak_bytes"] for v in found if v["rule"] == rule]
+        assert most[rule] == pytest.approx(max(peaks) / MIB)
+    assert asked["call"] == 1024
+    drawn = page.execute_script(
+        "return document.getElementById('chart-timeline').data.filter(t => t.mode === 'lines').map(t => [t.name, t.x, t.y])")
+    spent = {name: sum(b - a for a, b in zip(x[::3], x[1::3], strict=True)) for name, x, _ in drawn}
+    assert spent["map"] == pytest.approx(sum(2 * m.seconds for m in MADE if m.rule == "map"))
+    taken: set[tuple[float, int]] = set()
+    for _, x, y in drawn:  # no CPU has two jobs at a time
+        for begin, end, lane in zip(x[::3], x[1::3], y[::3], strict=True):
+            cells = {(tick / 2, lane) for tick in range(int(begin * 2), int(end * 2))}
+            assert not cells & taken
+            taken |= cells
+    assert page.execute_script("return document.querySelectorAll('.chart svg.main-svg').length") >= 3
+
+
+def test_table_by_keyboard(page: webdriver.Chrome) -> None:
+    def status() -> str:
+        return str(page.execute_script("return document.getElementById('status').textContent"))
+
+    def column(number: int) -> list[str]:
+        cells: list[str] = page.execute_script(
+            f"return [...document.querySelectorAll('#attempts tbody tr')].map(r => r.cells[{number}].textContent)")
+        return cells
+
+    assert status() == f"{len(MADE)} of {len(MADE)} attempts, page 1 of 1"
+    page.find_element("id", "filter-text").send_keys("call")
+    assert status().startswith(f"2 of {len(MADE)} attempts")
+    page.find_element("id", "filter-text").send_keys(Keys.BACKSPACE * 4)
+    page.find_element("id", "filter-outcome").send_keys("oom")
+    assert column(3) == ["oom"]
+    page.find_element("id", "filter-outcome").send_keys(Keys.HOME)
+    head = page.find_element("css selector", "#attempts button[data-column='5']")
+    head.send_keys(Keys.ENTER)
+    assert [float(text) for text in column(5)] == sorted(m.seconds for m in MADE)
+    head.send_keys(Keys.ENTER)
+    assert [float(text) for text in column(5)] == sorted((m.seconds for m in MADE), reverse=True)
+    assert page.execute_script("return document.querySelector('th[aria-sort]').ariaSort") == "descending"
+    page.find_element("tag name", "body").send_keys(Keys.HOME)
+
+
+def test_a_screen_reader_finds_names_and_headings(page: webdriver.Chrome) -> None:
+    nodes = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    named = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
+    for role in ("button", "searchbox", "combobox", "link", "image", "region", "img"):
+        assert all(name for kind, name in named if kind == role), role
+    assert {"Summary", "Failures", "Timeline", "All attempts"} <= {name for kind, name in named if kind == "heading"}
+    assert [kind for kind, _ in named].count("main") == 1
+    missing = page.execute_script(
+        "return [...document.querySelectorAll('th')].filter(e => !e.scope).length + "
+        "[...document.querySelectorAll('[id]')].length - new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size")
+    assert missing == 0
+    assert page.execute_script("return document.documentElement.lang") == "en"
+
+
+def test_on_a_phone_and_in_print(page: webdriver.Chrome) -> None:
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                         {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True})
+    page.refresh()
+    assert page.execute_script("return document.documentElement.scrollWidth <= 390")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert page.execute_script("return getComputedStyle(document.querySelector('.controls')).display") == "none"
+    pdf = base64.b64decode(page.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 20_000
+
+
+def test_ten_thousand_attempts(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    run = write_run(tmp_path, [Made("map", {"s": "0"}), Made("call", evidence={"exit_code": 1})])
+    kinds = [json.loads((run / name / "verdict.json").read_text()) for name in ("00001-map", "00002-call")]
+    for number in range(3, 10_001):
+        kind = kinds[number % 20 == 0]
+        directory = run / f"{number:05d}-{kind['rule']}"
+        directory.mkdir()
+        second = number // 8
+        started = f"2026-01-31T12:{second // 60 % 60:02d}:{second % 60:02d}+00:00"
+        text = json.dumps(kind | {"wildcards": {"s": str(number)}, "started": started})
+        (directory / "verdict.json").write_text(text)
+    path = _write(tmp_path, "--output", str(tmp_path / "big.html"))
+    assert path.stat().st_size <= 8_000_000
+    browser.get(path.as_uri())
+    assert browser.get_log("browser") == []
+    assert _value(browser, "[data-name=attempts]") == 10_000
+    rows = browser.execute_script("return document.querySelectorAll('#attempts tbody tr').length")
+    assert rows == 100
+    shutil.rmtree(run)
+
+
+def test_which_run(workdir: Path) -> None:
+    assert 'data-rule="old"' in _write(workdir, "--all", "-o", "all.html").read_text()
+    assert 'data-rule="old"' not in _write(workdir, "-o", "one.html").read_text()
+    done = subprocess.run([*FORGE, "report", "--run", "20260131-120000-1-aaab"], cwd=workdir, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Did you mean 20260131-120000-1-aaaa?" in done.stderr

@@ -1,0 +1,356 @@
+"""``snakemake-forge resume``, and going on with the plain command: who is refused, what is cleared, what is run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import command, residue, run, write_workflow, written
+from .test_signals import wait_until
+
+FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+
+# What starts is noted outside of the working directory. While there is no file "go", slow jobs stay half-written.
+WORKFLOW = """
+SIDE = config["side"]
+rule all:
+    input: "quick.txt", "slow.txt"
+rule quick:
+    output: "quick.txt", "beside.txt"
+    shell: "echo quick >> {SIDE}/log; echo 1 > {output[0]}; echo 2 > {output[1]}"
+rule slow:
+    output: "slow.txt"
+    shell: "echo slow >> {SIDE}/log; echo half > {output}; while [ ! -e {SIDE}/go ]; do sleep 0.02; done; echo whole > {output}"
+"""
+
+
+def resume(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*FORGE, "resume", "--directory", str(directory), *words], cwd="/", capture_output=True, text=True,
+                          check=False, stdin=subprocess.DEVNULL, timeout=120)
+
+
+def prepare(directory: Path, workflow: str) -> Path:
+    """A workflow, and a place outside of its directory where its jobs may write."""
+    write_workflow(directory, workflow)
+    side = directory.parent / "side"
+    side.mkdir(exist_ok=True)
+    (directory / "forge.yaml").write_text(
+        "version: 1\ndefaults: {runtime: noting}\n"
+        f"runtimes:\n  noting: {{host: true, paths: {{write: ['{side}']}}}}\n")
+    return side
+
+
+def start(directory: Path, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    side = directory.parent / "side"
+    with (side / "output").open("wb") as output:
+        return subprocess.Popen(command("forge", "-j3", "--config", f"side={side}", *arguments), cwd=cwd or directory,
+                                stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+
+
+def crashed(directory: Path, *arguments: str, cwd: Path | None = None, noted: bool = False) -> None:
+    """Snakemake is killed when a job has finished, and it has noted that or not, and another one is at work."""
+    process = start(directory, *arguments, cwd=cwd)
+    output = directory.parent / "side" / "output"
+    try:
+        wait_until(lambda: process.poll() is not None or (written(directory, "slow.txt") and (directory / "quick.txt").exists()))
+        assert process.poll() is None, output.read_text()
+        wait_until(lambda: not noted or "Finished jobid" in output.read_text())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def runs(directory: Path) -> dict[Path, dict[str, Any]]:
+    return {path: json.loads(path.read_text()) for path in sorted(directory.glob(".snakemake/forge/runs/*/run.json"))}
+
+
+def started(side: Path) -> Counter[str]:
+    return Counter((side / "log").read_text().split("\n")[:-1])
+
+
+def test_after_a_crash_one_command_goes_on(workdir: Path) -> None:
+    """Also where Snakemake was started elsewhere with a relative --directory; a dry run changes nothing."""
+    directory = workdir / "work"
+    side = prepare(directory, WORKFLOW)
+    crashed(directory, "--directory", "work", "--snakefile", "work/Snakefile", cwd=workdir)
+    locks = sorted(directory.glob(".snakemake/locks/*"))
+    assert locks, "Snakemake does not lock any more: this test has no object"
+    tried = resume(directory, "--dry-run")
+    assert tried.returncode == 0, tried.stderr
+    assert "would remove Snakemake's stale lock" in tried.stdout
+    assert f"would run, in {workdir}: " in tried.stdout
+    assert sorted(directory.glob(".snakemake/locks/*")) == locks
+    assert started(side) == {"quick": 1, "slow": 1}
+
+    (side / "go").touch()
+    done = resume(directory, "--keep-going", "--forge-memory", "1GiB")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "removed Snakemake's stale lock" in done.stdout
+    assert (directory / "slow.txt").read_text() == "whole\n"
+    assert started(side) == {"quick": 1, "slow": 2}
+    assert [record["command"][-3:] for record in runs(directory).values()][1] == ["--keep-going", "--forge-memory", "1GiB"]
+    assert residue(directory) == []
+    again = resume(directory)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+    assert started(side) == {"quick": 1, "slow": 2}
+
+
+def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
+    """Here or on another host; nothing is changed before that is known."""
+    directory = workdir / "work"
+    side = prepare(directory, WORKFLOW)
+    process = start(directory)
+    try:
+        wait_until(lambda: written(directory, "slow.txt") and (directory / "quick.txt").exists())
+        refused = resume(directory)
+        assert refused.returncode == 2
+        assert f"Snakemake (pid {process.pid}) of run" in refused.stderr
+        assert f"is at work in {directory}" in refused.stderr
+        assert list(directory.glob(".snakemake/locks/*"))
+
+        ((path, record),) = runs(directory).items()
+        path.write_text(json.dumps(record | {"start_time": 1}))  # no record says so, but it is there
+        refused = resume(directory)
+        assert refused.returncode == 2
+        assert f"Snakemake (pid {process.pid}), of which Forge has no record" in refused.stderr
+        path.write_text(json.dumps(record))
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not residue(directory))
+
+    path.write_text(json.dumps(record | {"host": "elsewhere"}))
+    refused = resume(directory)
+    assert refused.returncode == 2
+    assert f"was started on host elsewhere (pid {process.pid})" in refused.stderr
+    assert "snakemake-forge resume --dead-host elsewhere" in refused.stderr
+    wrong = resume(directory, "--dead-host", "elswhere")
+    assert wrong.returncode == 2
+    assert "Open are runs of: elsewhere" in wrong.stderr
+    assert list(directory.glob(".snakemake/locks/*"))
+    (side / "go").touch()
+    done = resume(directory, "--dead-host", "elsewhere")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert runs(directory)[path]["declared_dead"] is True
+    assert (directory / "slow.txt").read_text() == "whole\n"
+
+
+def test_two_at_once(workdir: Path) -> None:
+    """The second one is refused while the first one, or what it became, is at work."""
+    directory = workdir / "work"
+    side = prepare(directory, WORKFLOW)
+    crashed(directory)
+    both = [subprocess.Popen([*FORGE, "resume"], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             stdin=subprocess.DEVNULL) for _ in range(2)]
+    try:
+        wait_until(lambda: any(process.poll() is not None for process in both))
+        (side / "go").touch()
+        outputs = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert sorted(process.returncode for process in both) == [0, 2], outputs
+    assert any("Nothing was changed: " in output for output in outputs)
+    assert started(side) == {"quick": 1, "slow": 2}
+
+
+def test_what_cannot_be_repeated(workdir: Path) -> None:
+    never = resume(workdir)
+    assert never.returncode == 2
+    assert "There is no record of Forge" in never.stderr
+    directory = workdir / ".snakemake" / "forge" / "runs" / "20260131-120000-1-aaaa"
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text(json.dumps({"run": directory.name, "ended": "2026-01-31T12:00:01+00:00"}))
+    older = resume(workdir)
+    assert older.returncode == 2
+    assert "does not say how Snakemake was started" in older.stderr
+    restart = {"python": "/nowhere/python", "arguments": ["-m", "snakemake"], "directory": str(workdir)}
+    (directory / "run.json").write_text(json.dumps({"run": directory.name, "ended": "x", "restart": restart}))
+    gone = resume(workdir)
+    assert gone.returncode == 2
+    assert "/nowhere/python" in gone.stderr
+
+
+def test_outputs_that_were_not_staged(workdir: Path) -> None:
+    """Under the policy open a half-written output is at its place: Snakemake's mark says so, and it is made again."""
+    directory = workdir / "work"
+    side = prepare(directory, WORKFLOW)
+    crashed(directory, "--forge-files", "open", noted=True)
+    assert (directory / "slow.txt").read_text() == "half\n"
+    (side / "go").touch()
+    done = resume(directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--rerun-incomplete" in done.stdout
+    assert (directory / "slow.txt").read_text() == "whole\n"
+    assert started(side)["quick"] == 1
+
+
+def test_the_same_command_again(workdir: Path) -> None:
+    """Without resume: only the stale lock is in the way, and Snakemake says so. Failed jobs leave nothing to believe."""
+    directory = workdir / "work"
+    side = prepare(directory, WORKFLOW)
+    crashed(directory)
+    wait_until(lambda: not residue(directory))
+    arguments = ("-j3", "--config", f"side={side}")
+    (side / "go").touch()
+    locked = run(directory, *arguments)
+    assert locked.code != 0
+    assert "cannot be locked" in locked.output
+    done = run(directory, *arguments, "--nolock")
+    assert done.code == 0, done.output
+    assert "--rerun-incomplete" not in done.output
+    assert (directory / "slow.txt").read_text() == "whole\n"
+    assert started(side) == {"quick": 1, "slow": 2}
+
+
+@pytest.mark.parametrize("keep", [["--keep-incomplete"], []])
+def test_outputs_of_failed_jobs_are_never_believed(workdir: Path, keep: list[str]) -> None:
+    """snakemake#3808: with --keep-incomplete too, which keeps them in the job directory; for every kind of rule."""
+    directory = workdir / "work"
+    side = prepare(directory, """
+        from pathlib import Path
+        SIDE = config["side"]
+        def fails(): return not Path(SIDE, "mended").exists()
+        rule all:
+            input: "shell.txt", "run.txt", "two.x", "directory", "after.txt", "old.txt"
+        rule shell:
+            output: "shell.txt"
+            shell: "echo half > {output}; [ -e {SIDE}/mended ]; echo whole > {output}"
+        rule run:
+            output: "run.txt"
+            run:
+                Path(output[0]).write_text("half\\n")
+                if fails():
+                    raise ValueError("not yet")
+                Path(output[0]).write_text("whole\\n")
+        rule two:
+            output: "two.x", "two.y"
+            shell: "echo whole > two.x; [ -e {SIDE}/mended ]; echo whole > two.y"
+        rule directory:
+            output: directory("directory")
+            shell: "mkdir {output}; echo half > {output}/a; [ -e {SIDE}/mended ]; echo whole > {output}/a"
+        rule after:
+            input: "shell.txt"
+            output: "after.txt"
+            shell: "cp {input} {output}"
+        rule old:
+            output: "old.txt"
+            input: "version.txt"
+            shell: "echo half > {output}; [ -e {SIDE}/mended ]; cat {input} > {output}"
+        """)
+    (directory / "old.txt").write_text("old\n")
+    time.sleep(0.05)
+    (directory / "version.txt").write_text("new\n")
+    arguments = ("-j3", "--config", f"side={side}", "--keep-going", *keep)
+    for _ in range(3):  # the second run must not believe what the first has left
+        failed = run(directory, *arguments)
+        assert failed.code != 0
+        assert {a["outcome"] for a in failed.attempts()} == {"failed"}
+        for name in ("shell.txt", "run.txt", "two.x", "two.y", "directory", "after.txt"):
+            assert not (directory / name).exists(), name
+        assert (directory / "old.txt").read_text() == "old\n"
+    assert {len(failed.attempts(rule)) for rule in ("shell", "run", "two", "directory", "old")} == {3}
+    kept = Path(failed.attempts("shell")[-1]["directory"], "incomplete", str(directory / "shell.txt").lstrip("/"))
+    assert kept.exists() == bool(keep)
+    assert not keep or kept.read_text() == "half\n"
+    (side / "mended").touch()
+    done = run(directory, *arguments)
+    assert done.code == 0, done.output
+    for name in ("shell.txt", "run.txt", "two.x", "two.y", "directory/a", "after.txt"):
+        assert (directory / name).read_text() == "whole\n", name
+    assert (directory / "old.txt").read_text() == "new\n"
+
+
+def test_jobs_behind_a_checkpoint(workdir: Path) -> None:
+    """Killed while some jobs behind it have finished, others run, others wait: none is lost, no finished one run again."""
+    directory = workdir / "work"
+    side = prepare(directory, """
+        SIDE = config["side"]
+        def behind(wildcards):
+            directory = checkpoints.cluster.get().output[0]
+            return expand("done/{i}.txt", i=sorted(glob_wildcards(directory + "/{i}.txt").i))
+        rule all:
+            input: "total.txt"
+        checkpoint cluster:
+            output: directory("clusters")
+            shell: "echo cluster >> {SIDE}/log; mkdir {output}; for i in 0 1 2 3 4 5 6 7; do echo $i > {output}/$i.txt; done"
+        rule work:
+            input: "clusters/{i}.txt"
+            output: "done/{i}.txt", "done/{i}.idx"
+            shell:
+                "echo work {wildcards.i} >> {SIDE}/log; cp {input} {output[0]}; cp {input} {output[1]}; "
+                "if [ {wildcards.i} -ge 3 ]; then while [ ! -e {SIDE}/go ]; do sleep 0.02; done; fi"
+        rule total:
+            input: behind
+            output: "total.txt"
+            shell: "echo total >> {SIDE}/log; cat {input} > {output}"
+        """)
+    process = start(directory)
+    try:
+        wait_until(lambda: len(list(directory.glob("done/*.idx"))) + (started(side).total() if (side / "log").exists() else 0) >= 4
+                   and any(written(directory, f"done/{i}.idx") and not (directory / f"done/{i}.idx").exists() for i in range(3, 8)))
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not residue(directory))
+    finished = {int(path.stem) for path in directory.glob("done/*.idx")}
+    before = started(side)
+    (side / "go").touch()
+    done = resume(directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = started(side)
+    assert (directory / "total.txt").read_text() == "".join(f"{i}\n" for i in range(8))
+    assert after["cluster"] == after["total"] == 1
+    for i in range(8):
+        wanted = before[f"work {i}"] + (0 if i in finished else 1)
+        assert after[f"work {i}"] == wanted, (i, finished, before, after)
+    assert residue(directory) == []
+    assert os.listdir(directory / ".snakemake" / "incomplete") == []
+
+
+@contextmanager
+def on_an_overlay(workdir: Path) -> Iterator[Path]:
+    """A working directory whose file system cannot be the upper layer of an overlay: it is one itself."""
+    for name in ("lower", "upper", "kernels", "place"):
+        (workdir / name).mkdir()
+    options = f"lowerdir={workdir}/lower,upperdir={workdir}/upper,workdir={workdir}/kernels"
+    subprocess.run(["mount", "-t", "overlay", "forge-test", "-o", options, workdir / "place"], check=True)
+    try:
+        (workdir / "place" / "work").mkdir()
+        yield workdir / "place" / "work"
+    finally:
+        subprocess.run(["umount", "--lazy", workdir / "place"], check=True)
+
+
+@pytest.mark.parametrize("fault", ["all:renamed:quick", "supervisor:renamed:quick", "all:synced:quick", "supervisor:synced:quick"])
+def test_staged_on_another_file_system(workdir: Path, fault: str) -> None:
+    """An overlay cannot be the upper layer of another one: staged in the scratch, copied beside the place, renamed."""
+    with on_an_overlay(workdir) as directory:
+        side = prepare(directory, WORKFLOW)
+        (side / "go").touch()
+        arguments = ("-j1", "--config", f"side={side}")
+        crash = run(directory, *arguments, env={"FORGE_FAULT": fault, "FORGE_FAULT_LOG": str(side / "fired")})
+        assert crash.code != 0
+        assert (side / "fired").read_text().startswith(fault)
+        before = started(side)["quick"]
+        done = resume(directory)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert {name: (directory / name).read_text() for name in ("quick.txt", "beside.txt", "slow.txt")} == {
+            "quick.txt": "1\n", "beside.txt": "2\n", "slow.txt": "whole\n"}
+        assert started(side)["quick"] == before + (0 if "renamed" in fault else 1)
+        assert not list(directory.glob(".forge-copy*"))
+        assert residue(directory) == []
+        first = run(directory, "--dry-run", "--quiet").attempts("quick")[0]
+        assert "all of them are in their places" in first["reason"] or fault != "supervisor:renamed:quick"

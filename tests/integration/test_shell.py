@@ -1,0 +1,118 @@
+"""``snakemake-forge shell``: as if one were in the job."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ..conftest import PATIENCE, residue, run, write_workflow
+
+CLI = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "shell"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("shell").resolve()
+    write_workflow(directory, """
+        rule all:
+            input: "a.out"
+        rule call:
+            input: "in.txt"
+            output: "{s}.out"
+            resources: mem_mb=100, forge_network="off"
+            shell: "cat {input} > {output}"
+        """)
+    (directory / "in.txt").write_text("input\n")
+    result = run(directory, "-j1")
+    assert result.code == 0, result.output
+    return directory
+
+
+def _shell(place: Path, command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CLI, "call", "s=a", "--run", command], cwd=place, capture_output=True, text=True,
+                          check=False, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def test_a_command_sees_what_the_job_saw(place: Path) -> None:
+    done = _shell(place, """
+        ls a.out 2>/dev/null || echo not there yet
+        (echo x >> in.txt) 2>/dev/null || echo refused
+        bash $FORGE_JOB_DIR/command.sh && cat a.out
+        python3 -c 'import socket; print([n for _, n in socket.if_nameindex()])'
+        python3 -c 'x = bytearray(300 * 2**20)' 2>/dev/null || echo killed
+        touch left.txt /tmp/left; test -d $TMPDIR && ls -A $TMPDIR | wc -l
+        exit 7""")
+    assert done.stdout.splitlines() == ["not there yet", "refused", "input", "['lo']", "killed", "0"], done.stderr
+    assert done.returncode == 7
+    assert (place / "a.out").read_text() == (place / "in.txt").read_text() == "input\n"
+    assert not (place / "left.txt").exists()
+    assert residue(place) == []
+    assert not [name for name in os.listdir("/tmp") if name.startswith("forge-shell")]
+
+
+def test_what_it_leaves_running_dies_with_it(place: Path) -> None:
+    done = _shell(place, "(setsid sleep 1021 >/dev/null 2>&1 &); echo done")
+    assert done.stdout == "done\n"
+    assert subprocess.run(["pgrep", "-f", "^sleep 1021$"], capture_output=True, check=False).stdout == b""
+
+
+def test_what_is_not_on_record_is_refused(place: Path) -> None:
+    done = subprocess.run([*CLI, "cal"], cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Did you mean call?" in done.stderr
+
+
+def test_a_prompt_has_a_terminal_with_job_control(place: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(place)
+        os.environ |= {"PS1": "prompt> ", "TERM": "dumb"}
+        os.execv(CLI[0], [*CLI, "call"])
+    seen = b""
+
+    def until(text: bytes) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 40 * PATIENCE
+        while text not in seen:
+            assert time.monotonic() < deadline, seen
+            if select.select([terminal], [], [], 1)[0]:
+                seen += os.read(terminal, 4096)
+
+    until(b"command.sh")
+    os.write(terminal, b"echo $((40 + 2)) ready\n")
+    until(b"42 ready")
+    os.write(terminal, b"sleep 1000\n")
+    time.sleep(0.5)
+    os.write(terminal, b"\x03")  # Ctrl-C ends the command and not the shell
+    os.write(terminal, b"echo $((50 + 1)) after\n")
+    until(b"51 after")
+    os.write(terminal, b"exit 5\n")
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 5
+    os.close(terminal)
+    assert residue(place) == []
+
+
+def test_a_closed_terminal_ends_it(place: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(place)
+        os.execv(CLI[0], [*CLI, "call"])
+    seen = b""
+    while b"command.sh" not in seen:
+        seen += os.read(terminal, 4096)
+    os.write(terminal, b"sleep 1000 & echo $((70 + 1))\n")
+    while b"71" not in seen:
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert residue(place) == []
+    assert not [name for name in os.listdir("/tmp") if name.startswith(f"forge-shell-{pid}-")]

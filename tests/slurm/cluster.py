@@ -1,0 +1,386 @@
+"""A real Slurm cluster of this test run's own: munged, slurmctld and some slurmd from Debian's packages, without systemd.
+
+Everything has a name of its own (directory, ports, node names and with them cgroups), so that clusters of several test
+runs live side by side on one machine. ``python -m tests.slurm.cluster COMMAND ARGUMENT...`` runs a command in one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.slurm import machine
+
+PACKAGES = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge"}
+"""Program to the Debian package that has it."""
+
+ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd slurm-wlm-mysql-plugin", "mariadbd": "mariadb-server"}
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_DEATH_SECONDS = 8.0
+
+
+class ClusterError(Exception):
+    """The cluster cannot be had here; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a cluster is like."""
+
+    nodes: int = 2
+    cpus: int = 8  # of each node; more than this machine has, so that jobs run side by side
+    memory_mb: int = 4000  # of each node
+    cgroups: bool = True  # task/cgroup and proctrack/cgroup; else polling and process lists
+    min_job_age_seconds: int = 60  # how long the controller remembers jobs that have ended
+    node_timeout_seconds: int = 10  # after which a silent node is down
+    accounting: bool = False  # slurmdbd on a MariaDB of its own
+    bare: bool = False  # nodes whose kernel gives nobody new namespaces
+    extra: str = ""  # lines of slurm.conf
+
+
+def install(programs: dict[str, str]) -> None:
+    """Install what is missing.
+
+    Args:
+        programs: each with the packages that have it.
+
+    Raises:
+        ClusterError: if that is impossible.
+    """
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = [names for program, names in programs.items() if shutil.which(program, path=path) is None]
+    packages = sorted({package for names in missing for package in names.split()})
+    if os.geteuid() != 0:
+        raise ClusterError("The Slurm cluster of the tests needs root: slurmd makes cgroups. Run the tests as root.")
+    if not packages:
+        return
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    advice = f"The Slurm cluster of the tests needs packages. As root, run: {shlex.join(command)}"
+    if shutil.which("apt-get") is None:
+        raise ClusterError(advice)
+    policy = Path("/usr/sbin/policy-rc.d")  # keeps the packages' scripts from starting daemons
+    made = not policy.exists()
+    if made:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        for step in (["update"], command[1:]):
+            done = subprocess.run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *step], check=False, text=True,
+                                  capture_output=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+            if done.returncode != 0:
+                raise ClusterError(f"{advice}\nInstalling them failed: {done.stderr.strip()}")
+    finally:
+        if made:
+            policy.unlink()
+
+
+class Cluster:
+    """Daemons in the foreground mode of their own, as children of this process, so that their ids are known."""
+
+    def __init__(self, shape: Shape | None = None) -> None:
+        self.shape = shape or Shape()
+        self.token = f"fs{secrets.token_hex(3)}"
+        self.nodes = [f"{self.token}n{number + 1}" for number in range(self.shape.nodes)]
+        self.root = Path(tempfile.mkdtemp(prefix=f"{self.token}-", dir="/tmp"))
+        self.conf = self.root / "slurm.conf"
+        self.environment = {**os.environ, "SLURM_CONF": str(self.conf)}
+        self.environment["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        names = ["slurmctld", "slurmdbd", "sql", *self.nodes]
+        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.stop()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """From nothing to idle nodes: about two seconds.
+
+        Raises:
+            ClusterError: with the ends of the daemons' logs.
+        """
+        install(PACKAGES | (ACCOUNTING_PACKAGES if self.shape.accounting else {}))
+        self._write()
+        socket_path = self.root / "munge" / "socket"
+        self._spawn("munged", ["munged", "--foreground", "--force", "--num-threads=2",
+                               f"--key-file={self.root}/munge/key", f"--socket={socket_path}",
+                               f"--pid-file={self.root}/munge/pid", f"--log-file={self.root}/log/munged.log",
+                               f"--seed-file={self.root}/munge/seed"])
+        self._await("munged answers", 10, lambda: self.ok("munge", "-S", str(socket_path), "-n"))
+        if self.shape.accounting:
+            self._start_accounting()
+        self.start_controller()
+        for node in self.nodes:
+            self.start_node(node)
+        self.await_idle()
+
+    def _start_accounting(self) -> None:
+        """MariaDB, slurmdbd, and this cluster's entry in it."""
+        sql, no_defaults = self.root / "sql", "--no-defaults"
+        sql.mkdir()
+        self.run("mariadb-install-db", no_defaults, "--auth-root-authentication-method=socket", "--skip-test-db",
+                 "--user=root", f"--datadir={sql}/data", timeout=120)
+        self._spawn("mariadbd", ["mariadbd", no_defaults, "--user=root", f"--datadir={sql}/data",
+                                 f"--socket={sql}/sock", f"--pid-file={sql}/pid", "--bind-address=127.0.0.1",
+                                 f"--port={self._ports['sql']}", "--skip-name-resolve",
+                                 "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"])
+        client = ("mariadb", no_defaults, f"--socket={sql}/sock", "-e")
+        self._await("MariaDB answers", 60, lambda: self.ok(*client, "select 1"))
+        self.run(*client, "create database slurm_acct; create user slurm@'127.0.0.1' identified by 'slurm'; "
+                 "grant all on slurm_acct.* to slurm@'127.0.0.1'")
+        self._spawn("slurmdbd", ["slurmdbd", "-D"])
+        self._await("slurmdbd answers", 60, lambda: self.ok("sacctmgr", "-n", "show", "cluster"))
+        self.run("sacctmgr", "-i", "add", "cluster", self.token)
+
+    def await_idle(self, seconds: float = 60) -> None:
+        """Wait until all nodes are idle."""
+        self._await("all nodes are idle", seconds, lambda: self.states() == dict.fromkeys(self.nodes, "idle"))
+
+    def stop(self) -> None:
+        """Kill the daemons and what their jobs left running, and remove every trace."""
+        with suppress(subprocess.SubprocessError, OSError):
+            if "slurmctld" in self._children:
+                self.run("scancel", "--full", "--user=root", timeout=5)
+                deadline = time.monotonic() + _DEATH_SECONDS
+                while self.run("squeue", "-h", timeout=5).stdout.strip() and time.monotonic() < deadline:
+                    time.sleep(0.1)
+        for name in [*self.nodes, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
+            self.end(name, signal.SIGKILL)
+        for node in self.nodes:
+            self._clear_cgroups(node)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _clear_cgroups(self, node: str) -> None:
+        """End what a killed slurmd left running, found by its cgroups, and remove these."""
+        tops = [top / f"slurm_{node}" for top in _CGROUPS.iterdir() if (top / f"slurm_{node}").is_dir()]
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while tops and time.monotonic() < deadline:
+            for top in tops:
+                found = [Path(directory) for directory, _, _ in os.walk(top)]  # some go meanwhile
+                for directory in found:
+                    with suppress(OSError):
+                        for pid in (directory / "cgroup.procs").read_text().split():
+                            with suppress(ProcessLookupError):
+                                os.kill(int(pid), signal.SIGKILL)
+                for directory in reversed(found):
+                    with suppress(OSError):
+                        directory.rmdir()
+            tops = [top for top in tops if top.is_dir()]
+            time.sleep(0.05)
+
+    # -- single daemons ----------------------------------------------------------------------------------------------
+
+    def start_controller(self) -> None:
+        """Start slurmctld and wait for its answer."""
+        self._spawn("slurmctld", ["slurmctld", "-D"])
+        self._await("slurmctld answers", 30, lambda: self.ok("scontrol", "ping"))
+
+    def start_node(self, node: str) -> None:
+        """Start the slurmd of a node."""
+        self._spawn(node, ["slurmd", "-D", "-N", node], on=node)
+
+    def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End a daemon: a node, "slurmctld" or "munged"; no error if it is not there."""
+        child = self._children.pop(name, None)
+        if child is None:
+            return
+        child.send_signal(number)
+        try:
+            child.wait(_DEATH_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def pause(self, name: str) -> None:
+        """Stop a daemon as a machine that hangs."""
+        self._children[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let it go on."""
+        self._children[name].send_signal(signal.SIGCONT)
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def run(self, *command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        """Run a command of Slurm in this cluster."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False,
+                              timeout=timeout)
+
+    def ok(self, *command: str) -> bool:
+        """Whether it succeeded."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.run(*command).returncode == 0
+        return False
+
+    def states(self) -> dict[str, str]:
+        """The state of each node."""
+        lines = self.run("sinfo", "-h", "-N", "-o", "%N %t").stdout.splitlines()
+        return {node: state.strip("*") if state != "idle*" else state for node, state in map(str.split, lines)}
+
+    def queue(self) -> list[str]:
+        """Names and states of all jobs that slurmctld remembers."""
+        return self.run("squeue", "-h", "-r", "-t", "all", "-o", "%j %T").stdout.splitlines()
+
+    def controller_cpu_seconds(self) -> float:
+        """User and system time of slurmctld since its start: proc_pid_stat(5)."""
+        fields = Path(f"/proc/{self._children['slurmctld'].pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def logs(self) -> str:
+        """The ends of all logs, for messages."""
+        texts = []
+        for path in sorted((self.root / "log").iterdir()):
+            lines = path.read_text(errors="replace").splitlines()[-12:]
+            texts.append("\n  ".join([f"{path.name}:", *lines]))
+        return "\n".join(texts)
+
+    # -- hands -------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, command: list[str], on: str = "controller") -> None:
+        """Start a daemon on the named machine."""
+        program = shutil.which(command[0], path=self.environment["PATH"])
+        if program is None:
+            raise ClusterError(f"There is no {command[0]} in PATH.")
+        with (self.root / "log" / f"{name}.out").open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                [*machine.prefix(self.root, on, bare=self.shape.bare and on in self.nodes), program, *command[1:]], env=self.environment, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, start_new_session=True, cwd=Path(__file__).parents[2])
+
+    def _await(self, what: str, seconds: float, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            dead = [name for name, child in self._children.items() if child.poll() is not None]
+            if dead or time.monotonic() > deadline:
+                why = f"{', '.join(dead)} ended by itself" if dead else f"not within {seconds:g} s"
+                raise ClusterError(f"The Slurm cluster of the tests: waited until {what}: {why}.\n{self.logs()}")
+            time.sleep(0.05)
+
+    def _write(self) -> None:
+        self.root.chmod(0o755)
+        for name in ("log", "state", "munge"):
+            (self.root / name).mkdir()
+        for node in self.nodes:
+            (self.root / "spool" / node).mkdir(parents=True)
+        machine.write_users(self.root)
+        key = self.root / "munge" / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        self.conf.write_text(self._slurm_conf())
+        dbd = self.root / "slurmdbd.conf"
+        dbd.touch(mode=0o600)
+        dbd.write_text(
+            f"AuthType=auth/munge\nAuthInfo=socket={self.root}/munge/socket\nDbdHost=localhost\nDbdAddr=127.0.0.1\n"
+            f"DbdPort={self._ports['slurmdbd']}\nSlurmUser=root\nLogFile={self.root}/log/slurmdbd.log\n"
+            f"PidFile={self.root}/slurmdbd.pid\nStorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\n"
+            f"StoragePort={self._ports['sql']}\nStorageUser=slurm\nStoragePass=slurm\nStorageLoc=slurm_acct\n")
+        (self.root / "cgroup.conf").write_text(
+            "CgroupPlugin=autodetect\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainRAMSpace=yes\n"
+            "ConstrainSwapSpace=yes\nAllowedSwapSpace=0\nMinRAMSpace=4\nConstrainCores=no\nConstrainDevices=no\n"
+            .replace("autodetect", "cgroup/v1" if (_CGROUPS / "memory").is_dir() else "cgroup/v2"))
+
+    def _slurm_conf(self) -> str:
+        shape, root, host = self.shape, self.root, socket.gethostname().split(".")[0]
+        tracking = ("ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\nJobAcctGatherType=jobacct_gather/cgroup"
+                    if shape.cgroups else
+                    "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/linux")
+        nodes = "\n".join(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={self._ports[node]}"
+                          for node in self.nodes)
+        accounting = (f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
+                      f"AccountingStoragePort={self._ports['slurmdbd']}\nAccountingStoragePass={root}/munge/socket"
+                      if shape.accounting else "AccountingStorageType=accounting_storage/none")
+        return f"""\
+ClusterName={self.token}
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={self._ports['slurmctld']}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# cred_expire: a job that was requeued may start only that long after (default 120 s)
+AuthInfo=socket={root}/munge/socket,cred_expire=6
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/%n.log
+MailProg=/bin/true
+{tracking}
+JobAcctGatherFrequency=task=1
+{accounting}
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
+# believe the configured CPUs and memory, not this machine's
+SlurmdParameters=config_overrides
+# refuse at once what no node could ever run; by default it waits for ever
+EnforcePartLimits=ALL
+MpiDefault=none
+ReturnToService=2
+MaxArraySize=1001
+MinJobAge={shape.min_job_age_seconds}
+KillWait=5
+UnkillableStepTimeout=30
+SlurmctldTimeout=30
+SlurmdTimeout={shape.node_timeout_seconds}
+MessageTimeout=10
+JobRequeue=1
+PrologFlags=Alloc
+DefMemPerCPU=200
+{shape.extra}
+NodeName=DEFAULT CPUs={shape.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={shape.cpus} ThreadsPerCore=1 \
+RealMemory={shape.memory_mb} State=UNKNOWN
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=5 State=UP OverSubscribe=NO
+"""
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def main() -> None:
+    """Run a command in a cluster of its own."""
+    try:
+        with Cluster() as cluster:
+            code = subprocess.run(sys.argv[1:] or ["sinfo"], env=cluster.environment, check=False).returncode
+    except ClusterError as error:
+        sys.exit(str(error))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

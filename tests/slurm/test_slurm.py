@@ -1,0 +1,795 @@
+"""Jobs of real workflows on a real cluster: what they get, how they end, and what happens when Slurm itself fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from snakemake_executor_plugin_forge.backends.slurm_client import SlurmClient
+from snakemake_executor_plugin_forge.backends.slurm_states import SlurmState
+from tests.conftest import Result, command, write_workflow
+from tests.slurm.cluster import Cluster, Shape
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(400)]
+
+
+@dataclass
+class Session:
+    """A Snakemake in a cluster."""
+
+    cluster: Cluster
+    directory: Path
+    process: subprocess.Popen[str] | None = None
+
+    def start(self, text: str, *arguments: str, fault: str = "") -> None:
+        """Start it and go on. What its jobs write to the directory ``signs`` is seen while they run."""
+        write_workflow(self.directory, text)
+        (self.directory / "signs").mkdir(exist_ok=True)
+        (self.directory / "forge.yaml").write_text(
+            "version: 1\ndefaults: {runtime: signing}\n"
+            f"runtimes:\n  signing: {{host: true, paths: {{write: ['{self.directory}/signs']}}}}\n")
+        with (self.directory / "snakemake.out").open("w") as out:
+            self.process = subprocess.Popen(
+                command("forge", "--forge-backend", "slurm", "-j", "500", "--keep-going", *arguments),
+                cwd=self.directory, env=self.cluster.environment | ({"FORGE_FAULT": fault} if fault else {}), stdout=out,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace")
+
+    def resume(self) -> None:
+        """``snakemake-forge resume``: becomes the recorded command."""
+        with (self.directory / "snakemake.out").open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "resume"], text=True,
+                cwd=self.directory, env=self.cluster.environment, stdout=out, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL)
+
+    def finish(self, seconds: float = 120) -> Result:
+        """Wait for its end."""
+        assert self.process is not None
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.give_up(f"it went on for {seconds:g} s")
+        return Result(code, self.output(), self.directory)
+
+    def give_up(self, why: str) -> NoReturn:
+        """End it, and fail with all that is known."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        pytest.fail(f"{why}:\n{self.output()}\n{self.cluster.queue()}\n{self.cluster.logs()}", pytrace=False)
+
+    def output(self) -> str:
+        """What it has said so far."""
+        return (self.directory / "snakemake.out").read_text(errors="replace")
+
+    def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Wait for something to happen while it runs."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                self.give_up(f"it did not happen within {seconds:g} s")
+            time.sleep(0.05)
+
+    def wait_there(self, name: str, seconds: float = 60) -> None:
+        """Wait for a file, empty or not."""
+        self.wait((self.directory / name).exists, seconds)
+
+    def wait_file(self, name: str, seconds: float = 60) -> str:
+        """Wait for a file with something in it."""
+        path = self.directory / name
+        self.wait(lambda: path.exists() and path.read_text(), seconds)
+        return path.read_text()
+
+
+@pytest.fixture
+def session(cluster: Cluster, workdir: Path) -> Session:
+    return Session(cluster, workdir)
+
+
+def by_rule(result: Result) -> dict[str, dict[str, Any]]:
+    return {attempt["rule"]: attempt for attempt in result.attempts()}
+
+
+KINDS = """
+    localrules: all, here, refused
+    rule all:
+        input: expand("{n}.many", n=range(12)), "py.txt", "here.txt", "shadow.txt", "memory.txt", "asks.txt", "group.txt"
+    rule many:
+        output: "{n}.many"
+        shell: "echo $SLURM_JOB_ID $SLURM_ARRAY_JOB_ID $TMPDIR {resources.tmpdir} > {output}; test -w $TMPDIR"
+    rule py:
+        output: "py.txt"
+        run:
+            import os
+            with open(output[0], "w") as file:
+                print(os.environ["SLURM_JOB_ID"], os.environ["TMPDIR"], resources.tmpdir, file=file)
+    rule here:
+        output: "here.txt"
+        shell: "echo ${{SLURM_JOB_ID:-on this host}} > {output}"
+    rule shadow:
+        input: "here.txt"
+        output: "shadow.txt"
+        shadow: "minimal"
+        shell: "pwd > {output}; cat {input} >> {output}"
+    rule memory:
+        output: "memory.txt"
+        resources: mem_mb=300, slurm_extra="--exclusive"
+        shell: "cat /sys/fs/cgroup/memory$(grep :memory: /proc/self/cgroup | cut -d: -f3)/memory.limit_in_bytes"
+               " > {output}"
+    rule asks:
+        output: "asks.txt"
+        threads: 2
+        resources: runtime=7, slurm_partition="main", constraint="", cpus_per_task=3, mem_mb_per_cpu=111
+        shell: "echo $FORGE_CPUS $FORGE_MEMORY_BYTES $SLURM_CPUS_PER_TASK $SLURM_MEM_PER_CPU"
+               " $SLURM_JOB_ID > {output}"
+    rule group_a:
+        output: pipe("fifo")
+        shell: "echo through > {output}"
+    rule group_b:
+        input: "fifo"
+        output: "group.txt"
+        shell: "cat {input} > {output}"
+    localrules: group_a, group_b
+"""
+
+
+def test_kinds_of_rules(session: Session) -> None:
+    session.start(KINDS)
+    done = session.finish()
+    assert done.code == 0, done.output
+    many = [done.read(f"{number}.many").split() for number in range(12)]
+    assert len({words[0] for words in many}) == 12
+    assert len({words[1] for words in many}) == 1, "jobs that are ready together are one array"
+    assert all(words[2] == words[3] != "/tmp" for words in many)
+    job, variable, resource = done.read("py.txt").split()
+    assert job.isdigit()
+    assert variable == resource
+    assert done.read("here.txt") == "on this host\n"
+    assert ".snakemake/shadow" in done.read("shadow.txt")
+    assert "on this host" in done.read("shadow.txt")
+    *asked, job = done.read("asks.txt").split()
+    assert asked == ["3", str(333 * 2**20), "3", "111"]
+    assert session.cluster.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%l").stdout.strip() == "7:00"
+    assert int(done.read("memory.txt")) == 300 * 2**20
+    assert done.read("group.txt") == "through\n"
+    found = by_rule(done)
+    assert {rule: attempt["backend"] for rule, attempt in found.items()} == {
+        "many": "slurm", "py": "slurm", "here": "local", "shadow": "slurm", "memory": "slurm", "asks": "slurm",
+        "group_a": "local", "group_b": "local"}
+    assert found["many"]["how"] == "launcher"
+    assert found["py"]["how"].startswith("inner snakemake")
+    assert found["asks"]["limits"]["memory_bytes"] == 333 * 2**20
+    assert "slurm-cgroup" in found["many"]["isolation"]["mechanisms"]
+    assert "pid-ns" in found["many"]["isolation"]["mechanisms"]
+    text = (session.directory / "snakemake.out").read_text()
+    assert "backend slurm of Slurm 22.05" in text
+    assert not list(session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*/batch*[!.]out"))
+    assert all(p.stat().st_size == 0 for p in session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*/batch*.out"))
+
+
+ENDS = """
+    rule all:
+        input: "ok.txt", "oom.txt", "child.txt", "late.txt", "nowhere.txt", "huge.txt", "admin.txt", "slurmlate.txt",
+               "soft.txt"
+    rule ok:
+        output: "ok.txt"
+        shell: "echo fine > {output}"
+    rule oom:
+        output: "oom.txt"
+        resources: mem_mb=60
+        shell: "python3 -c 'x = bytearray(400 << 20)'; echo done > {output}"
+    rule child:
+        output: "child.txt"
+        resources: mem_mb=60
+        shell: "python3 -c 'x = bytearray(400 << 20)' || true; echo done > {output}"
+    rule late:
+        output: "late.txt"
+        shell: "sleep 1000"
+    rule nowhere:
+        output: "nowhere.txt"
+        resources: slurm_partition="nowhere"
+        shell: "touch {output}"
+    rule huge:
+        output: "huge.txt"
+        resources: mem_mb=99999
+        shell: "touch {output}"
+    rule admin:
+        output: "admin.txt"
+        resources: runtime=5
+        shell: "echo ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID > signs/admin.id; echo half > {output}; sleep 1000"
+    rule slurmlate:
+        output: "slurmlate.txt"
+        resources: runtime=5
+        shell: "echo ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID > signs/slurmlate.id; sleep 1000"
+    rule soft:
+        output: "soft.txt"
+        shell: "setsid sleep 1000 & echo left > {output}"
+"""
+
+
+def test_every_end_has_its_verdict(session: Session) -> None:
+    session.start(ENDS, "--forge-wall", "8s")
+    session.cluster.run("scancel", session.wait_file("signs/admin.id").strip())  # 1_2: 1 alone would be the whole array
+    session.cluster.run("scontrol", "update", f"jobid={session.wait_file('signs/slurmlate.id').strip()}", "EndTime=now+1")
+    done = session.finish(200)
+    assert done.code != 0
+    found = by_rule(done)
+    outcomes = {rule: attempt["outcome"] for rule, attempt in found.items()}
+    assert outcomes == {"ok": "succeeded", "oom": "oom", "child": "oom", "late": "timeout", "nowhere": "failed",
+                        "huge": "failed", "admin": "cancelled", "slurmlate": "timeout", "soft": "succeeded"}, done.output
+    assert "Invalid partition name" in found["nowhere"]["reason"]
+    assert "Requested node configuration is not available" in found["huge"]["reason"]
+    assert "the Slurm job reached its memory limit of 60.0 MiB" in found["oom"]["reason"]
+    assert "raise the rule's mem_mb" in found["child"]["reason"]
+    assert "scancel" in found["admin"]["reason"]
+    assert "time limit of the Slurm job" in found["slurmlate"]["reason"]
+    assert any("sleep 1000" in note for note in found["soft"]["notes"])
+    assert not (session.directory / "admin.txt").exists()
+    for rule in ("nowhere", "late", "admin", "oom"):
+        assert found[rule]["reason"] in done.output
+
+
+def test_out_of_memory_is_run_again_with_more(session: Session) -> None:
+    session.start("""
+        rule all:
+            input: "a.txt"
+        rule a:
+            output: "a.txt"
+            resources: mem_mb=80
+            shell: "python3 -c 'x = bytearray(120 << 20)'; echo $FORGE_MEMORY_BYTES > {output}"
+    """, "--forge-oom-retries", "2")
+    done = session.finish()
+    assert done.code == 0, done.output
+    first, second = done.attempts("a")
+    assert (first["outcome"], second["outcome"]) == ("oom", "succeeded")
+    assert done.read("a.txt") == f"{160 << 20}\n"
+
+
+def test_outputs_are_staged_on_nodes(session: Session) -> None:
+    """The previous versions stay until the job has succeeded, and after a failure they stay for good."""
+    for name in "abcd":
+        (session.directory / f"{name}.txt").write_text("old\n")
+    (session.directory / "in.txt").write_text("input\n")
+    session.start("""
+        rule all:
+            input: "a.txt", "b.txt", "c.txt", "d.txt"
+        rule a:
+            input: "in.txt"
+            output: "a.txt"
+            log: "a.log"
+            shell: "[ ! -e {output} ]; echo half > {output}; echo logged > {log}; touch signs/half;"
+                   "while [ ! -e signs/go ]; do sleep 0.1; done; echo whole > {output}; touch Rplots.pdf"
+        rule b:
+            input: "in.txt"
+            output: "b.txt"
+            log: "b.log"
+            shell: "echo half > {output}; echo logged > {log}; exit 3"
+        rule c:
+            input: "in.txt"
+            output: "c.txt"
+            shadow: "minimal"
+            run:
+                with open(output[0], "w") as file:
+                    print(open(input[0]).read() + "from a shadow directory", file=file)
+        rule d:
+            input: "in.txt"
+            output: "d.txt"
+            shell: "echo x >> {input}; echo half > {output}"
+    """, "--forceall")
+    session.wait_there("signs/half")
+    assert (session.directory / "a.txt").read_text() == "old\n"
+    (session.directory / "signs" / "go").touch()
+    done = session.finish()
+    assert done.code != 0
+    found = by_rule(done)
+    assert {rule: a["outcome"] for rule, a in found.items()} == {
+        "a": "succeeded", "b": "failed", "c": "succeeded", "d": "failed"}, done.output
+    assert [done.read(f"{name}.txt") for name in "abd"] == ["whole\n", "old\n", "old\n"]
+    assert done.read("c.txt") == "input\nfrom a shadow directory\n"
+    assert found["c"]["undeclared_writes"] == []
+    assert found["a"]["undeclared_writes"] == ["Rplots.pdf"]
+    assert (done.read("a.log"), done.read("b.log"), done.read("in.txt")) == ("logged\n", "logged\n", "input\n")
+    for attempt in found.values():
+        assert attempt["isolation"]["files"] == "guard"
+        assert "layers" in attempt["isolation"]["mechanisms"]
+        assert "files" not in attempt["isolation"]["not_enforced"]
+    assert not any(path.is_file() for path in session.directory.glob(".snakemake/incomplete/**/*"))
+    assert not list(session.directory.glob(".snakemake/forge/staging/*"))
+
+
+def test_a_node_that_dies_while_it_publishes(session: Session) -> None:
+    """Before, between and after the renames: all of the outputs are the new ones, or all the old ones."""
+    rules = "".join(f"""
+        rule {rule}:
+            output: "{rule}1.txt", "{rule}2.txt", "{rule}3.txt"
+            shell: "for name in {{output}}; do echo new > $name; done"
+    """ for rule in ("before", "between", "after"))
+    names = {rule: [f"{rule}{number}.txt" for number in (1, 2, 3)] for rule in ("before", "between", "after")}
+    for name in (name for several in names.values() for name in several):
+        (session.directory / name).write_text("old\n")
+    session.start(f"""
+        rule all:
+            input: {", ".join(repr(name) for several in names.values() for name in several)}
+{rules}""", "--forceall", fault="self:synced:before,self:renamed:between,self:written:after")
+    done = session.finish()
+    found = by_rule(done)
+    assert {rule: a["outcome"] for rule, a in found.items()} == {
+        "before": "lost", "between": "lost", "after": "succeeded"}, done.output
+    assert "all of them are in their places" in done.output
+    assert [done.read(name) for name in names["before"]] == ["old\n"] * 3
+    assert [done.read(name) for name in (*names["between"], *names["after"])] == ["new\n"] * 6
+    assert not list(session.directory.glob(".snakemake/forge/staging/*"))
+
+
+def test_ctrl_c_cancels_what_this_run_submitted_and_nothing_else(session: Session) -> None:
+    other = session.cluster.run("sbatch", "--parsable", "--job-name=forge-x.b1", "--output=/dev/null", "--wrap",
+                                "sleep 1000").stdout.strip()
+    session.start("""
+        rule all:
+            input: expand("{n}.txt", n=range(3)), "waits.txt"
+        rule sleeper:
+            output: "{n}.txt"
+            shell: "touch signs/begun.{wildcards.n}; echo half > {output}; sleep 1000"
+        rule waits:
+            output: "waits.txt"
+            resources: slurm_extra="--begin=now+1hour"
+            shell: "touch {output}"
+    """)
+    session.wait(lambda: len(list(session.directory.glob("signs/begun.*"))) == 3)
+    assert session.process is not None
+    session.process.send_signal(signal.SIGINT)
+    done = session.finish(60)
+    left = session.cluster.run("squeue", "-h", "-o", "%A").stdout.split()
+    session.cluster.run("scancel", other)
+    assert left == [other], done.output
+    outcomes = [attempt["outcome"] for attempt in done.attempts()]
+    assert outcomes == ["cancelled"] * len(outcomes)
+    assert len(outcomes) >= 3
+    assert not list(session.directory.glob("?.txt"))
+
+
+ORPHANS = """
+    rule all:
+        input: "goes_on.txt", "ended.txt", "differs.txt", "waits.txt" UNWANTED
+    rule goes_on:
+        output: "goes_on.txt"
+        shell: "echo $SLURM_JOB_ID >> signs/begun.goes_on; while [ ! -e signs/go ]; do sleep 0.1; done; echo on > {output}"
+    rule ended:
+        output: "ended.txt"
+        shell: "echo $SLURM_JOB_ID >> signs/begun.ended; while [ ! -e signs/end ]; do sleep 0.1; done; echo end > {output}"
+    rule differs:
+        output: "differs.txt"
+        params: "PARAM"
+        shell: "echo {params} >> signs/begun.differs; [ {params} = new ] || sleep 1000; echo {params} > {output}"
+    rule unwanted:
+        output: "unwanted.txt"
+        shell: "echo $SLURM_JOB_ID >> signs/begun.unwanted; sleep 1000; echo never > {output}"
+    rule waits:
+        output: "waits.txt"
+        resources: slurm_extra="--begin=now+20"
+        shell: "echo $SLURM_JOB_ID >> signs/begun.waits; echo waited > {output}"
+"""
+
+
+def test_jobs_of_a_killed_snakemake_are_taken_over(session: Session) -> None:
+    """What is the same is waited for, what is not is cancelled, and what nobody asks for is ended with the run."""
+    directory, signs = session.directory, session.directory / "signs"
+    (directory / "goes_on.txt").write_text("old")
+    session.start(ORPHANS.replace("PARAM", "old").replace("UNWANTED", ', "unwanted.txt"'), "--forceall")
+    for rule in ("goes_on", "ended", "differs", "unwanted"):
+        session.wait_file(f"signs/begun.{rule}")
+    session.wait(lambda: len([line for line in session.cluster.queue() if "PENDING" in line]) == 1)
+    assert session.process is not None
+    session.process.kill()
+    session.process.wait()
+    (old,) = directory.glob(".snakemake/forge/runs/*")
+    (signs / "end").touch()
+    session.wait_there("ended.txt")
+    session.wait(lambda: list(old.glob("slurm/results/*.json")))
+    write_workflow(directory, ORPHANS.replace("PARAM", "new").replace("UNWANTED", ""))
+    session.resume()
+    session.wait(lambda: "is cancelled" in session.output())
+    assert (directory / "goes_on.txt").read_text() == "old"
+    (signs / "go").touch()
+    done = session.finish(120)
+    assert done.code == 0, done.output
+    assert "has left 4 Slurm job(s) that wait or run and the verdicts of 1 that ended since" in done.output
+    assert "rule differs: the Slurm job that run" in done.output
+    assert "its code or params have changed" in done.output
+    assert "rule unwanted: the Slurm job that run" in done.output
+    assert [done.read(f"{name}.txt") for name in ("goes_on", "ended", "differs", "waits")] == [
+        "on\n", "end\n", "new\n", "waited\n"]
+    assert (signs / "begun.differs").read_text() == "old\nnew\n"
+    assert [len((signs / f"begun.{rule}").read_text().split()) for rule in ("goes_on", "ended", "waits")] == [1, 1, 1]
+    new = max(directory.glob(".snakemake/forge/runs/*"))
+    found = {a["rule"]: a for a in done.attempts() if a["outcome"] == "succeeded"}
+    for rule, attempt in found.items():
+        verdict = json.loads(Path(attempt["directory"], "verdict.json").read_text())
+        assert verdict.get("adopted") == (None if rule == "differs" else new.name), rule
+        assert Path(attempt["directory"]).parent == (new if rule == "differs" else old), rule
+    assert len(list(new.glob("slurm/b*/*"))) == 1
+    assert (old / "slurm" / "closed").exists()
+    assert not (directory / "unwanted.txt").exists()
+    session.cluster.await_idle()
+    assert not list(directory.glob(".snakemake/forge/staging/*"))
+    session.start(ORPHANS.replace("PARAM", "new").replace("UNWANTED", ""), "--dry-run")
+    again = session.finish(60)
+    assert again.code == 0, again.output
+    assert "Nothing to be done" in again.output
+
+
+def test_jobs_of_a_killed_snakemake_that_write_in_place_are_ended_by_the_next_run(session: Session) -> None:
+    text = """
+        rule all:
+            input: "a.txt", "b.txt"
+        rule a:
+            output: "a.txt"
+            shell: "echo $SLURM_JOB_ID >> signs/begun.a; [ -e signs/second ] || sleep 1000; echo a > {output}"
+        rule b:
+            output: "b.txt"
+            shell: "echo $SLURM_JOB_ID >> signs/begun.b; [ -e signs/second ] || sleep 1000; echo b > {output}"
+    """
+    session.start(text, "--forge-files", "open")
+    first = {session.wait_file(f"signs/begun.{rule}").strip() for rule in "ab"}
+    assert session.process is not None
+    session.process.kill()
+    session.process.wait()
+    (session.directory / "signs" / "second").touch()
+    subprocess.run(command("forge", "--unlock"), cwd=session.directory, check=True, capture_output=True, timeout=60)
+    session.start(text, "--rerun-incomplete", "--forge-files", "open")
+    done = session.finish(120)
+    assert done.code == 0, done.output
+    assert "an earlier run in this directory was killed and has left 2 Slurm job(s) that cannot be taken over" in done.output
+    assert [a["outcome"] for a in done.attempts()][-2:] == ["succeeded"] * 2
+    running = session.cluster.run("squeue", "-h", "-t", "running,pending", "-o", "%A").stdout.split()
+    assert not first & set(running)
+    takers = [path.read_text() for path in session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*/taken")]
+    assert sum("given up by run" in text for text in takers) == 2
+
+
+def test_a_controller_that_is_down_for_a_while(session: Session) -> None:
+    session.start("""
+        rule all:
+            input: expand("{n}.after", n=range(3))
+        rule before:
+            output: "{n}.before"
+            shell: "echo > signs/begun.{wildcards.n}; while [ ! -e signs/go ]; do sleep 0.1; done; touch {output}"
+        rule after:
+            input: "{n}.before"
+            output: "{n}.after"
+            shell: "touch {output}"
+    """)
+    session.wait(lambda: len(list(session.directory.glob("signs/begun.*"))) == 3)
+    session.cluster.end("slurmctld")  # in an orderly way: after SIGKILL it may run jobs twice and drain its nodes
+    down = time.monotonic()
+    (session.directory / "signs" / "go").touch()
+    session.wait(lambda: "3 of 7 steps" in session.output(), 30)  # known without the controller
+    session.wait(lambda: "does not answer" in session.output(), 60)
+    time.sleep(max(0.0, down + 30 - time.monotonic()))
+    assert session.process is not None
+    assert session.process.poll() is None
+    session.cluster.start_controller()
+    done = session.finish(120)
+    assert done.code == 0, done.output
+    assert "answers again" in done.output
+    assert [attempt["outcome"] for attempt in done.attempts()] == ["succeeded"] * 6
+    session.cluster.await_idle()
+
+
+def test_a_controller_that_forgets_its_jobs(session: Session) -> None:
+    """Its state is lost: what ran is killed by Slurm, what waited is submitted again."""
+    session.start("""
+        rule all:
+            input: "waits.txt"
+        rule waits:
+            output: "waits.txt"
+            resources: slurm_extra="--begin=now+5"
+            shell: "echo $SLURM_JOB_ID > {output}"
+    """)
+    session.wait(lambda: any("forge-" in line and "PENDING" in line for line in session.cluster.queue()))
+    session.cluster.end("slurmctld", signal.SIGKILL)
+    for path in (session.cluster.root / "state").iterdir():
+        if path.is_file() and path.name.startswith("job"):
+            path.unlink()
+    session.cluster.start_controller()
+    done = session.finish(120)
+    assert done.code == 0, done.output
+    assert done.attempt("waits")["outcome"] == "succeeded"
+
+
+FORGETFUL = """#!/bin/sh
+if mkdir {directory}/once 2>/dev/null; then
+    printf '#!/bin/sh\\nexit 0\\n' | {sbatch} "$@" --output=/dev/null
+else
+    exec {sbatch} "$@"
+fi
+"""
+
+
+def test_jobs_that_are_done_and_never_began_are_submitted_again(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm 22.05 has said COMPLETED, once, of three tasks of an array of which no batch script was started."""
+    session.directory.mkdir(exist_ok=True)
+    front = session.directory / "bin" / "sbatch"
+    front.parent.mkdir()
+    path = session.cluster.environment["PATH"]
+    front.write_text(FORGETFUL.format(directory=session.directory, sbatch=shutil.which("sbatch", path=path)))
+    front.chmod(0o755)
+    monkeypatch.setitem(session.cluster.environment, "PATH", f"{front.parent}:{path}")
+    session.start("""
+        rule all:
+            input: expand("{n}.txt", n=range(3))
+        rule many:
+            output: "{n}.txt"
+            shell: "echo {wildcards.n} > {output}"
+    """)
+    done = session.finish(120)
+    assert done.code == 0, done.output
+    assert (session.directory / "once").is_dir()
+    assert [attempt["outcome"] for attempt in done.attempts("many")] == ["succeeded"] * 3
+    session.cluster.await_idle()
+
+
+BARE = """
+    rule all:
+        input: "a.txt", "b.txt", "c.txt"
+    rule a:
+        output: "a.txt"
+        log: "a.log"
+        shell: "[ ! -e {output} ]; echo new > {output}; echo logged > {log}"
+    rule b:
+        output: "b.txt"
+        shell: "echo half > {output}; exit 3"
+    rule c:
+        output: "c.txt"
+        run:
+            with open(output[0], "w") as file:
+                print("made", file=file)
+"""
+
+
+def test_a_node_that_cannot_stage(workdir: Path) -> None:
+    """What it can is done and on record; what was demanded and cannot be had is a verdict, and changes nothing."""
+    with Cluster(Shape(nodes=1, bare=True)) as cluster:
+        session = Session(cluster, workdir)
+        for name in "abc":
+            (workdir / f"{name}.txt").write_text("old")
+        session.start(BARE, "--forge-require", "full", "--forceall")
+        done = session.finish()
+        assert done.code != 0
+        for attempt in done.attempts():
+            assert attempt["outcome"] == "failed"
+            assert "this host does not give Forge" in attempt["reason"], done.output
+            assert f"(node {os.uname().nodename})" in attempt["reason"]
+        assert [(workdir / f"{name}.txt").read_text() for name in "abc"] == ["old"] * 3
+        session.start(BARE, "--forceall")
+        done = session.finish()
+        assert done.code != 0
+        found = {a["rule"]: a for a in done.attempts()}
+        assert {rule: a["outcome"] for rule, a in found.items()} == {"a": "succeeded", "b": "failed", "c": "succeeded"}
+        for attempt in found.values():
+            assert attempt["isolation"]["files"] == "open"
+            assert "files" in attempt["isolation"]["not_enforced"]
+        assert (done.read("a.txt"), done.read("a.log"), done.read("c.txt")) == ("new\n", "logged\n", "made\n")
+        assert not (workdir / "b.txt").exists(), "half-written at its place, so it is removed as Snakemake does"
+        assert not any(path.is_file() for path in workdir.glob(".snakemake/incomplete/**/*"))
+
+
+def test_a_shared_file_system_that_cannot_hold_layers(workdir: Path) -> None:
+    """An overlay cannot be the upper layer of another one, as NFS and Lustre cannot: outputs come from the node's disk."""
+    for name in ("lower", "upper", "work", "shared"):
+        (workdir / name).mkdir()
+    options = f"lowerdir={workdir}/lower,upperdir={workdir}/upper,workdir={workdir}/work"
+    subprocess.run(["mount", "-t", "overlay", "of-the-test", "-o", options, str(workdir / "shared")], check=True)
+    try:
+        with Cluster(Shape(nodes=1)) as cluster:
+            session = Session(cluster, workdir / "shared")
+            for name in ("a", "b"):
+                (session.directory / f"{name}.txt").write_text("old\n")
+            session.start("""
+                rule all:
+                    input: "a.txt", "many", "b.txt"
+                rule a:
+                    output: "a.txt", directory("many")
+                    shell: "echo new > {output[0]}; mkdir {output[1]}; touch {output[1]}/x; ls -a"
+                rule b:
+                    output: "b.txt"
+                    shell: "echo half > {output}; exit 3"
+            """, "--forceall")
+            done = session.finish()
+            found = by_rule(done)
+            assert {rule: a["outcome"] for rule, a in found.items()} == {"a": "succeeded", "b": "failed"}, done.output
+            assert (done.read("a.txt"), done.read("many/x"), done.read("b.txt")) == ("new\n", "", "old\n")
+            for attempt in found.values():
+                assert attempt["isolation"]["files"] == "guard"
+                spec = json.loads(Path(attempt["directory"], "spec.json").read_text())
+                assert spec["sandbox"]["files"]["apart"]
+            assert not list(session.directory.glob(".forge-copy*"))
+            assert not list(session.directory.glob(".snakemake/forge/staging/*"))
+    finally:
+        subprocess.run(["umount", str(workdir / "shared")], check=True)
+
+
+def test_a_node_that_dies_and_a_copy_that_lives_on(workdir: Path) -> None:
+    """Split brain: slurmd is killed, its job goes on; Slurm runs it again elsewhere, and only that copy counts."""
+    with Cluster(Shape(node_timeout_seconds=3)) as cluster:
+        session = Session(cluster, workdir)
+        session.start("""
+            rule all:
+                input: "a.txt"
+            rule a:
+                output: "a.txt"
+                shell: "echo $SLURMD_NODENAME >> signs/begun; while [ ! -e signs/go.$SLURMD_NODENAME ]; do sleep 0.1; done;"
+                       "echo $SLURMD_NODENAME > {output}; echo $SLURMD_NODENAME >> signs/ended"
+        """)
+        first = session.wait_file("signs/begun").strip()
+        (second,) = set(cluster.nodes) - {first}
+        cluster.end(first, signal.SIGKILL)
+        session.wait(lambda: second in (workdir / "signs" / "begun").read_text().split(), 120)
+        (workdir / "signs" / f"go.{first}").touch()  # the old copy ends first, and well
+        session.wait_file("signs/ended")
+        (stale,) = workdir.glob(".snakemake/forge/runs/*/00001-a")
+        session.wait((stale / "verdict.json").exists)
+        time.sleep(1)
+        assert session.process is not None
+        assert session.process.poll() is None, session.output()
+        (workdir / "signs" / f"go.{second}").touch()
+        done = session.finish(60)
+        assert done.code == 0, done.output
+        verdicts = {Path(a["directory"]).name: (a["outcome"], a["reason"]) for a in done.attempts("a")}
+        assert verdicts["00001-a.copy2"][0] == "succeeded"
+        assert verdicts["00001-a"][0] == "lost"
+        assert "may not publish what it has written: a later copy" in verdicts["00001-a"][1]
+        assert "by itself it was: succeeded" in verdicts["00001-a"][1]
+        assert (workdir / "a.txt").read_text().strip() == second
+
+
+def test_accounting_knows_what_the_controller_has_forgotten(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node's part of Forge is killed, and the controller forgets at once: only sacct knows how it ended."""
+    with Cluster(Shape(nodes=1, accounting=True, min_job_age_seconds=2)) as cluster:
+        session = Session(cluster, workdir)
+        session.start("""
+            rule all:
+                input: "killed.txt", "fine.txt"
+            rule killed:
+                output: "killed.txt"
+                shell: "echo begun > signs/begun; python3 -c 'import time; x = bytearray(80 << 20); time.sleep(1000)'"
+            rule fine:
+                output: "fine.txt"
+                shell: "sleep 1; touch {output}"
+        """)
+        session.wait_file("signs/begun")
+        time.sleep(3)  # until Slurm has looked at its memory
+        (attempt,) = {a for a in workdir.glob(".snakemake/forge/runs/*/slurm/b1/*")
+                      if b"killed.txt" in (a / "launch").read_bytes()}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # of others, and just ended
+                if str(attempt).encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+        cluster.pause("slurmctld")  # so that it is not seen to have failed before it is forgotten
+        time.sleep(3)
+        cluster.resume("slurmctld")
+        done = session.finish(120)
+        found = by_rule(done)
+        assert found["fine"]["outcome"] == "succeeded"
+        assert found["killed"]["outcome"] == "lost", done.output
+        assert "Slurm: the batch script failed before Forge could write a verdict" in found["killed"]["reason"]
+        assert found["killed"]["usage"]["memory_peak_bytes"] > 80 << 20
+        assert found["killed"]["usage"]["cpu_seconds"] > 0
+        assert 2 < found["killed"]["seconds"] < 120
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        rows = SlurmClient().history(["1_0", "1_1"])
+        assert sorted((row.job_id, row.index, row.state) for row in rows) == [
+            ("1_0", 0, rows[0].state), ("1_1", 1, rows[1].state)]
+        assert {row.state for row in rows} == {SlurmState.COMPLETED, SlurmState.FAILED}
+        assert all(row.name.startswith("forge-") and row.name.endswith(".b1") for row in rows)
+
+
+def test_the_variants_workflow_gives_the_same_bytes(cluster: Cluster, workdir: Path) -> None:
+    home = Path(__file__).parents[2] / "workflows" / "variants"
+    snakemake = command("forge", "--forge-backend", "slurm", "-j", "500", "--snakefile", str(home / "Snakefile"))
+    done = subprocess.run(snakemake, cwd=workdir, env=cluster.environment, capture_output=True, text=True, timeout=380,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    checked = subprocess.run([sys.executable, str(home / "check.py"), str(workdir / "results")], capture_output=True,
+                             text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    backends = {attempt["backend"] for attempt in Result(0, "", workdir).attempts()}
+    assert "slurm" in backends
+
+
+def test_bad_requests_are_refused_before_anything_runs(session: Session) -> None:
+    session.start("""
+        rule all:
+            input: "a.txt"
+        rule a:
+            output: "a.txt"
+            resources: slurm_partiton="main"
+            shell: "touch {output}"
+    """)
+    done = session.finish(60)
+    assert done.code != 0
+    assert "Rule a: resource slurm_partiton='main' is not known to Forge. Did you mean slurm_partition?" in done.output
+    assert not list(session.directory.glob(".snakemake/forge/runs/*/slurm/b1"))
+
+
+def test_groups_that_need_one_host_are_refused(session: Session) -> None:
+    session.start("""
+        rule all:
+            input: "b.txt"
+        rule a:
+            output: pipe("fifo")
+            shell: "echo > {output}"
+        rule b:
+            input: "fifo"
+            output: "b.txt"
+            shell: "cat {input} > {output}"
+    """)
+    done = session.finish(60)
+    assert done.code != 0
+    assert "run at the same time (pipe or service), which they can only do on one host" in done.output
+    assert "to localrules" in done.output
+
+
+def test_no_cluster(workdir: Path) -> None:
+    write_workflow(workdir, "rule a:\n    output: 'a.txt'\n    shell: 'touch {output}'\n")
+    environment = {**os.environ, "SLURM_CONF": str(workdir / "none.conf")}
+    for backend, words in (("slurm", "--forge-backend=slurm"), ("slrum", "Did you mean slurm?")):
+        done = subprocess.run(command("forge", "--forge-backend", backend, "-j2"), cwd=workdir, env=environment,
+                              capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode != 0
+        assert words in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_ordinary_user(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Namespaces of its own, Slurm's cgroup around them, scratch on the node's own disk."""
+    from tests import ordinary
+    from tests.slurm import machine
+
+    place = cluster.root / "user"
+    write_workflow(place, """
+        rule all:
+            input: "a.txt", "big.txt"
+        rule a:
+            output: "a.txt"
+            shell: "id -u > {output}; touch $TMPDIR/x; df --output=target $TMPDIR >> {output}"
+        rule big:
+            output: "big.txt"
+            resources: mem_mb=100
+            shell: "python3 -c 'x = bytearray(400 << 20)'; touch {output}"
+    """)
+    ordinary.hand_over(place)
+    shell = [*machine.prefix(cluster.root, "client"), *ordinary.prefix(), "sh", "-c",
+             'cd "$0" && HOME=$0 && exec "$@"', str(place)]
+    snakemake = command("forge", "--forge-backend", "slurm", "-j", "500", "-k", "--forge-scratch-dir", "/var/tmp")
+    done = subprocess.run([*shell, *snakemake], cwd=Path(__file__).parents[2], env=cluster.environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+    assert "Elapsed time" in done.stdout, done.stdout
+    result = Result(done.returncode, done.stdout, place)
+    found = by_rule(result)
+    assert found["a"]["outcome"] == "succeeded", done.stdout
+    assert found["big"]["outcome"] == "oom", done.stdout
+    assert result.read("a.txt").split()[0] == str(ordinary.UID)
+    assert {"user-ns", "slurm-cgroup", "layers"} <= set(found["a"]["isolation"]["mechanisms"])
+    assert found["a"]["isolation"]["files"] == "guard"
+    assert found["a"]["isolation"]["limits"] == "slurm-cgroup"
+    assert found["a"]["isolation"]["not_enforced"] == ["cpu"], "this cluster has no ConstrainCores"
+    assert "reached its memory limit of 100.0 MiB" in found["big"]["reason"]
+    spec = json.loads(Path(found["a"]["directory"], "spec.json").read_text())
+    assert spec["scratch_base"].startswith("/var/tmp/forge-")
+    assert not list((cluster.root / "local").glob("*/forge-*")), "nothing is left on the nodes' disks"

@@ -1,0 +1,186 @@
+"""A look at every file of an environment: conda's and Python's own lists, and what is remembered of the last look."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_forge.catalog import Kind, Runtime
+from snakemake_executor_plugin_forge.runtimes import conda, venv
+from snakemake_executor_plugin_forge.runtimes.health import Fault, Health, verify
+from snakemake_executor_plugin_forge.runtimes.store import Manifest, Store
+
+from ..conda.channel import environment_file, make_channel
+
+LONG_AGO = time.time() - 3600
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Runtime, Manifest]:
+    """A real conda environment of 100 small files and some programs."""
+    directory = tmp_path_factory.mktemp("health")
+    channel = make_channel(directory / "channel")
+    (directory / "env.yaml").write_text(environment_file(channel, "many", "bcftools", "hooked"))
+    runtime = Runtime("genomics", Kind.CONDA, str(directory / "env.yaml"))
+    store = Store(str(directory / "store"))
+    definition = conda.define(runtime)
+    assert definition is not None
+    manifest = store.build(definition, lambda prefix, report: conda.make(runtime, store, prefix, report), lambda _: None)
+    return store, runtime, manifest
+
+
+@pytest.fixture
+def prefix(original: tuple[Store, Runtime, Manifest], tmp_path: Path) -> Path:
+    """A copy of it to be damaged; older than the time for which nothing is remembered."""
+    shutil.copytree(original[2].prefix, tmp_path / "env", symlinks=True)
+    return tmp_path / "env"
+
+
+def _look(prefix: Path, **options: bool) -> Health:
+    return verify(str(prefix), Kind.CONDA, str(prefix.parent / "verified.json"), **options)
+
+
+def _rest(prefix: Path) -> None:
+    """Time stamps of a moment ago are not believed; so wait until they are older."""
+    newest = max(p.lstat().st_ctime for p in prefix.rglob("*"))
+    time.sleep(max(0.0, newest + 2.05 - time.time()))
+
+
+def test_sound_environment_with_patched_files_and_links_has_no_problem(original: tuple[Store, Runtime, Manifest]) -> None:
+    health = verify(original[2].prefix, Kind.CONDA, None, fully=True)
+    assert health.problems == ()
+    assert health.files == 107
+    assert health.hashed == 107
+
+
+def _flip(path: Path, *, keep_times: bool) -> None:
+    before = path.stat()
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(body)
+    if keep_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _relink(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def _make_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE: list[tuple[str, Callable[[Path], object], Fault]] = [
+    ("share/many/042.txt", lambda p: _flip(p, keep_times=False), Fault.CHANGED),
+    ("share/many/042.txt", lambda p: _flip(p, keep_times=True), Fault.CHANGED),
+    ("bin/bcftools", lambda p: _flip(p, keep_times=True), Fault.CHANGED),
+    ("bin/bcftools.real", lambda p: os.truncate(p, 1000), Fault.CHANGED),
+    ("share/many/007.txt", Path.unlink, Fault.MISSING),
+    ("bin/bcf", _relink, Fault.BROKEN_LINK),
+    ("share/hooked.txt", _make_directory, Fault.CHANGED),
+]
+
+
+def test_every_kind_of_damage_is_found_also_when_the_environment_was_sound_before(prefix: Path) -> None:
+    _rest(prefix)
+    assert _look(prefix).problems == ()
+    assert _look(prefix).hashed == 0  # all of it is remembered
+    backup = prefix.parent / "backup"
+    for name, damage, fault in DAMAGE:
+        path = prefix / name
+        shutil.copytree(prefix, backup, symlinks=True)
+        damage(path)
+        health = _look(prefix)
+        assert [(p.path, p.fault) for p in health.damage] == [(str(path), fault)], name
+        shutil.rmtree(prefix)
+        backup.rename(prefix)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(number=st.integers(0, 99), position=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_found_and_its_repair_believed(prefix: Path, number: int, position: int, bit: int) -> None:
+    path = prefix / f"share/many/{number:03d}.txt"
+    body = bytearray(path.read_bytes())
+    good = bytes(body)
+    body[position % len(body)] ^= 1 << bit
+    path.write_bytes(body)
+    assert [p.path for p in _look(prefix).damage] == [str(path)]
+    path.write_bytes(good)
+    assert _look(prefix).damage == ()
+
+
+def test_what_was_changed_a_moment_ago_is_not_remembered(prefix: Path) -> None:
+    """The kernel's time stamps are coarse: a second change within a tick would have the same."""
+    (prefix / "share/many/001.txt").touch()
+    assert _look(prefix).hashed > 0
+    assert _look(prefix).hashed > 0
+
+
+def test_files_added_by_hand_are_named_and_no_damage(prefix: Path) -> None:
+    (prefix / "bin" / "mine").write_text("#!/bin/sh\n")
+    health = _look(prefix, fully=True)
+    assert [(p.path, p.fault) for p in health.problems] == [(str(prefix / "bin/mine"), Fault.ADDED)]
+    assert health.damage == ()
+
+
+def test_unreadable_package_list_is_damage(prefix: Path) -> None:
+    record = next(prefix.glob("conda-meta/many-*.json"))
+    record.write_text("{")
+    assert [p.path for p in _look(prefix).damage] == [str(prefix / "conda-meta")]
+
+
+def test_a_second_look_is_many_times_faster(prefix: Path) -> None:
+    _rest(prefix)
+    cold = _look(prefix)
+    warm = [_look(prefix) for _ in range(5)]
+    assert {h.hashed for h in warm} == {0}
+    assert statistics.median(h.seconds for h in warm) < cold.seconds
+
+
+def test_venv_is_checked_against_its_records(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("")
+    runtime = Runtime("py", Kind.VENV, str(tmp_path / "requirements.txt"))
+    store = Store(str(tmp_path / "store"))
+    manifest = store.build(venv.define(runtime), lambda p, r: venv.make(runtime, p, r, trust_cache=True), lambda _: None)
+    prefix = Path(manifest.prefix)
+    assert verify(manifest.prefix, Kind.VENV, None, fully=True).problems == ()
+    module = next(prefix.glob("lib/python3*/site-packages/pip/__main__.py"))
+    _flip(module, keep_times=True)
+    assert [p.path for p in verify(manifest.prefix, Kind.VENV, None).damage] == [str(module)]
+    (prefix / "bin" / "python").unlink()
+    faults = [p.fault for p in verify(manifest.prefix, Kind.VENV, None).damage]
+    assert Fault.INTERPRETER in faults
+
+
+def test_repair_never_uses_the_damaged_hard_link(original: tuple[Store, Runtime, Manifest]) -> None:
+    """The file of the environment is one with that of the package cache, so both are damaged at once."""
+    store, runtime, manifest = original
+    damaged = Path(manifest.prefix, "share/many/042.txt")
+    cached = next(Path(store.packages).glob("pkgs/many-*/share/many/042.txt"))
+    assert damaged.stat().st_ino == cached.stat().st_ino
+    _flip(damaged, keep_times=True)
+    assert verify(manifest.prefix, Kind.CONDA, None).damage
+    definition = conda.define(runtime)
+    assert definition is not None
+    store.build(definition, lambda p, r: conda.make(runtime, store, p, r), lambda _: None, again=True)
+    assert verify(manifest.prefix, Kind.CONDA, None, fully=True).problems == ()
+    # Nor does another environment get it.
+    other = Path(store.directory, "other")
+    asyncio.run(_install_into(runtime, store, other))
+    assert verify(str(other), Kind.CONDA, None).damage == ()
+
+
+async def _install_into(runtime: Runtime, store: Store, prefix: Path) -> None:
+    await asyncio.to_thread(conda.make, runtime, store, str(prefix), lambda _: None)

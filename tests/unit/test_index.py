@@ -1,0 +1,242 @@
+"""The index: the same as the job directories, whatever happened to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_forge.model import RunContext
+from snakemake_executor_plugin_forge.record.index import Selection, open_index
+from snakemake_executor_plugin_forge.record.schema import MIGRATIONS, connect, file_system, migrate, supports_wal
+
+from ..records import Made, write_attempt, write_run
+
+_TEXT = st.characters(exclude_categories=["Cs"], exclude_characters="\0")  # what names of files can be made of
+MADE = [
+    Made("map", {"s": "A"}),
+    Made("map", {"s": "B"}, evidence={"oom_kills": 1}),
+    Made("call", evidence={"exit_code": 1}),
+]
+
+
+def _verdicts(workdir: Path) -> list[object]:
+    return [json.loads(p.read_text()) for p in sorted(workdir.glob(".snakemake/forge/runs/*/*/verdict.json"))]
+
+
+def _indexed(workdir: Path, selection: Selection | None = None) -> list[object]:
+    with open_index(str(workdir)) as index:
+        return [json.loads(text) for text in index.texts(selection or Selection())]
+
+
+def _state(workdir: Path) -> Path:
+    return workdir / ".snakemake" / "forge"
+
+
+def test_it_has_what_the_verdicts_have(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE)
+    write_run(tmp_path, MADE[:1], "20260201-120000-1-bbbb")
+    assert _indexed(tmp_path) == _verdicts(tmp_path)
+    assert len(_indexed(tmp_path)) == 4
+    with open_index(str(tmp_path)) as index:
+        assert index.path == str(_state(tmp_path) / "index.db")
+        assert index.rules() == {"map": {"s"}, "call": set()}
+        rows = list(index.rows())
+    assert [row["outcome"] for row in rows] == ["succeeded", "oom", "failed", "succeeded"]
+    assert rows[1]["wildcards"] == {"s": "B"}
+    assert rows[1]["memory_limit_bytes"] == 512 * 2**20
+
+
+def test_selections(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE)
+    def count(**wanted: object) -> int:
+        return len(_indexed(tmp_path, Selection(**wanted)))  # type: ignore[arg-type]
+    assert count(rule="map") == 2
+    assert count(rule="map", wildcards={"s": "B"}) == 1
+    assert count(wildcards={"s": "C"}) == 0
+    assert count(failed=True) == 2
+    assert count(running=True) == 0
+    assert count(run="20260131-120000-1-aaaa") == 3
+    with open_index(str(tmp_path)) as index:
+        newest = index.newest(Selection(rule="map"))
+        assert newest is not None
+        assert newest["wildcards"] == {"s": "B"}
+        assert index.newest(Selection(rule="nothing")) is None
+
+
+def test_running_attempts_are_seen_and_not_stored(tmp_path: Path) -> None:
+    name = "20260131-120000-1-aaaa"
+    write_run(tmp_path, [MADE[0], Made("slow", ended=False)], over=False)
+    with open_index(str(tmp_path)) as index:
+        assert [row["outcome"] for row in index.rows()] == ["succeeded", "running"]
+        assert [row["rule"] for row in index.rows(Selection(running=True))] == ["slow"]
+    context = RunContext(name, str(tmp_path), str(_state(tmp_path)), ())
+    shutil.rmtree(_state(tmp_path) / "runs" / name / "00002-slow")
+    write_attempt(context, 2, Made("slow"))
+    write_attempt(context, 3, Made("more"))
+    with open_index(str(tmp_path)) as index:
+        assert [row["outcome"] for row in index.rows()] == ["succeeded"] * 3
+
+
+def test_without_a_verdict_in_a_run_that_is_over_it_is_lost(tmp_path: Path) -> None:
+    write_run(tmp_path, [Made("slow", ended=False)])
+    (record,) = _indexed(tmp_path)
+    assert isinstance(record, dict)
+    assert record["outcome"] == "lost"
+    assert record["usage"] == {}
+
+
+def test_what_a_crash_took_is_older_than_what_came_after_it(tmp_path: Path) -> None:
+    """A run that has died a moment ago may still get verdicts, so it is in no table yet."""
+    died = write_run(tmp_path, [Made("done"), Made("slow", ended=False)], over=False)
+    record = json.loads((died / "run.json").read_text())
+    (died / "run.json").write_text(json.dumps(record | {"boot_id": "before"}))
+    (died / "00002-slow" / "stdout.log").write_text("a sign of life")
+    write_run(tmp_path, [Made("slow")], "20260201-120000-1-bbbb")
+    with open_index(str(tmp_path)) as index:
+        assert [(row["rule"], row["outcome"]) for row in index.rows()] == [
+            ("done", "succeeded"), ("slow", "lost"), ("slow", "succeeded")]
+        assert [json.loads(text)["outcome"] for text in index.texts()] == ["succeeded", "lost", "succeeded"]
+        newest = index.newest(Selection(rule="slow"))
+        assert newest is not None
+        assert newest["outcome"] == "succeeded"
+        (lost,) = index.unfinished()
+        created = json.loads((died / "00002-slow" / "spec.json").read_text())["created"]
+        written = (died / "00002-slow" / "stdout.log").stat().st_mtime
+        assert lost["seconds"] == pytest.approx(written - datetime.fromisoformat(created).timestamp(), abs=0.01)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "gone", "empty", "page"])
+def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str) -> None:
+    write_run(tmp_path, MADE * 20)
+    _indexed(tmp_path)
+    path = _state(tmp_path) / "index.db"
+    whole = path.read_bytes()
+    for journal in (f"{path}-wal", f"{path}-shm"):
+        Path(journal).unlink(missing_ok=True)
+    match damage:
+        case "garbage":
+            path.write_bytes(os.urandom(len(whole)))
+        case "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "gone":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "page":
+            path.write_bytes(whole[:4096] + b"\xff" * 4096 + whole[8192:])
+    assert _indexed(tmp_path) == _verdicts(tmp_path)
+
+
+def test_killed_while_it_writes(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE * 400)
+    code = (
+        "import os, snakemake_executor_plugin_forge.record.index as i\n"
+        "old, seen = i.Index._insert, []\n"
+        "def insert(*a):\n"
+        "    old(*a); seen.append(1)\n"
+        "    if len(seen) == 777: os.kill(os.getpid(), 9)\n"
+        "i.Index._insert = insert\n"
+        f"i.open_index({str(tmp_path)!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert _indexed(tmp_path) == _verdicts(tmp_path)
+
+
+def test_two_at_a_time(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE * 300)
+    code = f"from snakemake_executor_plugin_forge.record.index import open_index\nopen_index({str(tmp_path)!r})"
+    both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait() for process in both] == [0, 0, 0]
+    assert _indexed(tmp_path) == _verdicts(tmp_path)
+
+
+def test_a_directory_that_was_moved(tmp_path: Path) -> None:
+    (old := tmp_path / "old").mkdir()
+    write_run(old, MADE)
+    _indexed(old)
+    old.rename(tmp_path / "new")
+    with open_index(str(tmp_path / "new")) as index:
+        assert all(json.loads(text)["directory"].startswith(str(tmp_path / "new")) for text in index.texts())
+        assert len(list(index.rows())) == 3
+
+
+def test_a_run_that_was_removed_is_forgotten(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE)
+    run = write_run(tmp_path, MADE, "20260201-120000-1-bbbb")
+    assert len(_indexed(tmp_path)) == 6
+    shutil.rmtree(run)
+    assert len(_indexed(tmp_path)) == 3
+
+
+def test_of_another_user_and_from_a_newer_forge_a_temporary_one_is_made(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE)
+    path = _state(tmp_path) / "index.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = path.read_bytes()
+    assert _indexed(tmp_path) == _verdicts(tmp_path)
+    assert path.read_bytes() == before
+    if os.geteuid() == 0:
+        path.unlink()
+        os.chown(_state(tmp_path), 12345, 12345)
+        assert _indexed(tmp_path) == _verdicts(tmp_path)
+        assert not path.exists()
+
+
+def test_migrations_go_on_from_where_they_are(tmp_path: Path) -> None:
+    path = str(tmp_path / "index.db")
+    connect(path).close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    later = (*MIGRATIONS, "ALTER TABLE run ADD COLUMN size INTEGER; UPDATE run SET over = 0")
+    migrate(connection, later)
+    migrate(connection, later)
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(later),)
+    assert "size" in [row[1] for row in connection.execute("PRAGMA table_info(run)")]
+    with pytest.raises(sqlite3.OperationalError):
+        migrate(connection, (*later, "CREATE TABLE half (x); SELECT nonsense"))
+    assert connection.execute("PRAGMA table_info(half)").fetchall() == []
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(later),)
+    connection.close()
+
+
+def test_wal_only_where_the_file_system_is_this_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert file_system("/proc") == "proc"
+    assert supports_wal(str(tmp_path / "x")) is True
+    monkeypatch.setattr("snakemake_executor_plugin_forge.record.schema.file_system", lambda _: "nfs4")
+    write_run(tmp_path, MADE)
+    assert _indexed(tmp_path) == _verdicts(tmp_path)
+    with sqlite3.connect(_state(tmp_path) / "index.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    connection.close()
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    write_run(tmp_path, [Made("map", {"s": "x\udcff"}, evidence={"summary": "ValueError: \udcff", "exit_code": 1})])
+    (record,) = _indexed(tmp_path)
+    assert isinstance(record, dict)
+    assert record["wildcards"] == {"s": "x\udcff"}
+    done = subprocess.run([sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "why", "map"],
+                          cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"s=x\xff" in done.stdout
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.dictionaries(st.text(_TEXT, min_size=1), st.text(_TEXT), max_size=3))
+def test_any_wildcards_are_found_again(tmp_path_factory: pytest.TempPathFactory, wildcards: dict[str, str]) -> None:
+    workdir = tmp_path_factory.mktemp("w")
+    write_run(workdir, [Made("map", wildcards), Made("map", {"other": "x"})])
+    found = _indexed(workdir, Selection(rule="map", wildcards=wildcards))
+    assert {"map"} == {record["rule"] for record in found if isinstance(record, dict)}
+    assert len(found) == (2 if not wildcards else 1 + (wildcards == {"other": "x"}))

@@ -1,0 +1,125 @@
+"""The store of environments: one builder at a time, nothing half-built is believed, nothing in use is built again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from snakemake_executor_plugin_forge.catalog import Kind, Runtime
+from snakemake_executor_plugin_forge.errors import BrokenRuntimeError, UsageError
+from snakemake_executor_plugin_forge.runtimes import container, venv
+from snakemake_executor_plugin_forge.runtimes.activation import capture, prepend
+from snakemake_executor_plugin_forge.runtimes.health import Fault
+from snakemake_executor_plugin_forge.runtimes.programs import broken
+from snakemake_executor_plugin_forge.runtimes.store import Definition, Report, Store
+from snakemake_executor_plugin_forge.runtimes.surroundings import Room, clock_problem, room
+
+DEFINITION = Definition(Kind.VENV, "r.txt", {"a": "b"})
+
+
+def _make(prefix: str, report: Report) -> tuple[dict[str, str], dict[str, str]]:
+    report("building")
+    os.makedirs(prefix)
+    time.sleep(0.2)
+    with open(f"{os.path.dirname(os.path.dirname(prefix))}/builds", "a", encoding="ascii") as log:
+        log.write("x")
+    return {"numpy": "1.0"}, {}
+
+
+def _build(directory: str) -> None:
+    Store(directory).build(DEFINITION, _make, lambda _: None)
+
+
+def test_four_processes_build_it_once(tmp_path: Path) -> None:
+    processes = [multiprocessing.get_context("spawn").Process(target=_build, args=(str(tmp_path),)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * 4
+    assert (tmp_path / "builds").read_text() == "x"
+    manifest = Store(str(tmp_path)).manifest(DEFINITION.identity)
+    assert manifest is not None
+    assert manifest.packages == {"numpy": "1.0"}
+
+
+def test_a_build_that_was_cut_short_is_not_believed_and_begun_anew(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
+    def fail(prefix: str, report: Report) -> tuple[dict[str, str], dict[str, str]]:
+        os.makedirs(prefix)
+        Path(prefix, "half").touch()
+        raise BrokenRuntimeError("cut short")
+
+    with pytest.raises(BrokenRuntimeError, match="cut short"):
+        store.build(DEFINITION, fail, lambda _: None)
+    assert store.manifest(DEFINITION.identity) is None
+    manifest = store.build(DEFINITION, _make, lambda _: None)
+    assert not Path(manifest.prefix, "half").exists()
+
+
+def test_what_a_run_uses_is_not_built_again(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.build(DEFINITION, _make, lambda _: None)
+    held = store.hold(DEFINITION.identity)
+    assert held is not None
+    with pytest.raises(BrokenRuntimeError, match="used by a run that is not over"):
+        store.build(DEFINITION, _make, lambda _: None, again=True)
+    os.close(held)
+    store.build(DEFINITION, _make, lambda _: None, again=True)
+    assert (tmp_path / "builds").read_text() == "xx"
+
+
+def test_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
+    for name, text in (("a", "x==1\n"), ("b", "x==1\n"), ("c", "x==2\n"), ("d", "-r inner.txt\n"), ("e", "-r inner.txt\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "r.txt").write_text(text)
+    (tmp_path / "d" / "inner.txt").write_text("y==1\n")
+    (tmp_path / "e" / "inner.txt").write_text("y==2\n")
+    of = {n: venv.define(Runtime("v", Kind.VENV, str(tmp_path / n / "r.txt"))).identity for n in "abcde"}
+    assert of["a"] == of["b"]
+    assert len(set(of.values())) == 4
+    with pytest.raises(UsageError, match="requirements"):
+        venv.define(Runtime("v", Kind.VENV, str(tmp_path / "nowhere.txt")))
+
+
+def test_an_activation_is_captured_whatever_it_prints_and_sets(tmp_path: Path) -> None:
+    noise = "yes | head -c 300000; yes | head -c 300000 >&2"
+    script = f"{noise}; export A='two\nlines' B=changed; unset C; export TMPDIR=/nowhere"
+    changed, removed = capture(script, {"B": "b", "C": "c", "PATH": os.environ["PATH"]}, "it")
+    assert (changed, removed) == ({"A": "two\nlines", "B": "changed"}, ("C",))
+    with pytest.raises(BrokenRuntimeError, match=r"it failed with exit code 3: reason-9"):
+        capture("echo reason-9 >&2; exit 3", {"PATH": os.environ["PATH"]}, "it")
+    assert prepend("/a:/b:/c", "/b") == "/b:/a:/c"
+
+
+def test_programs_that_cannot_be_started_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "good").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "bad").write_text("#!/opt/nowhere/python3\n")
+    shutil.copy("/bin/ls", tmp_path / "bin" / "ls")
+    body = (tmp_path / "bin" / "ls").read_bytes()
+    name = b"libselinux.so.1"
+    assert name in body
+    (tmp_path / "bin" / "cripple").write_bytes(body.replace(name, b"libforgeno.so.1"))
+    found = {(Path(p.path).name, p.fault, p.detail) for p in broken(str(tmp_path))}
+    assert found == {("bad", Fault.INTERPRETER, "/opt/nowhere/python3"), ("cripple", Fault.LIBRARY, "libforgeno.so.1")}
+
+
+def test_room_and_clock(tmp_path: Path) -> None:
+    (here,) = room({"working directory": str(tmp_path / "not" / "there")})
+    assert here.free_bytes > 0
+    assert clock_problem(str(tmp_path)) is None
+    assert "only 1.0 MiB are free" in str(Room("scratch", "/x", 1 << 20, None).problem)
+    assert "inodes" in str(Room("scratch", "/x", 1 << 40, 5).problem)
+    assert clock_problem("/nowhere-of-forge") is not None
+
+
+@pytest.mark.skipif(not Path("/var/lib/dpkg/status").exists(), reason="no Debian")
+def test_packages_of_a_debian_root() -> None:
+    assert container.packages("/")["bash"]

@@ -1,0 +1,49 @@
+"""What rules do not declare, summed up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from snakemake_executor_plugin_forge.record.undeclared import undeclared, with_wildcards
+
+
+def _record(rule: str, wildcards: dict[str, str], reads: list[str] | None, writes: list[str]) -> dict[str, Any]:
+    return {"rule": rule, "wildcards": wildcards, "outcome": "succeeded", "undeclared_reads": reads,
+            "undeclared_writes": writes}
+
+
+def test_the_last_attempt_of_each_job_counts() -> None:
+    records = [
+        _record("call", {"s": "A"}, ["ref.fa.fai", "gone.txt"], []),
+        _record("call", {"s": "A"}, ["ref.fa.fai"], ["calls/A.idx"]),
+        _record("call", {"s": "B"}, ["ref.fa.fai"], ["calls/B.idx"]),
+        _record("map", {}, [], []),
+        _record("call", {"s": "C"}, None, []) | {"outcome": "running"},
+    ]
+    (entry,) = undeclared(records)
+    assert (entry.rule, entry.jobs, entry.audited) == ("call", 2, True)
+    assert entry.reads == {"ref.fa.fai": 2}
+    assert entry.writes == {"calls/{s}.idx": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "wildcards", "expected"),
+    [
+        ("a/A.bai", {"sample": "A"}, "a/{sample}.bai"),
+        ("AA.bai", {"sample": "A"}, "AA.bai"),  # a part of a word
+        ("A-B/A.x", {"s": "A", "p": "A-B"}, "{p}/{s}.x"),  # the longer one first
+        ("x{1}.txt", {"n": "1"}, "x{{{n}}}.txt"),
+        ("x.txt", {"n": ""}, "x.txt"),
+    ],
+)
+def test_wildcards_take_the_place_of_their_values(path: str, wildcards: dict[str, str], expected: str) -> None:
+    assert with_wildcards(path, wildcards) == expected
+
+
+@given(st.text("aB1{}./-", max_size=20), st.dictionaries(st.sampled_from(["x", "y"]), st.text("aB1-", max_size=3)))
+def test_filled_in_again_it_is_the_path(path: str, wildcards: dict[str, str]) -> None:
+    assert with_wildcards(path, wildcards).format(**wildcards) == path
