@@ -23,6 +23,9 @@ from .staged import Status, entries, settle, wanted
 COPY_SIGN = "@"
 """Between the name of a run and that of one copy of an attempt, on a node of a cluster: see backends/handover.py."""
 
+PROMPT_PROCESS = "forge-shell"
+"""What the process of a ``snakemake-forge shell`` calls itself: it is no part of a run, and may be open beside any."""
+
 STAGED = re.compile(r"forge-(?P<run>.+)-(?P<pid>\d+)-\d+")
 
 

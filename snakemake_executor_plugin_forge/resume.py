@@ -32,7 +32,7 @@ from .record.jobdir import now
 from .record.jsonfile import load
 from .record.layout import SPEC, VERDICT
 from .record.reader import RUN, RunDirectory, run_directories, save_run, state_directory
-from .recovery import Recovered, is_forge, recover_dead_runs
+from .recovery import PROMPT_PROCESS, Recovered, is_forge, recover_dead_runs
 from .sandbox.cgroup import find, kill_all, member_pids, remove_patiently, remove_tree, spare_name
 from .sandbox.scratch import remove_slot, slots
 from .sandbox.sweep import command_name
@@ -148,11 +148,15 @@ def living(runs: Sequence[RunDirectory], workdir: str) -> list[str]:
 def dying(workdir: str, state: str) -> list[int]:
     """Forge's processes in a directory: where no Snakemake lives, they are about to end.
 
-    Not those that go on without it, and what is below them.
+    Not those that go on without it, nor prompts that somebody has opened, and what is below them.
     """
     found = [pid for pid, name, _ in _processes_in(workdir) if name.startswith(_OURS)]
     going_on = alone(state) if found else {}
-    return [pid for pid in found if not any(above in going_on for above in _ancestors(pid))]
+    return [
+        pid
+        for pid in found
+        if not any(above in going_on or command_name(above) == PROMPT_PROCESS for above in _ancestors(pid))
+    ]
 
 
 def stop(state: str, patience_seconds: float = _PATIENCE_SECONDS) -> list[Entry]:

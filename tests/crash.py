@@ -120,8 +120,8 @@ def scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
     found += [(f"{who}:{step}:split",) for step in ("described", "renamed", "written") for who in ("snakemake", "all")]
     # Snakemake's own process, and the nursery before there are jobs.
     found += [(f"{who}:{step}:pair",) for step in ("submitted", "arrived", "told") for who in ("snakemake", "all")]
-    found += [(f"{who}:{step}",) for step in ("recovered", "run written", "probed") for who in ("snakemake", "all")]
-    found += [("nursery:probed",), ("nursery:run written",), ("snakemake:closing",), ("snakemake:closed",)]
+    found += [(f"{who}:{step}",) for step in ("recovered", "run written", "probing", "probed") for who in ("snakemake", "all")]
+    found += [("nursery:probed",), ("nursery:probing",), ("nursery:run written",), ("snakemake:closing",), ("snakemake:closed",)]
     # Clearing up is killed as well; and so is the supervisor that clears up after another one.
     found += [
         ("all:journal:pair", f"self:{step}")

@@ -56,17 +56,27 @@ def die_with_parent() -> None:
     _call("prctl", ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
 
 
-def enter_mounts(bound: Sequence[tuple[str, str]], paths: Sequence[str]) -> None:
-    """Enter a mount namespace in which ``bound`` (source, target) is mounted, and all are let through to ``paths``."""
+def enter_mounts(bound: Sequence[tuple[str, str]], laid: Sequence[tuple[str, str]], paths: Sequence[str]) -> None:
+    """Enter a mount namespace of its own, in which all are let through to ``paths``.
+
+    Args:
+        bound: source and target of what is mounted.
+        laid: a directory, and the one whose files of the same names those in it take the place of. Not file by file: a
+            package that is installed meanwhile may replace /etc/passwd, and what is mounted on a file that is replaced
+            is gone, in every mount namespace (Linux: __detach_mounts() in fs/namespace.c).
+
+    """
     _call("unshare", _CLONE_NEWNS)
     _mount("none", "/", "", _MS_PRIVATE | _MS_REC)
     for source, target in bound:
         _mount(source, target, "", _MS_BIND)
+    for source, target in laid:
+        _mount("none", target, "overlay", 0, f"lowerdir={source}:{target}")
     _open_doors(paths)
 
 
 def _as_user_with_a_name(directory: str) -> list[tuple[str, str]]:
-    """Files to be mounted over those of /etc: with a line for the user, and one for the numbers that belong to it."""
+    """Files for /etc, with a line for the user, and one for the numbers that belong to it."""
     lines = {
         "passwd": f"{NAME}:x:{UID}:{UID}::{directory}:/bin/bash",
         "group": f"{NAME}:x:{UID}:",
@@ -78,7 +88,7 @@ def _as_user_with_a_name(directory: str) -> list[tuple[str, str]]:
     for name, line in lines.items():
         present = Path("/etc", name)
         (place / name).write_text(f"{present.read_text() if present.exists() else ''}{line}\n")
-    return [(str(place / name), f"/etc/{name}") for name in lines if Path("/etc", name).exists()]
+    return [(str(place), "/etc")]
 
 
 def _map_all_users() -> None:
@@ -107,7 +117,7 @@ def main() -> None:
     named = options[0] == "--named"
     options = options[1:] if named else options
     directory = os.getcwd()
-    enter_mounts(_as_user_with_a_name(directory) if named else [], [sys.base_prefix, sys.prefix, str(Path(__file__).parents[1]), directory])
+    enter_mounts([], _as_user_with_a_name(directory) if named else [], [sys.base_prefix, sys.prefix, str(Path(__file__).parents[1]), directory])
     if no_namespaces:
         _map_all_users()
         Path("/proc/sys/user/max_user_namespaces").write_text("0")

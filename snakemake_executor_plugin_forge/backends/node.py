@@ -170,7 +170,7 @@ class Node:
         """Find out what this node gives, check that it is enough, and make what a supervisor needs."""
         launch, name = self._launch, f"forge-{os.path.basename(self._spec.job_dir)}-{self._mine.token[-8:]}"
         os.chdir(self._spec.workdir)
-        namespaces = try_namespaces(name, self._spec.workdir)
+        namespaces = try_namespaces(os.path.basename(self._spec.scratch_base), self._spec.workdir)
         memory = host_memory_bytes()
         limits = self._spec.limits  # the run is this one job: what it asks for is asked for the run
         priority = Priority(limits.nice, limits.io_weight, limits.io_weight != DEFAULT_IO_WEIGHT)

@@ -24,6 +24,7 @@ from ..record.jsonfile import load
 from ..record.layout import SPEC
 from ..record.reader import RUN
 from ..record.sandbox import from_json
+from ..recovery import PROMPT_PROCESS
 from ..runtimes.activation import IN_IMAGE
 from ..runtimes.container import KEPT
 from ..sandbox.cgroup import RunCgroup
@@ -33,6 +34,7 @@ from ..sandbox.privileges import Bounds
 from ..sandbox.probe import host_memory_bytes, open_run_cgroup, try_namespaces
 from ..sandbox.scratch import Slots
 from ..sandbox.soft import SoftRun
+from ..sandbox.syscalls import set_process_name
 from ..terminal import own_terminal
 
 _DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
@@ -84,6 +86,7 @@ def _activation(directory: str, described: Mapping[str, Any]) -> tuple[dict[str,
 
 def _enter(spec: LaunchSpec, arguments: list[str]) -> int:
     name = spec.name
+    set_process_name(PROMPT_PROCESS)  # else a run that is started beside it takes its layers for those of a dead one
     os.chdir(spec.workdir)
     memory = host_memory_bytes()
     namespaces = try_namespaces(name, spec.workdir)

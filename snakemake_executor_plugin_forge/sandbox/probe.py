@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import SandboxError
+from ..faults import reached
 from ..files import below
 from ..model import ORDINARY, FilePolicy, Files, Priority, Rung
 from . import cgroup, pseudofile, sweep
@@ -221,7 +222,8 @@ def try_namespaces(name: str, workdir: str) -> Namespaces:
     Not by the kernel's version or settings: namespaces can be there and mounts in them refused (AppArmor, containers).
 
     Args:
-        name: for its scratch directory in the system's temporary directory, which is removed.
+        name: for its scratch directory in the system's temporary directory and its layer, both of which are removed:
+            here or, if this process is killed, as those of a run of that name are.
         workdir: a directory over which a layer is laid.
 
     """
@@ -291,9 +293,10 @@ def _try_view(base: Base, view: View) -> str:
     scratch = Scratch(view.scratch_base, base.private)
     stock = Layers()
     try:
-        layers = tuple(stock.take_all(view.files, view.workdir, "probe", scratch.slot))
+        layers = tuple(stock.take_all(view.files, view.workdir, os.path.basename(view.scratch_base), scratch.slot))
         text = _ask(Inside(view, base, scratch, layers, forking(base, execute, as_init=True), as_init=True))
         written = not layers or os.path.isdir(f"{layers[0].upper}/{name}")
+        reached("probing", "")
     except OSError as error:
         return str(error)
     finally:

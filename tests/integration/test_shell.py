@@ -100,6 +100,25 @@ def test_a_prompt_has_a_terminal_with_job_control(place: Path) -> None:
     assert residue(place) == []
 
 
+def test_runs_and_resume_go_on_beside_it(place: Path) -> None:
+    """They take neither its files nor wait for its end."""
+    words = ["call", "s=a", "--run", "echo mine > new.txt; echo ready; read line; cat new.txt && touch other.txt && ls"]
+    shell = subprocess.Popen([*CLI, *words], cwd=place, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert shell.stdin is not None
+    assert shell.stdout is not None
+    assert shell.stdout.readline() == "ready\n"
+    again = run(place, "-j1", "--forcerun", "call")
+    assert again.code == 0, again.output
+    resumed = subprocess.run([*CLI[:-1], "resume"], cwd=place, capture_output=True, text=True, check=False, timeout=50 * PATIENCE)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    rest, _ = shell.communicate("go on\n")
+    assert rest.split()[0] == "mine"
+    assert {"in.txt", "new.txt", "other.txt"} <= set(rest.split()[1:])
+    assert shell.returncode == 0
+    assert not (place / "new.txt").exists()
+    assert residue(place) == []
+
+
 def test_a_closed_terminal_ends_it(place: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:

@@ -24,9 +24,10 @@ from tests import ordinary
 def write_users(root: Path) -> None:
     """Make the user database of the cluster whose directory is ``root``."""
     number = ordinary.UID
+    (root / "etc").mkdir()
     for name, line in (("passwd", f"forge-test:x:{number}:{number}::/nonexistent:/bin/sh"),
                        ("group", f"forge-test:x:{number}:")):
-        (root / name).write_text(Path("/etc", name).read_text().rstrip("\n") + f"\n{line}\n")
+        (root / "etc" / name).write_text(Path("/etc", name).read_text().rstrip("\n") + f"\n{line}\n")
 
 
 def prefix(root: Path, name: str, *, bare: bool = False) -> list[str]:
@@ -62,7 +63,7 @@ def main() -> None:
     local = Path(root, "local", name)
     local.mkdir(parents=True, exist_ok=True)
     local.chmod(0o1777)
-    ordinary.enter_mounts([(str(local), "/var/tmp"), (f"{root}/passwd", "/etc/passwd"), (f"{root}/group", "/etc/group")],
+    ordinary.enter_mounts([(str(local), "/var/tmp")], [(f"{root}/etc", "/etc")],
                           [sys.base_prefix, sys.prefix, str(Path(__file__).parents[2])])
     if bare:
         refuse_namespaces()
