@@ -6,6 +6,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from .alone import Solitude
@@ -78,6 +79,7 @@ class Watch:
         self._kill_at: float | None = None  # end of the grace
         self._reads: Reads | None = None
         self._was_inside = False  # of its cgroup
+        self._is_long = False
 
     def run(self, begin: float, streams: Sequence[Stream], reads: Reads | None) -> None:
         """Until the job's process has ended and, if it is being ended, its descendants had their grace.
@@ -142,9 +144,12 @@ class Watch:
     # -- when to look again ----------------------------------------------------------------------------------------
 
     def _pause(self, interval: float) -> float:
-        """How long until the next sample; in a job that takes its time, memory is given back."""
-        if interval > _LONG_SECONDS:  # to start the next one may take some ms more
-            self._standby.retire()
+        """How long until the next sample; in a job that takes its time, memory is given back, and its spec is kept."""
+        if interval > _LONG_SECONDS and not self._is_long:
+            self._is_long = True
+            self._standby.retire()  # to start the next one may take some ms more
+            with suppress(OSError):  # no more descriptors: it goes on without
+                self._record.begin_to_keep()
         return self._cgroup.pause_seconds(interval) if self._cgroup is not None else interval
 
     def _next_wakeup(self, sample_at: float) -> float:

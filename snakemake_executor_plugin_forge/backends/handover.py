@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ def place_name(attempt: str) -> str:
     """What names an attempt directory in its run."""
     batch, index = attempt.rsplit("/", 2)[1:]
     return f"{batch}.{index}"
+
+
+COPY_NAME = re.compile(rf"forge-.+{recovery.COPY_SIGN}.+\.\d+\.\d+")
+"""What :func:`copy_name` makes."""
 
 
 def copy_name(run_id: str, attempt: str, number: int) -> str:

@@ -27,16 +27,26 @@ from ..publish import remove_outputs
 from ..sandbox import gpus as gpu_nodes
 from ..sandbox import step_cgroup, syscalls
 from ..sandbox.cgroup import RunCgroup
+from ..sandbox.directories import remove_if_empty
 from ..sandbox.enter import mechanisms, prepare
 from ..sandbox.inside import Standby
 from ..sandbox.mounts import mount_points
 from ..sandbox.probe import host_memory_bytes, open_run_cgroup, try_namespaces
-from ..sandbox.scratch import Slots
+from ..sandbox.scratch import Slots, hold, remove_abandoned
 from ..sandbox.soft import SoftRun
 from ..sandbox.weights import io_division
 from ..supervisor import Tools, supervise
 from . import launcher
-from .handover import NODE_PROCESS, Launch, copy_directory, copy_name, read_launch, write_result, write_terminated
+from .handover import (
+    COPY_NAME,
+    NODE_PROCESS,
+    Launch,
+    copy_directory,
+    copy_name,
+    read_launch,
+    write_result,
+    write_terminated,
+)
 from .launcher import Command
 from .node_judge import TERMINATED, amend, needs_state
 from .unstarted import refused
@@ -135,6 +145,7 @@ class Node:
         tools.standby.close()
         if tools.group is not None:
             tools.group.remove()
+        remove_if_empty(self._spec.scratch_base)
 
     @property
     def _in_place(self) -> bool:
@@ -203,6 +214,9 @@ class Node:
         )
         self._spec = enclosed(self._spec, host, mount_points(), _home())
         check_requirement(launch.require, host, limits.io_weight)
+        hold(self._spec.scratch_base)
+        if gone := remove_abandoned(os.path.dirname(self._spec.scratch_base), COPY_NAME):
+            print(f"Forge: removed what copies of jobs that were killed on this node have left: {', '.join(gone)}")
         base = prepare(namespaces.kind, devices)
         slots = Slots(base.private)
         standby = Standby(base, execute, slots, as_init=True)

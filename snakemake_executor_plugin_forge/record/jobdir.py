@@ -120,6 +120,19 @@ class JobDirectory:
         write_file(f"{self.path}/{EVENTS}", "\n".join(self._events) + "\n")
         write_verdict(self._spec, verdict)
 
+    def begin_to_keep(self) -> None:
+        """Have a host that ends while the job runs know afterwards which job it was.
+
+        Nobody waits for the disk here. To be called of jobs that take their time.
+
+        Raises:
+            OSError: if the files cannot be opened.
+
+        """
+        for name in (SPEC, COMMAND):
+            with suppress(FileNotFoundError):  # the disk was full when it was to be written
+                on_its_way(f"{self.path}/{name}")
+
     def keep(self) -> None:
         """Have it survive the sudden end of the host: else the last half minute would be empty files.
 

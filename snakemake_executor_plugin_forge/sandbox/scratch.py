@@ -7,15 +7,20 @@ each job; the slot itself is what the job sees as /tmp and /var/tmp.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ..errors import SandboxError
-from .directories import among_others, remove_if_empty, remove_tree
+from .directories import among_others, make_shared, remove_if_empty, remove_tree
 from .disk import Meter
 
 _SLOT = re.compile(r"slot-(?P<pid>\d+)")
+_YOUNG_SECONDS = 60.0
 SEEN_AS = ("/tmp", "/var/tmp")  # noqa: S108
 
 
@@ -177,6 +182,68 @@ def remove_slot(base: str, slot: str) -> None:
     """Remove a slot, also that of a supervisor that died; never follows a link."""
     remove_tree(slot)
     remove_if_empty(base)
+
+
+def hold(base: str) -> None:
+    """Make a base and hold it until this process ends, whatever ends it: :func:`remove_abandoned` of others leaves it.
+
+    By a lock (flock(2)), because the number of a process says nothing where containers on one host share a /tmp. On a
+    file system without locks nobody holds anything, and nobody removes anything.
+
+    Raises:
+        SandboxError: naming the directory that could not be made.
+
+    """
+    try:
+        make_shared(base)
+        os.chmod(base, 0o700)
+        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxError(f"the directory for temporary files {base} could not be made: {error.strerror}") from error
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_abandoned(directory: str, pattern: re.Pattern[str]) -> list[str]:
+    """Remove the slots in bases of this user that nobody holds, and the bases if nothing else is in them.
+
+    Args:
+        directory: where the bases are.
+        pattern: of the names of bases that are held by whoever uses them.
+
+    Returns:
+        The slots that were removed.
+
+    """
+    removed: list[str] = []
+    with suppress(OSError):  # what cannot be looked at stays
+        for name in filter(pattern.fullmatch, os.listdir(directory)):
+            base = f"{directory}/{name}"
+            with suppress(OSError), _held(base):
+                for slot, _ in list(slots(base)):
+                    remove_slot(base, slot)
+                    removed.append(slot)
+                remove_if_empty(base)
+    return removed
+
+
+@contextmanager
+def _held(base: str) -> Iterator[None]:
+    """Like :func:`hold`, for a while.
+
+    Raises:
+        OSError: if another process holds it, or it is somebody else's, or so new that it is about to be held.
+
+    """
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _YOUNG_SECONDS:
+            raise OSError(errno.EBUSY, "in use", base)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _empty(directory: str, keep: frozenset[str]) -> None:

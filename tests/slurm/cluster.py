@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -32,6 +33,36 @@ ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd slurm-wlm-mysql-plugin", "mariadbd"
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DEATH_SECONDS = 8.0
+_SCRATCH = Path("/tmp")
+_OF_NODE = re.compile(r"forge-\d{5}-.+-[0-9a-f]{8}")
+
+
+def _of_dead_nodes() -> set[Path]:
+    """Scratch of copies of Forge's jobs on Slurm that nobody has any more, and cgroups of theirs without a process.
+
+    What a node leaves that is killed: another host cannot remove it, and here it is this machine's.
+    """
+    scratch = {
+        path
+        for path in _SCRATCH.glob("forge-*@*")
+        if not any(_name(slot.name.removeprefix("slot-")).startswith("forge-") for slot in path.glob("slot-*"))
+    }
+    cgroups = {Path(parent, name) for parent, names, _ in os.walk(_CGROUPS) for name in names if _OF_NODE.fullmatch(name)}
+    return scratch | {path for path in cgroups if not any(_members(place) for place, _, _ in os.walk(path))}
+
+
+def _name(pid: str) -> str:
+    try:
+        return Path("/proc", pid, "comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _members(cgroup: str) -> str:
+    try:
+        return Path(cgroup, "cgroup.procs").read_text()
+    except OSError:
+        return ""
 
 
 class ClusterError(Exception):
@@ -102,6 +133,7 @@ class Cluster:
         self.environment["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         names = ["slurmctld", "slurmdbd", "sql", *self.nodes]
+        self._before = _of_dead_nodes()
         self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
 
     def __enter__(self) -> Self:
@@ -173,6 +205,13 @@ class Cluster:
             self.end(name, signal.SIGKILL)
         for node in self.nodes:
             self._clear_cgroups(node)
+        for path in _of_dead_nodes() - self._before:
+            if path.parent == _SCRATCH:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                for directory, _, _ in os.walk(path, topdown=False):
+                    with suppress(OSError):
+                        os.rmdir(directory)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _clear_cgroups(self, node: str) -> None:
