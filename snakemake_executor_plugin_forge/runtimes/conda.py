@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_THREADS_SECONDS = 0.1
 _EXPLICIT = "@EXPLICIT"
 _NO_RATTLER = (
     "Runtimes of the kind conda need py-rattler: pip install 'snakemake-executor-plugin-forge[conda]' in the "
@@ -113,12 +115,20 @@ def make(runtime: Runtime, store: Store, prefix: str, report: Report) -> tuple[M
 
 
 def _wait_for(result: Awaitable[T]) -> T:
+    """Run it.
+
+    A thread of the library's gives the result, and needs the interpreter once more right after that. If this process
+    ends just then, it ends with a segmentation fault: https://github.com/PyO3/pyo3-async-runtimes/issues/40.
+    """
     import asyncio  # slow, and every use of a catalog imports this module
 
     async def wait() -> T:
         return await result
 
-    return asyncio.run(wait())
+    try:
+        return asyncio.run(wait())
+    finally:
+        time.sleep(_THREADS_SECONDS)
 
 
 def _rattler() -> Any:

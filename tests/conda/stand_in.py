@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -101,4 +102,11 @@ def main(base: Path, arguments: list[str]) -> int:  # noqa: C901 - a table
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    code = 1
+    try:
+        code = main(Path(sys.argv[1]), sys.argv[2:])
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of py-rattler's and the end of the interpreter do not go together: see runtimes/conda.py
