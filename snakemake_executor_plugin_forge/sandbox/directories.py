@@ -12,7 +12,9 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-_GONE = (errno.ENOENT, errno.ESTALE)  # the second: on NFS, when another host removed it
+# ESTALE: on NFS, when another host removed it. EEXIST: os.makedirs() was told that it is there, and did not find it
+# when it looked whether it is a directory.
+_GONE = (errno.ENOENT, errno.ESTALE, errno.EEXIST)
 _TRIES = 100
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.sandbox.directories import make_shared
+from snakemake_executor_plugin_forge.sandbox.directories import among_others, make_shared
 
 _PROCESSES = 4
 _LAYERS = """
@@ -47,6 +47,22 @@ def test_supervisors_come_and_go_beside_one_another(work: str, tmp_path: Path) -
     said = [process.communicate()[1] for process in running]
     assert not "".join(said)
     assert [process.returncode for process in running] == [0] * _PROCESSES
+
+
+def test_one_that_is_removed_between_two_looks_at_it_is_made_again(tmp_path: Path) -> None:
+    """The neighbour of os.makedirs(): there when it calls mkdir(2), gone when it asks whether it is a directory."""
+    shared = tmp_path / "staging"
+    shared.mkdir()
+
+    def make() -> None:
+        try:
+            shared.mkdir()
+        except FileExistsError:
+            shared.rmdir()
+            raise
+
+    among_others(make)
+    assert shared.is_dir()
 
 
 def test_what_can_never_be_made_is_said(tmp_path: Path) -> None:
