@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pickle
+import re
 import secrets
 import select
 import shutil
@@ -27,16 +28,19 @@ from ..record.sandbox import from_json
 from ..recovery import PROMPT_PROCESS
 from ..runtimes.activation import IN_IMAGE
 from ..runtimes.container import KEPT
+from ..sandbox import cgroup as cgroups
 from ..sandbox.cgroup import RunCgroup
+from ..sandbox.directories import remove_if_empty
 from ..sandbox.enter import prepare
 from ..sandbox.inside import Inside, Standby
 from ..sandbox.privileges import Bounds
 from ..sandbox.probe import host_memory_bytes, open_run_cgroup, try_namespaces
-from ..sandbox.scratch import Slots
+from ..sandbox.scratch import Slots, hold, remove_abandoned
 from ..sandbox.soft import SoftRun
 from ..sandbox.syscalls import set_process_name
 from ..terminal import own_terminal
 
+_NAME = re.compile(r"forge-shell-\d+-[0-9a-f]{4}")
 _DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
 
 
@@ -90,9 +94,12 @@ def _enter(spec: LaunchSpec, arguments: list[str]) -> int:
     os.chdir(spec.workdir)
     memory = host_memory_bytes()
     namespaces = try_namespaces(name, spec.workdir)
+    hold(spec.scratch_base)  # not before: the trial makes and removes a directory of that name
+    _clear_after_killed(os.path.dirname(spec.scratch_base))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     with ExitStack() as stack:
+        stack.callback(remove_if_empty, spec.scratch_base)
         priority = Priority(io_weights=spec.limits.io_weight != DEFAULT_IO_WEIGHT)
         cgroup, _ = open_run_cgroup(name, memory, None, priority)
         group: RunCgroup = cgroup or SoftRun(memory, namespaced=namespaces.kind != "none")
@@ -119,6 +126,14 @@ def _enter(spec: LaunchSpec, arguments: list[str]) -> int:
             os.close(fd)
         relay(inside.result_fd)
         return _exit_code(inside)
+
+
+def _clear_after_killed(directory: str) -> None:
+    """Remove the scratch and cgroups of prompts that were killed: they belong to no run, so nothing else would."""
+    gone = {os.path.basename(os.path.dirname(slot)) for slot in remove_abandoned(directory, _NAME)}
+    for path in cgroups.find(gone) if gone else ():
+        if not cgroups.member_pids(path):
+            cgroups.remove_tree(path)
 
 
 def _leave(number: int, frame: object) -> None:

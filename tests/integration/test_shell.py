@@ -119,6 +119,38 @@ def test_runs_and_resume_go_on_beside_it(place: Path) -> None:
     assert residue(place) == []
 
 
+def test_the_next_one_clears_up_after_one_that_was_killed(place: Path) -> None:
+    def left(pid: int) -> list[str]:
+        found = [str(path) for path in Path("/tmp").glob(f"forge-shell-{pid}-*")]
+        for parent, directories, _ in os.walk("/sys/fs/cgroup"):
+            found += [f"{parent}/{name}" for name in directories if name.startswith(f"forge-shell-{pid}-")]
+        return found
+
+    shells = [subprocess.Popen([*CLI, "call", "s=a", "--run", "echo x > $TMPDIR/big; echo ready; read line"], cwd=place,
+                               text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    for shell in shells:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "ready\n"
+    killed, living = shells
+    killed.kill()
+    killed.communicate()
+    for shell in shells:
+        (base,) = Path("/tmp").glob(f"forge-shell-{shell.pid}-*")
+        os.utime(base, (time.time() - 100, time.time() - 100))  # what is younger than a minute is left alone
+    assert left(killed.pid)
+    there = left(living.pid)
+    try:
+        assert _shell(place, "echo $((50 + 3))").stdout == "53\n"
+        assert left(killed.pid) == []
+        assert left(living.pid) == there
+    finally:
+        living.communicate("go on\n")
+    assert living.returncode == 0
+    assert left(living.pid) == []
+    assert run(place, "-j1", "--forcerun", "call").code == 0  # a run removes the layers
+    assert residue(place) == []
+
+
 def test_a_closed_terminal_ends_it(place: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
