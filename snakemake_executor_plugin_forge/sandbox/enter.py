@@ -88,11 +88,7 @@ def prepare(namespaces: str, gpus: tuple[str, ...] = (), declared: tuple[str, ..
         pseudofile.write("/proc/self/setgroups", "deny")
         pseudofile.write("/proc/self/uid_map", f"{uid} {uid} 1")
         pseudofile.write("/proc/self/gid_map", f"{gid} {gid} 1")
-    device_dir = _empty_directory()
-    try:
-        mounts.prepare_base(device_dir, gpus)
-    finally:
-        os.rmdir(device_dir)
+    mounts.prepare_base(next(filter(os.path.isdir, (*PRIVATE_DIRECTORIES, os.getcwd()))), gpus)
     return _base(namespaces, private_directories(), gpus, declared)
 
 
@@ -117,20 +113,6 @@ def _base(namespaces: str, private: tuple[str, ...], gpus: tuple[str, ...], decl
 
 def _is_foreign(name: str) -> bool:
     return name not in _SYSTEM and os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")
-
-
-def _empty_directory() -> str:
-    """As tempfile.mkdtemp, which makes every fork slower once it is imported."""
-    error = OSError("there is no temporary directory")
-    for parent in (os.environ.get("TMPDIR"), *PRIVATE_DIRECTORIES, os.getcwd()):
-        path = f"{parent}/forge-dev-{os.getpid()}-{os.urandom(4).hex()}"
-        try:
-            os.mkdir(path, 0o700)
-        except OSError as refusal:
-            error = refusal
-        else:
-            return path
-    raise error
 
 
 def private_directories() -> tuple[str, ...]:

@@ -35,7 +35,8 @@ def prepare_base(device_dir: str, gpus: tuple[str, ...]) -> None:
     """In a new mount namespace: no propagation to the host, no way to its services, a small /dev.
 
     Args:
-        device_dir: an empty directory, used as the place where the new /dev is put together.
+        device_dir: a directory, which the new /dev covers until it is whole: one made for that would stay, if the
+            process were killed meanwhile.
         gpus: device nodes that jobs may be given.
 
     """
