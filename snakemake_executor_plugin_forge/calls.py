@@ -32,7 +32,7 @@ from snakemake.shell import shell
 
 from .backends.launcher import Command
 from .errors import UsageError
-from .measurements import MAXRSS_NOISE_KB
+from .measurements import own_peak_kb
 from .runtimes.activation import Activation, which
 from .sandbox.syscalls import set_process_name
 
@@ -202,7 +202,7 @@ class Executor:
         before = resource.getrusage(resource.RUSAGE_SELF)
         result = self._call(arguments, scratch)
         own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        largest_child = children.ru_maxrss if children.ru_maxrss > own.ru_maxrss + MAXRSS_NOISE_KB else 0
+        largest_child = own_peak_kb(children.ru_maxrss, started_by=own.ru_maxrss)
         used = [largest_child, children.ru_utime + children.ru_stime, children.ru_inblock, children.ru_oublock]
         if not (rule.shellcmd or rule.script or rule.wrapper or getattr(rule, "cwl", None)):
             used = [

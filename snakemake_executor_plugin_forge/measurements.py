@@ -13,9 +13,21 @@ from .sandbox.cgroup import Counters, Sample
 _RUSAGE_BLOCK = 512  # of ru_inblock and ru_oublock: task_io_get_inblock() in include/linux/task_io_accounting_ops.h
 
 
-MAXRSS_NOISE_KB = 4096
-"""By how much the peak of a process can be above that of the one that forked it, and from which it has it: resident
-pages are counted per CPU (lib/percpu_counter.c)."""
+_MAXRSS_NOISE_KB = 4096  # resident pages are counted per CPU: lib/percpu_counter.c
+
+
+def own_peak_kb(maxrss: int, started_by: int) -> int:
+    """A process' peak of resident memory in KiB, or 0 if it is that of the process which started it.
+
+    A process begins with the peak of the one that forked it, and keeps it in exec (setmax_mm_hiwater_rss() in
+    fs/exec.c of Linux), so that only a higher one says anything of the process itself.
+
+    Args:
+        maxrss: of the process, or the highest of several: ru_maxrss of getrusage(2).
+        started_by: that of the process which forked it.
+
+    """
+    return maxrss if maxrss > started_by + _MAXRSS_NOISE_KB else 0
 
 
 class Measurements:
@@ -71,17 +83,13 @@ class Measurements:
         )
 
     def _by_process(self) -> tuple[int, int, int]:
-        """Peak of resident memory of the largest process, bytes read and written: getrusage(2) of all waited for.
-
-        A process starts with the peak of the one that forked it, here the supervisor. Only a higher one is its own.
-        """
+        """Peak of resident memory of the largest process, bytes read and written: getrusage(2) of all waited for."""
         children = self.said.get("children")
         if isinstance(children, list) and len(children) == 3:
             largest, blocks_read, blocks_written = (number_or_none(value) or 0 for value in children)
         elif self.rusage is not None:
             usage = self.rusage
-            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + MAXRSS_NOISE_KB
-            largest = usage.ru_maxrss if usage.ru_maxrss > own else 0
+            largest = own_peak_kb(usage.ru_maxrss, started_by=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             blocks_read, blocks_written = usage.ru_inblock, usage.ru_oublock
         else:
             return 0, 0, 0

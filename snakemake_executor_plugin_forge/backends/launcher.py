@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..measurements import own_peak_kb
 from ..sandbox import syscalls
 from .pool import Enclosure, Pool
 from .wire import Channel, Frame, Kind, Mailbox
@@ -122,7 +123,8 @@ def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dic
         pass
     code = os.waitstatus_to_exitcode(ended[1])
     # Our own /proc entry is closed to an ordinary user's supervisor (PR_SET_DUMPABLE), and we are still alive.
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    children = (used.ru_maxrss, used.ru_inblock, used.ru_oublock)
+    own, used = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    largest = own_peak_kb(used.ru_maxrss, started_by=own.ru_maxrss)
+    children = (largest, used.ru_inblock, used.ru_oublock)
     ended_by = {"exit_code": code, "signal": None} if code >= 0 else {"exit_code": None, "signal": -code}
     return {**ended_by, "children": children}

@@ -3,7 +3,8 @@
 The tree is walked in slices of a few milliseconds, with a pause of twenty times as long after each: so a tree of a
 million files costs a twentieth of a CPU at most, and the supervisor's other business never waits for it. As long as the
 file system has not lost enough free space for the limit to be near, the tree is walked now and then only: others may
-have given back what this job has taken.
+have given back what this job has taken. How often that is depends on what a walk costs, so that a small tree, which is
+what nearly all jobs have, is never out of sight for long.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from . import sweep
 _SLICE_SECONDS = 0.005
 _PAUSE = 20
 _SHORTEST_SECONDS = 0.05
-_LONGEST_SECONDS = 2.0
+_LONGEST_SECONDS = 2.0  # between two looks, of which a walk is one, and the free space another
 _WALK_ANYWAY = 200  # times as long as the last walk has taken, within these bounds
-_WALK_ANYWAY_SECONDS = (_LONGEST_SECONDS, 30.0)
-_ENTRIES_AT_ONCE = 200
+_WALK_ANYWAY_SECONDS = (0.2, 30.0)
+_ENTRIES_AT_ONCE = 20
 _EMPTY_DIRECTORY_BYTES = 4096
 _BLOCK = 512  # of st_blocks: stat(2)
 
@@ -95,7 +96,7 @@ class Meter:
         begin = time.monotonic()
         if self._walk is None:
             if self._far_from_the_limit(begin):
-                self._interval = min(self._interval * 1.5, _LONGEST_SECONDS)
+                self._interval = self._longer()
                 self.due = begin + self._interval
                 return None
             self._walk, self._busy = _Walk(), 0.0
@@ -103,8 +104,9 @@ class Meter:
             self._free = self._free_bytes()
         walk, whole = self._walk, self._advance(begin + _SLICE_SECONDS)
         now = time.monotonic()
-        self._busy += now - begin
-        pause = max(_PAUSE * (now - begin), _SHORTEST_SECONDS)
+        took = min(now - begin, 2 * _SLICE_SECONDS)  # on a busy host, the rest is what others have computed meanwhile
+        self._busy += took
+        pause = max(_PAUSE * took, _SHORTEST_SECONDS)
         self.peak_bytes = max(self.peak_bytes, walk.total_bytes)
         if self._limit is not None and walk.total_bytes > self._limit:
             return walk.excess()
@@ -130,12 +132,19 @@ class Meter:
 
     def _far_from_the_limit(self, now: float) -> bool:
         """Whether the file system has lost too little space since the last walk for the limit to be near."""
-        shortest, longest = _WALK_ANYWAY_SECONDS
-        anyway = min(max(_WALK_ANYWAY * self._busy, shortest), longest)
-        if self._free is None or self._limit is None or now - self._last_walk > anyway:
+        if self._free is None or self._limit is None or now - self._last_walk >= self._anyway():
             return False
         lost = self._free - self._free_bytes()
         return lost < (self._limit - self._last_total) / 4
+
+    def _anyway(self) -> float:
+        """Seconds after which the tree is walked even if the file system has as much free space as before."""
+        shortest, longest = _WALK_ANYWAY_SECONDS
+        return min(max(_WALK_ANYWAY * self._busy, shortest), longest)
+
+    def _longer(self) -> float:
+        """The next interval, if nothing seems to happen."""
+        return min(self._interval * 1.5, self._anyway(), _LONGEST_SECONDS)
 
     def _free_bytes(self) -> int:
         """Of all file systems that are written to; one that is there twice makes it look again earlier."""
@@ -145,7 +154,7 @@ class Meter:
         """Half the time that is left until the limit, if it grows on like this."""
         grown, took = total - self._last_total, now - self._last_walk
         if self._limit is None or grown <= 0 or self._last_walk == 0:
-            return min(self._interval * 1.5, _LONGEST_SECONDS)
+            return self._longer()
         left = (self._limit - total) / (grown / took)
         return min(max(left / 2, _SHORTEST_SECONDS), _LONGEST_SECONDS)
 

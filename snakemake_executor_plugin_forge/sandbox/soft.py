@@ -31,6 +31,8 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.02, 1.0
 _SLOWEST_GROWTH = 256 * 2**20  # bytes a second: what any job is expected to be able to
 _SHM = "/dev/shm"  # noqa: S108
+_LOOK_SECONDS = 0.01 / 2**30  # for each resident byte, of walking page tables: measured
+_LOOK_SHARE = 0.01  # of the time, at most, as long as the limit is not near
 
 
 @dataclass(slots=True)
@@ -85,6 +87,8 @@ class SoftJob:
         self._sessions = Sessions(nice)
         self._last = Counters(polled=True)
         self._memory_now = 0
+        self._looked_closely_at = float("-inf")
+        self._besides = 0  # of what is resident, what was no memory of the job's at that time
         self._looked_at = time.monotonic()
         self._growth = float(_SLOWEST_GROWTH)
 
@@ -111,10 +115,16 @@ class SoftJob:
         self._memory_now, self._looked_at = memory, now
         too_large = memory > self._memory_bytes
         too_many = self._pids is not None and threads >= self._pids
+        times = [_cpu_seconds(pid) for pid in everything]
+        user, system = sum((t[0] for t in times), 0.0), sum((t[1] for t in times), 0.0)
+        if user + system < last.cpu_seconds:  # one has ended that nobody waited for
+            user, system = last.cpu_user_seconds, last.cpu_system_seconds
         self._last = Counters(
             memory_peak_bytes=max(last.memory_peak_bytes, memory),
             memory_anon_bytes=memory,
-            cpu_seconds=max(last.cpu_seconds, sum(map(_cpu_seconds, everything))),
+            cpu_seconds=user + system,
+            cpu_user_seconds=user,
+            cpu_system_seconds=system,
             pids_peak=max(last.pids_peak, threads),
             oom_kills=last.oom_kills or int(too_large),
             memory_exhausted=last.memory_exhausted or (too_large and self._own_limit),
@@ -141,18 +151,24 @@ class SoftJob:
     def _memory(self, job: list[int]) -> int:
         """Bytes that cannot be given up: anonymous memory, and shared memory once, mapped or not.
 
-        What is resident is looked at first: it is more, as every process counts what it shares, and quickly read. Only
-        where it is beyond the limit do page tables have to be walked, which takes 10 ms for each GiB.
+        What is resident is looked at first: it is more, as every process counts what it shares, and program files, and
+        quickly read. How much more is found out by walking page tables: always where the limit seems to be exceeded,
+        and else as often as the price allows, which for a small job is at every look.
         """
         shm = self._shm_bytes(job) if self._namespaced else 0
-        resident = sum(map(_resident_bytes, job)) + shm
-        if resident <= self._memory_bytes:
-            return resident
+        own = self._with_memory_of_their_own(job)
+        resident = sum(map(_resident_bytes, own)) + shm
+        now = time.monotonic()
+        enough = resident * _LOOK_SECONDS / _LOOK_SHARE
+        if resident <= self._memory_bytes and now - self._looked_closely_at < enough:
+            return max(0, resident - self._besides)
         anonymous, mapped = 0, 0
-        for pid in self._with_memory_of_their_own(job):
+        for pid in own:
             private, shared = _proportional_bytes(pid)
             anonymous, mapped = anonymous + private, mapped + shared
-        return anonymous + max(mapped, shm)
+        memory = anonymous + max(mapped, shm)
+        self._looked_closely_at, self._besides = now, max(0, resident - memory)
+        return memory
 
     def _with_memory_of_their_own(self, job: list[int]) -> list[int]:
         """Without a child of the holder that is being started: it has its parent's memory until it is another program.
@@ -161,11 +177,8 @@ class SoftJob:
         """
         if self._holder is None:
             return job
-        try:
-            holders = pseudofile.read(f"/proc/{self._holder}/statm")
-            return [pid for pid in job if pseudofile.read(f"/proc/{pid}/statm") != holders]
-        except OSError:  # one of them has just ended
-            return job
+        holders = _statm(self._holder)
+        return [pid for pid in job if (own := _statm(pid)) and own != holders]
 
     def _shm_bytes(self, job: list[int]) -> int:
         """What is in the job's /dev/shm, seen through the root directory of any of its processes."""
@@ -210,11 +223,17 @@ class Orphans:
         return True
 
 
-def _resident_bytes(pid: int) -> int:
+def _statm(pid: int) -> bytes:
+    """Sizes in pages; nothing if it has ended."""
     try:
-        return int(pseudofile.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
+        return pseudofile.read(f"/proc/{pid}/statm")
+    except OSError:
+        return b""
+
+
+def _resident_bytes(pid: int) -> int:
+    sizes = _statm(pid).split()
+    return int(sizes[1]) * _PAGE if sizes else 0
 
 
 def _proportional_bytes(pid: int) -> tuple[int, int]:
@@ -241,9 +260,10 @@ def _threads(pid: int) -> int:
         return 0
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Its own, and that of its children that it has waited for."""
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """As a user and in the kernel: its own, and that of its children that it has waited for."""
     try:
-        return sum(map(int, sweep.stat(pid)[11:15])) / _TICK
-    except (OSError, IndexError):
-        return 0.0
+        user, system, children_user, children_system = map(int, sweep.stat(pid)[11:15])
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    return (user + children_user) / _TICK, (system + children_system) / _TICK

@@ -102,7 +102,7 @@ def _page_cache(result: Result, attempt: dict[str, Any]) -> None:
 
 def _scratch_excess(result: Result, attempt: dict[str, Any]) -> None:
     evidence = attempt["evidence"]
-    assert evidence["limit_bytes"] == 10 * 2**20 < evidence["total_bytes"] < 200 * 2**20  # sampled, so some more
+    assert evidence["limit_bytes"] == 10 * 2**20 < evidence["total_bytes"]  # by how much: see unit/test_disk.py
     assert evidence["largest"].startswith("/tmp/forge-")
     assert attempt["usage"]["scratch_peak_bytes"] >= evidence["total_bytes"]
 
