@@ -132,7 +132,7 @@ def test_an_ordinary_user_without_a_cgroup(place: Path, namespaces: bool) -> Non
     assert not (place / "oom.out").exists()
     assert "sleep 1013" in " ".join(result.attempt("python")["notes"])
     assert "left 8 process" in " ".join(result.attempt("hiding")["notes"])
-    assert result.attempt("sleeper")["seconds"] < 7
+    assert result.attempt("sleeper")["seconds"] < 30  # the first of its sleeps
     assert "Forge: soft limits" in result.output
     assert _survivors() == []
     assert residue(place) == []
