@@ -24,7 +24,8 @@ def own_peak_kb(maxrss: int, started_by: int) -> int:
 
     Args:
         maxrss: of the process, or the highest of several: ru_maxrss of getrusage(2).
-        started_by: that of the process which forked it.
+        started_by: that of the process which forked it. This one must be a fork itself, as a job's processes of Forge
+            are: to a program, the peak of whoever started it is handed on once more, but not to its children.
 
     """
     return maxrss if maxrss > started_by + _MAXRSS_NOISE_KB else 0
