@@ -3,7 +3,7 @@
 # PYTHON    the Python (3.11 or newer) that the environment in .venv is made of
 # ARGS      more arguments for pytest: make test ARGS='-k oom -x'
 # BENCH     arguments for the benchmark: make bench BENCH='--only shell run --rounds 5'
-# UPSTREAM  arguments for Snakemake's own tests: make upstream UPSTREAM='--only-forge -k group'
+# UPSTREAM  arguments for Snakemake's own tests: make upstream UPSTREAM='-k group'
 
 PYTHON ?= python3
 ARGS ?=
@@ -12,18 +12,19 @@ UPSTREAM ?=
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
+DEMO_STAMP := .venv/.demo
 DEMO := build/demo
 UPSTREAM_VENV := build/upstream-venv
 UPSTREAM_STAMP := $(UPSTREAM_VENV)/.stamp
 
 # What Snakemake's own tests need beside it; see tests/upstream/README.md.
-UPSTREAM_NEEDS := 'pytest<9' pytest-timeout pytest-mock 'pandas<3' polars snakemake-executor-plugin-cluster-generic \
+UPSTREAM_NEEDS := 'pytest<9' pytest-timeout pytest-mock pytest-xdist 'pandas<3' polars snakemake-executor-plugin-cluster-generic \
 	snakemake-storage-plugin-fs snakemake-storage-plugin-http snakemake-storage-plugin-s3 boto3 eido peppy pygments
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-crash test test-fast check bench schema upstream clean python-is-usable
+.PHONY: help setup demo demo-crash test test-fast soak check bench site schema upstream upstream-setup clean python-is-usable
 
 help: ## show this list
 	@echo 'make TARGET'
@@ -44,9 +45,19 @@ $(STAMP): pyproject.toml
 	@$(MAKE) --no-print-directory python-is-usable
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,bench]'
+# pip does not compile what is editable, and each run starts processes that import it.
+	$(BIN)/python -m compileall -q snakemake_executor_plugin_forge tests
+	@touch $(DEMO_STAMP) $@
+
+# Who only wants to see the demo waits for no tools of development.
+$(DEMO_STAMP): pyproject.toml
+	@$(MAKE) --no-print-directory python-is-usable
+	@echo 'Installing Forge with what the demo needs into .venv …'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
-demo: $(STAMP) ## call variants from real reads, every job contained; about 15 s
+demo: $(DEMO_STAMP) ## call variants from real reads, every job contained; about 15 s
 	@rm -rf $(DEMO)
 	@mkdir -p $(DEMO)
 	$(BIN)/snakemake --snakefile workflows/variants/Snakefile --directory $(DEMO) --executor forge -j2 --quiet rules
@@ -60,7 +71,7 @@ demo: $(STAMP) ## call variants from real reads, every job contained; about 15 s
 	@echo "logs       $(DEMO)/logs (the rules' own log files)"
 	@echo "records    $$(echo $(DEMO)/.snakemake/forge/runs/*) (one directory a job)"
 
-demo-crash: $(STAMP) ## the same; Snakemake is killed in the middle, and resumed
+demo-crash: $(DEMO_STAMP) ## kill Snakemake in the middle of the demo, and resume it
 	@rm -rf $(DEMO)
 	@mkdir -p $(DEMO)
 	$(BIN)/python workflows/variants/crash.py $(DEMO) $(BIN)
@@ -68,16 +79,23 @@ demo-crash: $(STAMP) ## the same; Snakemake is killed in the middle, and resumed
 	@echo
 	$(BIN)/snakemake-forge jobs --directory $(DEMO)
 
-test: $(STAMP) ## all tests, also those in a guest with cgroup v2 and on a Slurm cluster (installs both with apt when root)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## all tests: also in a guest with cgroup v2, on a Slurm cluster, Snakemake's own (root: installs what they need)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-fast: $(STAMP) ## the tests that need neither guest nor cluster
-	$(BIN)/python -m pytest -m 'not host' $(ARGS)
+test-fast: $(STAMP) ## the tests that need no other host (guest, cluster), two at a time, without the crash matrices
+	$(BIN)/python -m pytest -n 2 -m 'not host and not busy' $(ARGS)
 
-check: $(STAMP) ## lint, types, and who may import whom
+soak: $(STAMP) ## crashes at random times by the hundred, and every case of containment in the guest; hours
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+check: $(STAMP) ## lint, types, who may import whom, links in the documentation
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+site: $(STAMP) ## build the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 schema: $(STAMP) ## write the JSON schema of forge.yaml into the documentation
 	$(BIN)/snakemake-forge runtimes schema > docs/reference/forge.schema.json
@@ -92,8 +110,10 @@ $(UPSTREAM_STAMP): pyproject.toml
 	$(UPSTREAM_VENV)/bin/python -m pip install --quiet --editable . $(UPSTREAM_NEEDS)
 	@touch $@
 
-upstream: $(UPSTREAM_STAMP) ## Snakemake's own feature tests with Forge; about 40 minutes
-	$(UPSTREAM_VENV)/bin/python -m tests.upstream $(UPSTREAM)
+upstream-setup: $(UPSTREAM_STAMP)
+
+upstream: $(UPSTREAM_STAMP) ## Snakemake's own feature tests with local and with Forge; rewrites tests/upstream/local.json
+	$(UPSTREAM_VENV)/bin/python -m tests.upstream --afresh $(UPSTREAM)
 
 clean: ## remove .venv, build and caches
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.settings import FORGE, Executor
 from bench.timed import Metrics
 from bench.workspace import Workspace
-from snakemake_executor_plugin_forge.sandbox.audit import refusal
+from snakemake_executor_plugin_forge.sandbox.fanotify import refusal
 
 FILES, SIZE = 5_000, 100_000
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from bench.settings import FORGE, Executor
 from bench.timed import Metrics
 from bench.workspace import Workspace
-from snakemake_executor_plugin_forge.judge import judge
-from snakemake_executor_plugin_forge.model import Config, Evidence, JobRequest, RunContext, Usage
-from snakemake_executor_plugin_forge.plan import plan
-from snakemake_executor_plugin_forge.record.jobdir import JobDirectory
+from snakemake_executor_plugin_forge.record.attempt_dir import JobDirectory
+from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, RunContext
+from snakemake_executor_plugin_forge.spec.outcome import judge
+from snakemake_executor_plugin_forge.spec.plan import plan
+from snakemake_executor_plugin_forge.spec.verdict import Evidence, Usage
 from tests.unit.test_plan import HOST
 
 EVENTS = ("started", "inside", "exec", "ended inside", "dead", "published")

@@ -93,7 +93,7 @@ def with_configuration(environment: dict[str, str], directory: Path) -> dict[str
     program = shutil.which("srun", path=environment["PATH"])
     directory.mkdir()
     wrapper = directory / "srun"
-    wrapper.write_text(f"#!/bin/sh\nSLURM_CONF={environment['SLURM_CONF']} exec {program} \"$@\"\n")
+    wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={environment["SLURM_CONF"]} exec {program} "$@"\n')
     wrapper.chmod(0o755)
     return {**environment, "PATH": f"{directory}:{environment['PATH']}"}
 

@@ -10,8 +10,8 @@ from bench.activation import make_environment
 from bench.settings import FORGE, Executor
 from bench.timed import Metrics
 from bench.workspace import Workspace
-from snakemake_executor_plugin_forge.catalog import Kind
-from snakemake_executor_plugin_forge.runtimes.health import verify
+from snakemake_executor_plugin_forge.software.health import verify
+from snakemake_executor_plugin_forge.spec.catalog import RuntimeKind
 
 REST_SECONDS = 2.1
 """What was changed more recently is not believed, however often it was looked at."""
@@ -46,7 +46,7 @@ class Verification:
 def look(prefix: Path, memory: Path) -> float:
     """Seconds that a look takes which finds nothing wrong."""
     begin = time.perf_counter()
-    health = verify(str(prefix), Kind.CONDA, str(memory))
+    health = verify(str(prefix), RuntimeKind.CONDA, str(memory))
     seconds = time.perf_counter() - begin
     if health.damage or not health.files:
         raise AssertionError(f"the environment is not as it was made: {health}")

@@ -4,25 +4,21 @@ This is the face that Snakemake looks for at every start: it must stay light and
 when they are asked for, so that the launcher and ``snakemake-forge`` can use this package without loading Snakemake.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what typing defines: nothing is imported here before a process has chosen its import path
 if TYPE_CHECKING:
-    from .executor import Executor, common_settings
-    from .settings import ExecutorSettings
+    from typing import Any
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load a part of the face: PEP 562."""
     if name in ("Executor", "common_settings"):
-        from . import executor
+        from .plugin import executor
 
         return getattr(executor, name)
     if name == "ExecutorSettings":
-        from .settings import ExecutorSettings
+        from .plugin.settings import ExecutorSettings
 
         return ExecutorSettings
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests import warm
 from tests.slurm.cluster import Cluster, ClusterError
 
 # Root has other rungs of the ladder; these are run in the guest.
@@ -25,10 +28,15 @@ if "FORGE_GUEST" not in os.environ:  # it has a disk that tests may change
     collect_ignore.append("integration/test_io_weight.py")
 
 
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
+
+FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
 _ATTEMPTS = ".snakemake/forge/runs/*/*"  # a directory changes with each file that is put into it
 
 # How many times longer than on a machine of its own everything may take: the guest sets it.
 PATIENCE = int(os.environ.get("FORGE_TEST_PATIENCE", "1"))
+DEADLINE = 300 * PATIENCE  # seconds that only a hanging process takes, however busy the machine is
 
 
 def pytest_configure() -> None:
@@ -36,25 +44,37 @@ def pytest_configure() -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    warm.install()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Give each worker of xdist whole files, in our order; what uses the Slurm cluster goes to one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.partition("::")[0]
+            return "cluster" if name.startswith(("tests/slurm/", "tests/contract/")) else name
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this host cannot have at all: pytest's closing line counts it as deselected."""
+    """Leave out soaks that nobody asks for, and what this host cannot have: the closing line counts them as deselected."""
+    markers = {"soak"} - {config.option.markexpr}
     if shutil.which("apptainer") is None:
-        without = [item for item in items if item.get_closest_marker("apptainer") is not None]
-        config.hook.pytest_deselected(items=without)
-        items[:] = [item for item in items if item not in without]
+        markers.add("apptainer")
+    without = [item for item in items if any(mark.name in markers for mark in item.iter_markers())]
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in without]
     items.sort(key=_turn)
-
-
-def wants_guest(item: pytest.Item) -> bool:
-    """Whether a test asks for what the guest's tests came to."""
-    return "guest_reports" in getattr(item, "fixturenames", ())
 
 
 def _turn(item: pytest.Item) -> int:
     """First what waits most of the time, as a guest is emulated meanwhile; last what wants to know how that went."""
-    if wants_guest(item):
+    if {"guest_reports", "upstream"} & set(getattr(item, "fixturenames", ())):
         return 3
     if item.get_closest_marker("busy") is not None:
         return 2
@@ -77,15 +97,9 @@ class Result:
         """
         state = tuple((path.name, path.stat().st_mtime_ns) for path in sorted(self.directory.glob(_ATTEMPTS)))
         if state not in self._known:
-            done = subprocess.run(
-                [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "jobs", "--json"],
-                cwd=self.directory,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
             self._known.clear()
-            self._known[state] = json.loads(done.stdout)
+            self._known[state] = json.loads(forge(self.directory, "jobs", "--json").stdout)
+            assert not [a["damaged"] for a in self._known[state] if a.get("damaged")], "Forge wrote what it does not read"
         return [a for a in self._known[state] if rule is None or a["rule"] == rule]
 
     def attempt(self, rule: str) -> dict[str, Any]:
@@ -101,6 +115,37 @@ class Result:
     def read(self, name: str) -> str:
         """An output."""
         return (self.directory / name).read_text()
+
+
+def forge(
+    directory: Path,
+    *words: str,
+    check: bool = False,
+    env: dict[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> subprocess.CompletedProcess[str]:
+    """``snakemake-forge WORDS`` in that directory, to its end."""
+    return subprocess.run([*before, *FORGE, *words], cwd=directory, capture_output=True, stdin=subprocess.DEVNULL, text=True,
+                          errors="surrogateescape", check=check, timeout=DEADLINE, env=os.environ | (env or {}))
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+    """Poll until it holds. Only what hangs takes the five minutes; a process that ends before fails the test at once."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        assert process is None or process.poll() is None, "it ended before"
+        time.sleep(0.02)
+
+
+@contextmanager
+def ending(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Whatever happens inside: the process is over after it."""
+    with process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def command(executor: str, *arguments: str) -> list[str]:
@@ -123,6 +168,9 @@ def run(
 ) -> Result:
     """Run the workflow in ``directory`` to its end.
 
+    The plain local executor, which others are compared with, continues if Snakemake gives up on jobs that it could start (its issue 823,
+    a race of its scheduler).
+
     Args:
         before: of the command: see :func:`.ordinary.prefix`.
 
@@ -136,9 +184,12 @@ def run(
         text=True,
         errors="replace",
         check=False,
-        timeout=300 * PATIENCE,
+        timeout=DEADLINE,
         env=os.environ | (env or {}),
     )
+    if executor == "local" and done.returncode and "snakemake/issues/823" in done.stdout:
+        again = [argument for argument in arguments if argument != "--forceall"]
+        return run(directory, *again, executor=executor, env=env, before=before)
     return Result(done.returncode, done.stdout, directory)
 
 

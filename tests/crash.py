@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,9 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .conftest import command, residue, write_workflow
+from snakemake_executor_plugin_forge.staging import journal
 
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+from . import killer
+from .conftest import FORGE, command, ending, residue, write_workflow
+
 PARTS = ("a", "b", "c", "d")
 PATIENCE_SECONDS = 120
 
@@ -55,7 +56,8 @@ rule python:
 rule single:
     input: "pair/{p}.y"
     output: "single/{p}.txt"
-    shell: "echo single {wildcards.p} >> {SIDE}/log; printf half > {output}; tr a-z A-Z < {input} >> {output}"
+    shell: "echo single {wildcards.p} >> {SIDE}/log; printf half > {output}; tr a-z A-Z < {input} >> {output}; mkdir -p notes; "
+        "echo {wildcards.p} > notes/{wildcards.p}.txt; ln -sf {wildcards.p}.txt notes/{wildcards.p}.link"
 rule total:
     input: parts
     output: "total.txt", "index.txt"
@@ -117,6 +119,8 @@ def scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
     # A job with Python in it descends from the nursery; there may be no launcher.
     found += [(f"{who}:{step}:python",) for step in STEPS for who in everybody if who != "launcher"]
     found += [(f"{who}:{step}:single",) for step in STEPS if step != "journal" for who in ("supervisor", "all")]
+    # What it does not declare is merged, and noted if it cannot be marked; tests/property/test_publish.py has "renewed".
+    found += [(f"{who}:{step}:single",) for step in ("merging", "noted") for who in ("supervisor", "all")]
     found += [(f"{who}:{step}:split",) for step in ("described", "renamed", "written") for who in ("snakemake", "all")]
     # Snakemake's own process, and the nursery before there are jobs.
     found += [(f"{who}:{step}:pair",) for step in ("submitted", "arrived", "told") for who in ("snakemake", "all")]
@@ -136,6 +140,21 @@ def scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
     return made
 
 
+def sample(everything: list[Scenario], at_random_times: int) -> list[Scenario]:
+    """The first scenario for each named step (and who recovers or adopts, there), and a few at random times."""
+    found: list[Scenario] = []
+    seen: set[str] = set()
+    for scenario in everything:
+        faults = [one for fault in scenario.faults for one in fault.split(",") if not one.startswith("time:")]
+        steps = {one if one.startswith("self:") else one.split(":")[1] for one in faults}
+        if not steps:
+            at_random_times -= 1
+        if steps - seen or (not steps and at_random_times >= 0):
+            found.append(scenario)
+        seen |= steps
+    return found
+
+
 @dataclass
 class Lane:
     """One sequence of working directories in which all scenarios given to it are played."""
@@ -144,7 +163,7 @@ class Lane:
     reference: dict[str, bytes]
     scenarios: list[Scenario]
     rng: random.Random
-    goes_on: bool = False  # --forge-on-disconnect finish
+    detachable: bool = False  # --forge-on-disconnect finish
     rounds: int = 0
     starts: int = 0
     episodes: int = 0
@@ -175,7 +194,7 @@ class Lane:
             if fault.startswith(("self:", "time:")) and fresh:
                 assert self.crash("snakemake:described:split")
             if not self.crash(fault):
-                if self.goes_on and fault.startswith("self:"):
+                if self.detachable and fault.startswith("self:"):
                     return  # the job was quicker than the death of Snakemake: it has published, and nobody adopts it
                 assert not fresh and fault is scenario.faults[0], f"{fault} never happened: {self.tail()}"
                 self.finish()
@@ -199,16 +218,13 @@ class Lane:
         before = len(self.fired())
         self.before = self.counts()
         process = self.start(fault)
-        try:
+        with ending(process):
             if fault.startswith("time:"):
                 happened = self.kill_at_random_time(process, fault)
                 process.wait(PATIENCE_SECONDS)
             else:
                 process.wait(PATIENCE_SECONDS)
                 happened = len(self.fired()) > before
-        finally:
-            process.kill()
-            process.wait()
         if happened:
             self.rounds += 1
             self.note(fault)
@@ -218,9 +234,9 @@ class Lane:
         """Snakemake in a fresh directory, else ``snakemake-forge resume``."""
         self.starts += 1
         words = [*FORGE, "resume"] if self.recorded() else self.first_command()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("FORGE_FAULT")}
+        environment = dict(os.environ)
         if fault is not None and not fault.startswith("time:"):
-            environment |= {"FORGE_FAULT": fault, "FORGE_FAULT_LOG": str(self.side / "fired")}
+            environment |= killer.environment(fault, self.side / "fired")
         with (self.side / "output").open("ab") as output:
             output.write(f"\n===== {fault}\n".encode())
             output.flush()
@@ -230,7 +246,7 @@ class Lane:
 
     def first_command(self) -> list[str]:
         """Of a fresh directory; resume repeats it."""
-        flags = ("--forge-on-disconnect", "finish") if self.goes_on else ()
+        flags = ("--forge-on-disconnect", "finish") if self.detachable else ()
         return command("forge", "-j3", *flags, "--config", f"side={self.side}")
 
     def kill_at_random_time(self, process: subprocess.Popen[bytes], fault: str) -> bool:
@@ -241,7 +257,7 @@ class Lane:
             time.sleep(0.005)
         if process.poll() is not None:
             return False
-        names = {"nursery": "forge-nursery", "launcher": "forge-launcher", "supervisor": "forge-super"}
+        names = killer.NAMES
         ours = [(pid, comm) for pid, comm in processes(self.workdir) if comm in names.values()]
         chosen = [pid for pid, comm in ours if who == "all" or comm == names.get(who)]
         if who in ("snakemake", "all") or not chosen:
@@ -262,7 +278,7 @@ class Lane:
             assert starts[job] == self.done.get(job, starts[job]), f"{job} was run again although it had been published"
             self.done[job] = starts[job]
         self.check_going_on(starts)
-        if not self.goes_on or not fault.startswith("snakemake:") or "," in fault:
+        if not self.detachable or not fault.startswith("snakemake:") or "," in fault:
             self.going_on = Counter()
         else:
             self.going_on |= Counter({job: count for job, count in starts.items() if count > self.before[job]})
@@ -330,9 +346,9 @@ class Lane:
         with suppress(FileNotFoundError):
             names = os.listdir(staging)
         for name in names:
-            journal = staging / name / "journal.json"
             with suppress(OSError):  # it was followed to its end meanwhile
-                found |= {os.path.relpath(place, self.workdir) for _, place, _ in json.loads(journal.read_text())}
+                moves = getattr(journal.read(str(staging / name)), "moves", ())
+                found |= {os.path.relpath(move.place, self.workdir) for move in moves}
         return found
 
     def staged(self) -> set[str]:
@@ -379,14 +395,16 @@ def prepare(workdir: Path) -> None:
 
 
 def files(workdir: Path) -> dict[str, bytes]:
-    """All that the workflow has made."""
-    return {
-        str(path.relative_to(workdir)): path.read_bytes()
-        for path in workdir.rglob("*")
-        if path.is_file()
-        and path.relative_to(workdir).parts[0] not in (".snakemake", "Snakefile", "forge.yaml")
-        and path.name != ".snakemake_timestamp"
-    }
+    """All that the workflow has made. What it keeps for itself comes and goes meanwhile, and is not looked at."""
+    found = {}
+    for parent, directories, names in os.walk(workdir):
+        if Path(parent) == workdir:
+            directories[:] = [name for name in directories if name != ".snakemake"]
+        own = {"Snakefile", "forge.yaml"} if Path(parent) == workdir else {".snakemake_timestamp"}
+        for path in (Path(parent, name) for name in names if name not in own):
+            if path.is_file():
+                found[str(path.relative_to(workdir))] = path.read_bytes()
+    return found
 
 
 def processes(workdir: Path) -> list[tuple[int, str]]:

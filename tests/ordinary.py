@@ -15,8 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-UID = 54321
+# One number for each process that runs tests, which ask what is left of this user; what they start inherits it.
+UID = int(os.environ.setdefault(f"FORGE_TEST_UID_{os.environ.get('PYTEST_XDIST_WORKER', '')}", str(54321 + os.getpid() % 9000)))
 NAME = "forge-test"
+GROUPS = (64001, 64002)
+"""More groups of the user, if asked for."""
 _SUBORDINATE, _COUNT = 6_500_000, 65536
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _PR_SET_PDEATHSIG = 1
@@ -110,34 +113,34 @@ def _map_all_users() -> None:
 
 
 def main() -> None:
-    """``python -m tests.ordinary [--no-namespaces] [--named] COMMAND ARGUMENT...``, run by root."""
+    """``python -m tests.ordinary [--no-namespaces] [--named] [--groups] COMMAND ARGUMENT...``, run by root."""
     options = sys.argv[1:]
-    no_namespaces = options[0] == "--no-namespaces"
-    options = options[1:] if no_namespaces else options
-    named = options[0] == "--named"
-    options = options[1:] if named else options
+    no_namespaces, named, groups = (options[0] == word and bool(options.pop(0)) for word in ("--no-namespaces", "--named", "--groups"))
     directory = os.getcwd()
     enter_mounts([], _as_user_with_a_name(directory) if named else [], [sys.base_prefix, sys.prefix, str(Path(__file__).parents[1]), directory])
     if no_namespaces:
         _map_all_users()
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
-    os.setgroups([])
+    os.setgroups(GROUPS if groups else [])
     os.setresgid(UID, UID, UID)
     os.setresuid(UID, UID, UID)
     resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
     os.chdir(directory)
+    os.environ.pop("XDG_CACHE_HOME", None)  # a directory of root
     os.environ |= {"HOME": directory, "USER": NAME, "LOGNAME": NAME, "PYTHONDONTWRITEBYTECODE": "1"}
     os.execvp(options[0], options)
 
 
-def prefix(*, namespaces: bool = True, named: bool = False) -> list[str]:
+def prefix(*, namespaces: bool = True, named: bool = False, groups: bool = False) -> list[str]:
     """What to put before a command so that an ordinary user runs it.
 
     Args:
         named: with a name and subordinate numbers (subuid(5)), as a rootless podman wants.
+        groups: a member of :data:`GROUPS`, too.
 
     """
-    options = [*([] if namespaces else ["--no-namespaces"]), *(["--named"] if named else [])]
+    chosen = {"--no-namespaces": not namespaces, "--named": named, "--groups": groups}
+    options = [word for word, wanted in chosen.items() if wanted]
     return [sys.executable, "-m", "tests.ordinary", *options]
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from snakemake_executor_plugin_forge.judge import judge
-from snakemake_executor_plugin_forge.model import Config, Evidence, JobRequest, RunContext, Usage
-from snakemake_executor_plugin_forge.plan import plan
+from snakemake_executor_plugin_forge.record.attempt_dir import JobDirectory
 from snakemake_executor_plugin_forge.record.identity import boot_id, start_time
-from snakemake_executor_plugin_forge.record.jobdir import JobDirectory
+from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, RunContext
+from snakemake_executor_plugin_forge.spec.outcome import judge
+from snakemake_executor_plugin_forge.spec.plan import plan
+from snakemake_executor_plugin_forge.spec.verdict import Evidence, Usage
 
 from .unit.test_plan import HOST
 

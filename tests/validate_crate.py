@@ -1,4 +1,6 @@
-"""rocrate-validator without a network; run by a Python that has it: validate_crate.py CRATE PROFILE SEVERITY.
+"""rocrate-validator without a network; run by a Python that has it: python -P validate_crate.py CRATE PROFILE SEVERITY.
+
+Without -P, tests/packaging would hide the library of that name.
 
 The two JSON-LD contexts that a crate refers to are answered from here: RO-Crate's is the one that the rocrate library (0.13)
 carries; of the Workflow Run terms only those that Forge uses are defined.

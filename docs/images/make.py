@@ -17,9 +17,9 @@ from rich.console import Console
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from snakemake_executor_plugin_forge.cli.top import Watch, _picture
-from snakemake_executor_plugin_forge.errors import UsageError
+from snakemake_executor_plugin_forge.cli.top import Sampler, picture
 from snakemake_executor_plugin_forge.record.index import open_index
+from snakemake_executor_plugin_forge.spec.errors import UsageError
 
 HERE = Path(__file__).resolve().parent
 SNAKEFILE = HERE.parents[1] / "workflows" / "variants" / "Snakefile"
@@ -51,10 +51,10 @@ def look(directory: str) -> tuple[int, str]:
     """What ``top`` shows now: how many jobs have been seen to use something, and the picture as HTML."""
     try:
         with open_index(directory) as index:
-            watch = Watch(index)
-            found = watch.look()
+            sampler = Sampler(index)
+            found = sampler.look()
             console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
-            console.print(_picture(found, watch.counts(), 24))
+            console.print(picture(found, sampler.counts(), 24))
     except UsageError:  # not started yet
         return 0, ""
     return sum(bool(running.live.memory_bytes) for running in found), console.export_html(inline_styles=True)

@@ -1,1 +1,1 @@
-"""Where jobs run. A backend starts supervisors and brings their verdicts back."""
+"""Where jobs run. Each backend is a folder; the registry finds them."""

@@ -1,23 +1,25 @@
-"""``snakemake-forge audit``: what rules read and write without declaring it, as lines for the Snakefile."""
+"""``snakemake-forge audit``: the files that rules use without declaring them, as lines for the Snakefile."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
 from typing import Any
 
+from ..analysis.undeclared import UndeclaredFiles, undeclared
 from ..record.index import Selection, open_index
-from ..record.undeclared import Undeclared, undeclared
+from ..spec.printable import python_string
+from ..spec.wildcards import can_be_declared
 from .select import add_command, add_rule, check_job
 from .show import print_json
 
 _EXAMPLES = """examples:
   snakemake-forge audit                 lines to add to the Snakefile
-  snakemake-forge audit --rule call     of one rule
+  snakemake-forge audit --rule call     lines for one rule
   snakemake-forge audit --json
 
-reads are on record for runs with --forge-audit (root), new files for all runs
+the record has reads of runs with --forge-audit (root), and new files of all runs
 """
 
 
@@ -25,12 +27,12 @@ def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "audit", _EXAMPLES)
     add_rule(parser)
-    parser.add_argument("--json", action="store_true", help="a JSON list: rule, jobs, reads, writes")
+    parser.add_argument("--json", action="store_true", help="print a JSON list: rule, jobs, reads, writes")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it; exit code 1 if there is nothing."""
+    """Print the lines; return 1 if there are none."""
     with open_index(options.directory) as index:
         check_job(index, options.rule, {})
         found = undeclared(index.records(Selection(rule=options.rule)))
@@ -44,16 +46,22 @@ def run(options: argparse.Namespace) -> int:
         for entry in found:
             _print(entry)
         if not found:
-            print("No rule is on record that uses what it does not declare.", file=sys.stderr)
+            print("No rule on record uses a file that it does not declare.", file=sys.stderr)
         elif not any(entry.audited for entry in found):
-            print("\n# What rules read is not on record: run with --forge-audit to see it.")
+            print("\n# The record has no reads: run with --forge-audit to see them.")
     return 0 if found else 1
 
 
-def _print(entry: Undeclared) -> None:
+def _print(entry: UndeclaredFiles) -> None:
     print(f"rule {entry.rule}:")
     for keyword, paths in (("input", entry.reads), ("output", entry.writes)):
         if paths:
             print(f"    {keyword}:")
         for path, count in sorted(paths.items()):
-            print(f"+       {json.dumps(path, ensure_ascii=False)},  # {count} of {entry.jobs} job(s)")
+            lacks = [name for name in entry.wildcards if keyword == "output" and "{" + name + "}" not in path]
+            line, of = python_string(path), f"{count} of {entry.jobs} job(s)"
+            if lacks or not can_be_declared(re.sub(r"(?<!{){\w+}(?!})", "", path)):
+                why = f"lacks {{{lacks[0]}}}, which all outputs of the rule need" if lacks else "is no name for a rule"
+                print(f"#       {line} {why}; {of}")
+                continue
+            print(f"+       {line},  # {of}")

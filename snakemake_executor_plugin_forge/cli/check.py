@@ -1,4 +1,4 @@
-"""``snakemake-forge runtimes check``: every file, every library, and a real job in each runtime."""
+"""``snakemake-forge runtimes check``: a check of every file and library, and a real job in each runtime."""
 
 from __future__ import annotations
 
@@ -9,52 +9,59 @@ import queue
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import chdir, closing
 from dataclasses import dataclass
 
-from ..backends import launcher
-from ..backends.launcher import Command
-from ..catalog import Kind, Runtime, with_defaults
-from ..engine import Engine
-from ..errors import ForgeError
-from ..model import Config, JobRequest, Verdict
-from ..runtimes.activation import Activation, which
-from ..runtimes.health import Health, Problem
-from ..runtimes.programs import broken
-from ..runtimes.registry import Runtimes
-from ..runtimes.surroundings import problems
-from ..units import show_seconds
+from ..run.engine import Engine, RunRequest
+from ..software.activation import Activation, which
+from ..software.health import Health, Problem
+from ..software.programs import broken
+from ..software.registry import Runtimes
+from ..software.surroundings import problems
+from ..spec.catalog import Runtime, RuntimeKind, with_defaults
+from ..spec.errors import ForgeError
+from ..spec.job import Config, JobRequest
+from ..spec.units import show_seconds
+from ..spec.verdict import EndedBy, Order, Verdict
+from ..workers import launcher
+from ..workers.launcher import Command
 from .environments import build, chosen, open_runtimes
 from .show import print_json
 
 _PROBE_SECONDS = 60.0
 _PROBES = {
-    Kind.HOST: "true",
-    Kind.VENV: 'python -c \'import os, sys; sys.exit(sys.prefix != os.environ["VIRTUAL_ENV"])\'',
-    Kind.CONDA: 'test -d "$CONDA_PREFIX/conda-meta" && if [ -e "$CONDA_PREFIX/bin/python" ]; then python -c ""; fi',
-    Kind.CONTAINER: "true",
+    RuntimeKind.HOST: "true",
+    RuntimeKind.VENV: "python -c 'import os, sys; sys.exit(sys.prefix != os.environ[\"VIRTUAL_ENV\"])'",
+    RuntimeKind.CONDA: (
+        'test -d "$CONDA_PREFIX/conda-meta" && if [ -e "$CONDA_PREFIX/bin/python" ]; then python -c ""; fi'
+    ),
+    RuntimeKind.CONTAINER: "true",
 }
-"""What a job does that shows that it is in its runtime."""
+"""Commands that succeed only in a runtime of this kind."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What was found of one runtime."""
+class RuntimeCheck:
+    """The state of one runtime."""
 
     runtime: Runtime
-    state: str  # "sound", "missing", "damaged", "broken": a job cannot run in it
+    state: str  # "sound", "missing", "damaged", or "broken": a job cannot run in it
     health: Health | None
     problems: tuple[str, ...]
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Look at all of them; exit code 1 if a job cannot use one."""
+    """Check the runtimes; return 1 if a job cannot use one of them."""
     runtimes = open_runtimes(options)
     wanted = chosen(runtimes.catalog, options.names)
     directory = os.path.abspath(options.directory)
-    # The engine first: it forks, which is not to be done once an installer has started threads.
-    with _workdir(directory), _engine(runtimes) as engine:
+    # The engine first: it forks, which is not safe once an installer has started threads.
+    with (
+        tempfile.TemporaryDirectory(prefix=".forge-check-", dir=directory) as apart,  # from the record of the workflow
+        chdir(apart),
+        closing(_engine(runtimes)) as engine,
+    ):
         findings = [_check(runtimes, runtime, engine, repair=options.repair) for runtime in wanted]
     store = runtimes.store.directory
     places = {"working directory": directory, "scratch": tempfile.gettempdir(), "environments": store}
@@ -66,34 +73,34 @@ def run_check(options: argparse.Namespace) -> int:
     return 0 if all(f.state == "sound" for f in findings) and not host else 1
 
 
-def _check(runtimes: Runtimes, runtime: Runtime, engine: Engine, *, repair: bool) -> Finding:
-    """One runtime: is it there, is it whole, does it work."""
+def _check(runtimes: Runtimes, runtime: Runtime, engine: Engine, *, repair: bool) -> RuntimeCheck:
+    """Check whether one runtime exists, is whole and works."""
     try:
         state = runtimes.state(runtime)
         if state.word == "missing" and not repair:
-            return Finding(runtime, "missing", None, ("it is not built: snakemake-forge runtimes build",))
-        health, found = _look(runtimes, runtime)
+            return RuntimeCheck(runtime, "missing", None, ("it is not built: snakemake-forge runtimes build",))
+        health, found = _read(runtimes, runtime)
         unfit = state.manifest is None or any(problem.is_damage for problem in found)
         if repair and unfit and state.definition is not None:
             build(runtimes, [runtime], again=state.manifest is not None)
-            health, found = _look(runtimes, runtime)
+            health, found = _read(runtimes, runtime)
         said = tuple(map(str, found))
         if any(problem.is_damage for problem in found):
-            return Finding(runtime, "damaged", health, said)
+            return RuntimeCheck(runtime, "damaged", health, said)
         refusal = probe(runtimes, runtime, engine)
     except ForgeError as error:
-        return Finding(runtime, "broken", None, (str(error),))
+        return RuntimeCheck(runtime, "broken", None, (str(error),))
     if refusal is not None:
-        return Finding(runtime, "broken", health, (*said, refusal))
-    return Finding(runtime, "sound", health, said)
+        return RuntimeCheck(runtime, "broken", health, (*said, refusal))
+    return RuntimeCheck(runtime, "sound", health, said)
 
 
-def _look(runtimes: Runtimes, runtime: Runtime) -> tuple[Health | None, tuple[Problem, ...]]:
+def _read(runtimes: Runtimes, runtime: Runtime) -> tuple[Health | None, tuple[Problem, ...]]:
     manifest = runtimes.state(runtime).manifest
     if manifest is None:
         return None, ()
     health = runtimes.look(manifest, fully=True)
-    programs = () if runtime.kind is Kind.CONTAINER else tuple(broken(manifest.prefix))
+    programs = () if runtime.kind is RuntimeKind.CONTAINER else tuple(broken(manifest.prefix))
     return health, (*health.problems, *programs)
 
 
@@ -101,14 +108,13 @@ def _look(runtimes: Runtimes, runtime: Runtime) -> tuple[Health | None, tuple[Pr
 
 
 def probe(runtimes: Runtimes, runtime: Runtime, engine: Engine) -> str | None:
-    """Run a job in a runtime, in the same sandbox and in the same way as any job of a workflow.
+    """Run a job in a runtime, with the sandbox of a workflow's jobs.
 
     Returns:
-        Why it failed; None if it did not.
+        Why it failed; None if it succeeded.
 
     Raises:
-        ForgeError: if it could not even be started.
-
+        ForgeError: if the job could not start.
     """
     activation = runtimes.activation(runtime)
     verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
@@ -121,7 +127,7 @@ def probe(runtimes: Runtimes, runtime: Runtime, engine: Engine) -> str | None:
     try:
         verdict = verdicts.get(timeout=_PROBE_SECONDS)
     except queue.Empty:
-        engine.cancel_all("it did not end")
+        engine.cancel_all(Order(EndedBy.FORGE, "it did not end"))
         return f"a job that does nothing did not end within {_PROBE_SECONDS:.0f} s"
     said = verdict.stderr_tail.strip().splitlines()
     return None if verdict.ok else f"a job in it failed: {verdict.reason}{': ' if said else ''}{' / '.join(said[-3:])}"
@@ -135,41 +141,24 @@ def _command(text: str, activation: Activation) -> Command:
     return Command(bash, (bash, "-c", text), os.getcwd(), dict(activation.variables), removed)
 
 
-@contextmanager
-def _workdir(directory: str) -> Iterator[None]:
-    """A working directory of its own, so that its record is not among those of the workflow."""
-    previous = os.getcwd()
-    with tempfile.TemporaryDirectory(prefix=".forge-check-", dir=directory) as place:
-        os.chdir(place)
-        try:
-            yield
-        finally:
-            os.chdir(previous)
-
-
-@contextmanager
-def _engine(runtimes: Runtimes) -> Iterator[Engine]:
-    exposed = [*runtimes.paths(), sys.prefix]
-    engine = Engine(
-        with_defaults(Config(), runtimes.catalog),
-        lambda: None,
-        launcher.execute,
-        lambda payload, _: pickle.loads(payload),  # its only payloads are commands
-        exposed,
-        (),
-        lambda text: print(text, file=sys.stderr),
-        runtimes,
+def _engine(runtimes: Runtimes) -> Engine:
+    request = RunRequest(
+        config=with_defaults(Config(), runtimes.catalog),
+        prepare=lambda: None,
+        execute=launcher.execute,
+        render=lambda payload, _: pickle.loads(payload),  # its only payloads are commands
+        exposed=(*runtimes.paths(), sys.prefix),
+        declared=(),
+        notice=lambda text: print(text, file=sys.stderr),
+        runtimes=runtimes,
     )
-    try:
-        yield engine
-    finally:
-        engine.close()
+    return Engine(request)
 
 
 # -- what was found ----------------------------------------------------------------------------------------------------
 
 
-def _print(findings: list[Finding], host: list[str], cure: Callable[[Runtime], str]) -> None:
+def _print(findings: list[RuntimeCheck], host: list[str], cure: Callable[[Runtime], str]) -> None:
     for finding in findings:
         health = finding.health
         looked = f"{health.files} files, {show_seconds(health.seconds)}" if health is not None and health.files else "-"
@@ -182,7 +171,7 @@ def _print(findings: list[Finding], host: list[str], cure: Callable[[Runtime], s
         print(f"host: {problem}")
 
 
-def _print_json(findings: list[Finding], host: list[str]) -> None:
+def _print_json(findings: list[RuntimeCheck], host: list[str]) -> None:
     record = {
         "runtimes": [
             {

@@ -1,4 +1,4 @@
-"""``snakemake-forge completion``: commands, options, rule names and wildcards at the press of TAB."""
+"""``snakemake-forge completion``: the script with which TAB completes commands, options, rules and wildcards."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from .select import add_command
 
 _EXAMPLES = """examples:
-  eval "$(snakemake-forge completion bash)"          now; put the line into ~/.bashrc to keep it
-  eval "$(snakemake-forge completion zsh)"           the same, in ~/.zshrc, after compinit
+  eval "$(snakemake-forge completion bash)"          for this shell; put the line into ~/.bashrc to keep it
+  eval "$(snakemake-forge completion zsh)"           for zsh; put the line into ~/.zshrc, after compinit
   snakemake-forge completion fish > ~/.config/fish/completions/snakemake-forge.fish
 """
 

@@ -1,7 +1,7 @@
 """``snakemake-forge doctor``: what this host lets Forge enforce, and what would change it.
 
-Nothing is deduced: the host is probed by the very code that a run starts with, in a child process, and what that made
-is removed. Only the advice is: it goes from what was refused to the setting that most likely is the cause.
+The code that starts a run probes the host, in a child process, and removes everything that it has made. Only the advice
+is a guess: it names the setting that most likely causes a refusal.
 """
 
 from __future__ import annotations
@@ -9,42 +9,41 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import pwd
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..model import Config, Host, Priority, Require
-from ..plan import isolation_line, missing_for
-from ..sandbox.weights import NO_CONTROLLER
+from ..record.identity import user_name
+from ..spec.host import POLLED, Host, isolation_line, missing_for
+from ..spec.job import Config, Priority, Require
 from .select import add_command
 from .show import print_json
 
 _EXAMPLES = """examples:
-  snakemake-forge doctor                       what holds on this host, and what does not
+  snakemake-forge doctor                       what this host enforces, and what it does not
   snakemake-forge doctor --require limits      exit code 1 if the kernel does not enforce the limits of jobs
-  snakemake-forge doctor --json | jq .advice   the same for programs
+  snakemake-forge doctor --json | jq .advice   the advice, for programs
 """
 _DROP_IN = "/etc/systemd/system/user@.service.d/delegate.conf"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What advice depends on and no probe tells."""
+    """Facts that the advice depends on and that no probe finds."""
 
     uid: int
     user: str
-    container: str | None  # "podman", "docker" or another one
+    container: str | None  # "podman", "docker" or another engine
     in_slurm_job: bool
     has_systemd: bool  # booted with it: sd_booted(3)
     cgroup_versions: tuple[int, ...]  # mounted
-    sysctls: dict[str, str]  # those of _SYSCTLS that exist
+    sysctls: dict[str, str]  # the members of _SYSCTLS that exist
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: what is enforced, how far, and by what."""
+class Capability:
+    """One line of the table: a capability, how far the host enforces it, and by what."""
 
     what: str
     state: str  # "enforced", "soft" or "not enforced"
@@ -52,8 +51,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
-    """A way to get more."""
+class Fix:
+    """A way to have the host enforce more."""
 
     why: str
     do: str  # commands or lines of configuration
@@ -71,14 +70,18 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "doctor", _EXAMPLES)
     levels = [str(level) for level in Require]
     parser.add_argument(
-        "--require", choices=levels, default="none", metavar="LEVEL", help=f"exit code 1 below it: {', '.join(levels)}"
+        "--require",
+        choices=levels,
+        default="none",
+        metavar="LEVEL",
+        help=f"exit with 1 if this host enforces less: {', '.join(levels)}",
     )
-    parser.add_argument("--json", action="store_true", help="an object (docs/reference/doctor.md has the fields)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Probe, print; exit code 1 if the host is below ``--require``."""
+    """Probe the host and print; return 1 if it enforces less than ``--require``."""
     require = Require(options.require)
     host, facts = probe(os.path.realpath(options.directory)), read_facts()
     missing = missing_for(require, host)
@@ -104,51 +107,42 @@ def run(options: argparse.Namespace) -> int:
 
 
 def probe(workdir: str) -> Host:
-    """What a run would find: its nursery is started, and ended again."""
-    from ..backends.local import LocalBackend
-    from ..backends.nursery import Orders
+    """Probe the host as a run does: start its nursery, and end it."""
+    from ..backends.local.backend import LocalBackend
     from ..sandbox.gpus import find
+    from ..workers.zygote import ZygoteSetup
 
     config = Config()
     run_id = f"doctor-{os.getpid()}-{secrets.token_hex(2)}"
     nothing: dict[str, object] = {"exit_code": 0}
     gpus = find(config.gpus, os.environ)
-    orders = Orders(
+    setup = ZygoteSetup(
         run_id, workdir, config.run_memory, config.run_pids, gpus, (), lambda: None, lambda *_: nothing, lambda *_: None
     )
-    orders = replace(orders, priority=Priority(io_weights=True))
-    backend = LocalBackend(orders, print)
+    setup = replace(setup, priority=Priority(io_weights=True))
+    backend = LocalBackend(setup)
     backend.close()
     return backend.host
 
 
 def read_facts() -> Facts:
-    """Look at the host."""
-    uid = os.geteuid()
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = str(uid)
-    sysctls = {}
-    for name in _SYSCTLS:
-        text = _first_line(f"/proc/sys/{name.replace('.', '/')}")
-        if text is not None:
-            sysctls[name] = text
+    """Read the facts of this host."""
+    sysctls = {name: _first_line(f"/proc/sys/{name.replace('.', '/')}") for name in _SYSCTLS}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
         kinds = {line.partition(" - ")[2].split()[0] for line in file}
     return Facts(
-        uid=uid,
-        user=user,
+        uid=os.geteuid(),
+        user=user_name(),
         container=_container(),
         in_slurm_job="SLURM_JOB_ID" in os.environ,
         has_systemd=os.path.isdir("/run/systemd/system"),
         cgroup_versions=tuple(n for n, kind in ((1, "cgroup"), (2, "cgroup2")) if kind in kinds),
-        sysctls=sysctls,
+        sysctls={name: value for name, value in sysctls.items() if value is not None},
     )
 
 
 def _container() -> str | None:
-    """The marks that engines leave: podman-run(1), Docker, and $container of systemd's container interface."""
+    """The engine whose mark this container has: podman-run(1), Docker, and systemd's container interface."""
     if os.path.exists("/run/.containerenv"):
         return "podman"
     if os.path.exists("/.dockerenv"):
@@ -168,78 +162,68 @@ def _record_problem(directory: str) -> str | None:
     path = os.path.abspath(directory)
     while not os.path.exists(path):
         path = os.path.dirname(path)
-    return None if os.access(path, os.W_OK | os.X_OK) else f"{path} cannot be written: a run there could keep no record"
+    return None if os.access(path, os.W_OK | os.X_OK) else f"{path} is not writable: a run there could keep no record"
 
 
 # -- conclusions: pure -------------------------------------------------------------------------------------------------
 
 
-def table(host: Host) -> list[Row]:
-    """What is enforced of what a rule declares, and of what a job must not do."""
-    soft, inside, by = host.cgroup == "soft", host.namespaces != "none", host.cgroup
-    how_killed = "PID namespace: all of it, at once" if inside else "subreaper: what is below the job's supervisor"
-    own_count = "RLIMIT_NPROC in its user namespace, or polled" if inside else "RLIMIT_NPROC of the user, and polled"
+def table(host: Host) -> list[Capability]:
+    """List how far the host enforces each declaration of a rule, and each prohibition."""
+
+    def row(what: str, enforced: bool, how: str, otherwise: str = "", state: str = "not enforced") -> Capability:
+        return Capability(what, "enforced", how) if enforced else Capability(what, state, otherwise)
+
+    kernel, inside, by = host.cgroup != POLLED, host.namespaces != "none", host.cgroup
+    staged = inside and not host.layers_note
+    counted = "RLIMIT_NPROC in its user namespace, or polled" if inside else "RLIMIT_NPROC of the user, and polled"
     no_namespace = f"no namespaces: {host.namespaces_note}"
-    rows = [
-        Row("memory", "soft", "polled; killed when beyond") if soft else Row("memory", "enforced", by),
-        Row("processes", "soft", own_count) if soft else Row("processes", "enforced", by),
-        Row("CPU", "not enforced", "needs a cgroup with the cpu controller")
-        if "cpu" in host.not_enforced
-        else Row("CPU", "enforced", by),
-        Row("all jobs together", "not enforced", "needs a cgroup")
-        if soft
-        else Row("all jobs together", "enforced", by),
-        Row("I/O weight", "not enforced", host.io_weight_note)
-        if host.io_weight_note
-        else Row("I/O weight", "enforced", f"on {', '.join(host.io_devices)}"),
-        Row("wall time", "enforced", "Forge's clock"),
-        Row("size of a file", "enforced", "RLIMIT_FSIZE"),
-        Row("end of all processes", "enforced" if inside else "soft", how_killed),
-        Row("new privileges", "enforced", "no_new_privs, capabilities dropped"),
+    unstaged = host.layers_note or no_namespace
+    where = "in the scratch, then copied" if host.layers_apart else "beside their places, then renamed"
+    whole = "PID namespace: all of it, at once"
+    return [
+        row("memory", kernel, by, "polled; killed when beyond", "soft"),
+        row("processes", kernel, by, counted, "soft"),
+        row("CPU", "cpu" not in host.not_enforced, by, "needs a cgroup with the cpu controller"),
+        row("all jobs together", kernel, by, "needs a cgroup"),
+        row("I/O weight", not host.io_weight_note, f"on {', '.join(host.io_devices)}", host.io_weight_note),
+        row("wall time", True, "Forge's clock"),
+        row("size of a file", True, "RLIMIT_FSIZE"),
+        row("end of all processes", inside, whole, "subreaper: all below the job's supervisor", "soft"),
+        row("new privileges", True, "no_new_privs, capabilities dropped"),
+        row("private /tmp, /dev, /proc", inside, "namespaces", no_namespace),
+        row("network off", inside, "namespaces", no_namespace),
+        row("inputs read-only", staged, "read-only mounts", unstaged),
+        row("outputs all at once", staged, f"written to an overlay {where}", unstaged),
+        row("no writes elsewhere", "landlock" in host.mechanisms, "landlock", "this kernel gives no landlock"),
+        row("no odd system calls", "seccomp" in host.mechanisms, "seccomp", "this kernel gives no seccomp"),
     ]
-    view = ("enforced", "namespaces") if inside else ("not enforced", no_namespace)
-    return [*rows, Row("private /tmp, /dev, /proc", *view), Row("network off", *view), *_file_rows(host, inside)]
 
 
-def _file_rows(host: Host, inside: bool) -> Iterator[Row]:
-    """The policies guard and strict, and what keeps a job from going around them."""
-    if not inside or host.layers_note:
-        why = host.layers_note or f"no namespaces: {host.namespaces_note}"
-        yield Row("inputs read-only", "not enforced", why)
-        yield Row("outputs all at once", "not enforced", why)
-    else:
-        where = "in the scratch, then copied" if host.layers_apart else "beside their places, then renamed"
-        yield Row("inputs read-only", "enforced", "read-only mounts")
-        yield Row("outputs all at once", "enforced", f"written to an overlay {where}")
-    for name, what in (("landlock", "no writes elsewhere"), ("seccomp", "no odd system calls")):
-        has = name in host.mechanisms
-        yield Row(what, "enforced" if has else "not enforced", name if has else f"this kernel gives no {name}")
-
-
-def advise(host: Host, facts: Facts) -> Iterator[Advice]:
-    """What would change it, most likely first."""
-    if host.cgroup == "soft":
+def advise(host: Host, facts: Facts) -> Iterator[Fix]:
+    """List ways to have the host enforce more, the most likely first."""
+    if host.cgroup == POLLED:
         yield from _advise_cgroup(host, facts)
     elif "cpu" in host.not_enforced:
         yield _delegation("the cpu controller is not delegated to users")
     if host.namespaces == "none":
         yield from _advise_namespaces(facts)
-    if host.cgroup != "soft" and host.io_weight_note and facts.container is None:  # no option of an engine helps
+    if host.cgroup != POLLED and host.io_weight_note and facts.container is None:  # no option of an engine helps
         yield _advise_io(host, facts)
 
 
-def _advise_io(host: Host, facts: Facts) -> Advice:
+def _advise_io(host: Host, facts: Facts) -> Fix:
     only = "only for --forge-io-weight"
-    if host.io_weight_note == NO_CONTROLLER and facts.uid != 0:
+    if not host.io_controller and facts.uid != 0:
         return _delegation(f"{only}: the io controller is not delegated to users")
-    return Advice(
+    return Fix(
         f"{only}: no disk is divided by weight; as root, for a disk on which jobs wait for each other",
         "modprobe bfq\necho bfq > /sys/block/DISK/queue/scheduler",
     )
 
 
-def _delegation(why: str) -> Advice:
-    return Advice(
+def _delegation(why: str) -> Fix:
+    return Fix(
         f"{why}; as root, then log in again",
         f"mkdir -p {os.path.dirname(_DROP_IN)}\n"
         f"printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' > {_DROP_IN}\n"
@@ -247,7 +231,7 @@ def _delegation(why: str) -> Advice:
     )
 
 
-def _advise_cgroup(host: Host, facts: Facts) -> Iterator[Advice]:
+def _advise_cgroup(host: Host, facts: Facts) -> Iterator[Fix]:
     read_only = any(os.strerror(errno.EROFS) in (rung.refusal or "") for rung in host.tried)
     if facts.container is not None and (read_only or not facts.cgroup_versions):
         if 1 in facts.cgroup_versions:
@@ -257,42 +241,42 @@ def _advise_cgroup(host: Host, facts: Facts) -> Iterator[Advice]:
             do = "docker run --privileged --cgroupns=private …"
         else:
             do = "podman run --cgroupns=private --security-opt unmask=/sys/fs/cgroup …"
-        yield Advice("the container's cgroup file system is read-only or not its own", do)
+        yield Fix("the container's cgroup file system is read-only or not its own", do)
         return
     if facts.in_slurm_job:
-        yield Advice(
+        yield Fix(
             "inside a Slurm job only the limits of that job hold, and they hold for all jobs of the run together",
             "in slurm.conf: TaskPlugin=task/cgroup    in cgroup.conf: ConstrainRAMSpace=yes ConstrainCores=yes",
         )
         return
     if facts.uid == 0 and read_only:
-        yield Advice("the cgroup file system is read-only", "mount -o remount,rw /sys/fs/cgroup")
+        yield Fix("the cgroup file system is read-only", "mount -o remount,rw /sys/fs/cgroup")
         return
     if 1 in facts.cgroup_versions:
-        yield Advice(
+        yield Fix(
             "this host uses cgroup v1, which cannot be given to users; with systemd, boot it with v2",
             "on the kernel's command line: systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
         )
     if facts.has_systemd:
-        yield Advice(
+        yield Fix(
             "your systemd user manager cannot be reached; log in with ssh or at a terminal, not with su",
             f"loginctl enable-linger {facts.user}\nexport XDG_RUNTIME_DIR=/run/user/{facts.uid}",
         )
         yield _delegation("controllers are not delegated to users")
     if facts.uid != 0:
-        yield Advice("root needs no delegation", "sudo snakemake --executor forge …")
+        yield Fix("root needs no delegation", "sudo snakemake --executor forge …")
 
 
-def _advise_namespaces(facts: Facts) -> Iterator[Advice]:
+def _advise_namespaces(facts: Facts) -> Iterator[Fix]:
     known = facts.sysctls
     if known.get("user.max_user_namespaces") == "0":
-        yield Advice("no user namespaces are allowed; as root", "sysctl -w user.max_user_namespaces=10000")
+        yield Fix("no user namespaces are allowed; as root", "sysctl -w user.max_user_namespaces=10000")
     if known.get("kernel.unprivileged_userns_clone") == "0":
-        yield Advice(
+        yield Fix(
             "only root may make user namespaces (Debian); as root", "sysctl -w kernel.unprivileged_userns_clone=1"
         )
     if known.get("kernel.apparmor_restrict_unprivileged_userns") == "1":
-        yield Advice(
+        yield Fix(
             "AppArmor takes all privileges from users' namespaces (Ubuntu); as root",
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
         )
@@ -304,16 +288,16 @@ def _advise_namespaces(facts: Facts) -> Iterator[Advice]:
             masks = "systempaths=unconfined" if engine == "docker" else "unmask=ALL"
             options = ("seccomp=unconfined", "apparmor=unconfined", masks)
             do = f"{engine} run {' '.join(f'--security-opt {option}' for option in options)} …"
-        yield Advice("the container's engine forbids namespaces or mounts", do)
+        yield Fix("the container engine forbids namespaces or mounts", do)
 
 
-def _print(host: Host, missing: list[str], advice: list[Advice], record: str | None, require: Require) -> None:
+def _print(host: Host, missing: list[str], advice: list[Fix], record: str | None, require: Require) -> None:
     print(isolation_line(host, Config().network, Config().files))
     print()
     rows = table(host)
     for row in rows:
         print(f"{row.what.ljust(27)}{row.state.ljust(14)}{row.how}")
-    print("\nplaces for a cgroup, in the order in which they were tried")
+    print("\nplaces for a cgroup, in the order in which Forge tried them")
     for rung in host.tried:
         print(f"  {rung.name.ljust(25)}{f'taken: {host.cgroup_note}' if rung.refusal is None else rung.refusal}")
     if record is not None:

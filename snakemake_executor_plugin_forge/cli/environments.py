@@ -1,4 +1,4 @@
-"""What the verbs of ``snakemake-forge runtimes`` share: the catalog's runtimes, those that are meant, building them."""
+"""Parts that the verbs of ``snakemake-forge runtimes`` share: opening the catalog, choosing and building runtimes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from ..catalog import FILE_NAME, Catalog, Runtime
-from ..errors import UsageError
-from ..hints import near_miss
-from ..runtimes.registry import Runtimes
-from ..runtimes.store import Report, Store, default_directory
+from ..software.registry import Runtimes
+from ..software.store import Report, Store, default_directory
+from ..spec.catalog import Catalog, Runtime
+from ..spec.errors import UsageError, near_miss
+from ..spec.paths import CATALOG_FILE
+from .show import plain
 
 
 def build(runtimes: Runtimes, wanted: Iterable[Runtime], *, again: bool = False) -> None:
-    """Build with progress on the terminal, or with a line for each step elsewhere.
+    """Build runtimes, with progress on a terminal, and with a line for each step elsewhere.
 
     Raises:
-        ForgeError: see :meth:`.runtimes.registry.Runtimes.build`.
-
+        ForgeError: see :meth:`..software.registry.Runtimes.build`.
     """
     with progress() as report:
         runtimes.build(wanted, report, again=again)
@@ -28,11 +28,11 @@ def build(runtimes: Runtimes, wanted: Iterable[Runtime], *, again: bool = False)
 
 @contextmanager
 def progress() -> Iterator[Callable[[Runtime], Report]]:
-    """What makes the report of each runtime."""
+    """Make a function that shows the progress of each runtime."""
     from rich.console import Console  # only here: the other commands are faster without it
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    console = Console(file=plain(sys.stderr))
     if not console.is_terminal:
         yield lambda runtime: lambda text: print(f"{runtime.name}: {text}", file=sys.stderr, flush=True)
         return
@@ -47,27 +47,25 @@ def progress() -> Iterator[Callable[[Runtime], Report]]:
 
 
 def open_runtimes(options: argparse.Namespace) -> Runtimes:
-    """Those of the catalog that the options mean.
+    """Open the catalog that the options name.
 
     Raises:
-        UsageError: if there is no catalog, or something is wrong in it.
-
+        UsageError: if there is no catalog, and for every mistake in it.
     """
-    from .. import catalog_file  # pydantic: only where it is needed
+    from ..software import catalog_file  # pydantic: only where it is needed
 
     path = catalog_file.find(options.config, options.directory)
     if path is None:
-        raise UsageError(f"There is no {FILE_NAME} in {os.path.abspath(options.directory)}. Name one with --config.")
+        raise UsageError(f"There is no {CATALOG_FILE} in {os.path.abspath(options.directory)}. Name one with --config.")
     store = Store(options.runtimes_dir or default_directory(os.environ))
     return Runtimes(catalog_file.load(path), store, os.environ)
 
 
 def chosen(catalog: Catalog, names: list[str]) -> list[Runtime]:
-    """Those runtimes, or all.
+    """Return the runtimes with these names, or all.
 
     Raises:
-        UsageError: for a name that the catalog does not have.
-
+        UsageError: for a name that the catalog does not have; names the nearest.
     """
     for name in names:
         if name not in catalog.runtimes:

@@ -1,29 +1,32 @@
-"""``snakemake-forge jobs``: the attempts, as a table or as JSON."""
+"""``snakemake-forge jobs``: a list of attempts, as a table or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from typing import Any
 
+from ..analysis.explain import wildcards_in_words
 from ..record.index import Index, Row, Selection, open_index
-from ..record.words import wildcards_in_words
-from ..units import show_bytes, show_seconds
-from .select import add_command, add_rule, check_job, no_attempts, parse_wildcards
-from .show import print_json, print_table
+from ..spec.printable import json_text
+from ..spec.units import show_bytes, show_seconds
+from .select import add_command, add_rule, add_run, check_job, no_attempts, parse_wildcards, pick_run
+from .show import print_json, print_table, show_moment
 
 _EXAMPLES = """examples:
   snakemake-forge jobs                         every attempt, oldest first
-  snakemake-forge jobs --failed                only those that went wrong
-  snakemake-forge jobs --running               what runs now: memory and CPUs against their limits
-  snakemake-forge jobs --last                  only those of the newest run
-  snakemake-forge jobs --rule call sample=A    those of one rule and wildcard value
+  snakemake-forge jobs --failed                only attempts that did not succeed
+  snakemake-forge jobs --running               only running attempts: memory and CPUs against their limits
+  snakemake-forge jobs --run -1                only attempts of the newest run
+  snakemake-forge jobs --rule call sample=A    only attempts of one rule and wildcard value
   snakemake-forge jobs --json | jq '.[].usage.memory_peak_bytes'
 
 TRY is Snakemake's attempt; 1+2 is the second time that Forge ran it again with more memory (--forge-oom-retries)
 """
+_LESS = ("CPU", "START", "TRY", "GPU", "MEMORY", "TIME", "WILDCARDS")
 _COLUMNS = (
-    *("rule", "wildcards", "attempt", "retry", "outcome", "reason", "notes", "seconds", "gpus"),
+    *("rule", "wildcards", "attempt", "retry", "outcome", "reason", "notes", "started", "seconds", "gpus"),
     *("memory_peak_bytes", "memory_limit_bytes", "cpu_seconds"),
 )
 
@@ -32,27 +35,28 @@ def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "jobs", _EXAMPLES)
     add_rule(parser, text="only attempts of this rule")
-    parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE", help="only these values")
+    parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE", help="only attempts with these values")
     state = parser.add_mutually_exclusive_group()
     state.add_argument("--failed", action="store_true", help="only attempts that did not succeed")
-    state.add_argument("--running", action="store_true", help="only those that still run, with what they use now")
-    parser.add_argument("--last", action="store_true", help="only attempts of the newest run")
-    parser.add_argument("--json", action="store_true", help="a JSON list (docs/reference/record.md has the fields)")
+    state.add_argument("--running", action="store_true", help="only running attempts, with their present usage")
+    which = parser.add_mutually_exclusive_group()
+    add_run(which, "all")
+    which.add_argument("--last", dest="name", action="store_const", const="-1", help="the same as --run -1")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print them; exit code 1 if there are none."""
+    """Print the attempts; return 1 if none matches."""
     wildcards = parse_wildcards(options.wildcards)
     with open_index(options.directory) as index:
         check_job(index, options.rule, wildcards)
-        runs = index.runs()
         selection = Selection(
             rule=options.rule,
             wildcards=wildcards,
             failed=options.failed,
             running=options.running,
-            run=runs[-1][0] if options.last and runs else None,
+            run=pick_run(index, options.name) if options.name else None,
         )
         if options.running:
             found = _print_running(index, selection, options.json)
@@ -64,27 +68,27 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_json(index: Index, selection: Selection) -> bool:
-    """One record a line; never all of them in memory."""
+    """Print one record per line, without having all of them in memory."""
     before = "["
     for text in index.texts(selection):
-        sys.stdout.write(f"{before}\n{text}")
+        sys.stdout.write(f"{before}\n{json_text(text)}")
         before = ","
     print("[]" if before == "[" else "\n]")
     return before == ","
 
 
 def _print_running(index: Index, selection: Selection, as_json: bool) -> bool:
-    """With what they use at this moment."""
-    from .top import HEADER, Watch  # a tenth of the time that the other kinds of lists take to start
+    """Print the running attempts, with their present usage."""
+    from .top import HEADER, LESS, Sampler  # a tenth of the time that the other kinds of lists take to start
 
-    found = Watch(index).look()
+    found = Sampler(index).look()
     wanted = {record["directory"] for record in index.unfinished(selection)}
     found = [running for running in found if running.record["directory"] in wanted]
     if as_json:
-        extra = [running.record | {"live": running.live.as_json(), "newest_line": running.line} for running in found]
+        extra = [running.record | {"live": asdict(running.live), "newest_line": running.line} for running in found]
         print_json(extra)
     elif found:
-        print_table(HEADER, [running.cells() for running in found])
+        print_table(HEADER, [running.cells() for running in found], less=LESS)
     return bool(found)
 
 
@@ -93,8 +97,19 @@ def _print_table(index: Index, selection: Selection) -> bool:
     if not found:
         return False
     with_gpus = any(row["gpus"] for row in found)
-    header = ("RULE", "WILDCARDS", "TRY", "OUTCOME", "TIME", "MEMORY", "CPU", *(["GPU"] if with_gpus else []), "REASON")
-    print_table(header, [_cells(row, with_gpus) for row in found], outcome=3)
+    header = (
+        "RULE",
+        "WILDCARDS",
+        "TRY",
+        "OUTCOME",
+        "TIME",
+        "MEMORY",
+        "CPU",
+        *(["GPU"] if with_gpus else []),
+        "START",
+        "REASON",
+    )
+    print_table(header, [_cells(row, with_gpus) for row in found], outcome=3, less=_LESS)
     return True
 
 
@@ -111,5 +126,6 @@ def _cells(row: Row, with_gpus: bool) -> tuple[str, ...]:
         memory,
         "-" if cpu is None else show_seconds(cpu),
         *([",".join(map(str, row["gpus"])) or "-"] if with_gpus else []),
+        show_moment(row["started"]),
         "; ".join(row["notes"]) if succeeded else row["reason"],
     )

@@ -1,4 +1,4 @@
-"""``snakemake-forge metrics``: the record as numbers for Prometheus."""
+"""``snakemake-forge metrics``: numbers for Prometheus from the record."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 from importlib import resources
 from typing import Any
 
-from ..errors import UsageError
+from ..analysis.metrics import COLUMNS, Tally, metrics_text, write_metrics
 from ..record.index import open_index
-from ..record.metrics import COLUMNS, Tally, openmetrics, prometheus_text, write_whole
+from ..spec.errors import UsageError
 from .select import add_command
 
 _EXAMPLES = """examples:
   snakemake-forge metrics                                  OpenMetrics text of all runs
   snakemake-forge metrics --output /var/lib/node_exporter/forge.prom
-                                                           for the textfile collector, renamed into place
-  snakemake-forge metrics --dashboard > forge.json         to be imported into Grafana
+                                                           a file for the textfile collector, renamed into place
+  snakemake-forge metrics --dashboard > forge.json         a dashboard to import into Grafana
 
 during a run: snakemake --executor forge --forge-metrics-file /var/lib/node_exporter/forge.prom
 """
@@ -26,14 +26,14 @@ def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "metrics", _EXAMPLES)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--prometheus", action="store_true", help="Prometheus' older text format (0.0.4)")
+    form.add_argument("--prometheus", action="store_true", help="print Prometheus' older text format (0.0.4)")
     form.add_argument("--output", metavar="FILE", help="write that format to FILE in one step")
-    form.add_argument("--dashboard", action="store_true", help="a dashboard for Grafana instead, as JSON")
+    form.add_argument("--dashboard", action="store_true", help="print a dashboard for Grafana, as JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print them."""
+    """Print the metrics, the dashboard, or write the file."""
     if options.dashboard:
         print(dashboard(), end="")
         return 0
@@ -44,14 +44,16 @@ def run(options: argparse.Namespace) -> int:
         tally.add_runs(record for _, record in index.runs())
     if options.output is not None:
         try:
-            write_whole(options.output, prometheus_text(tally))
+            write_metrics(options.output, tally)
         except OSError as error:
             raise UsageError(f"--output {options.output}: cannot be written: {error.strerror}.") from None
     else:
-        print(prometheus_text(tally) if options.prometheus else openmetrics(tally), end="")
+        print(metrics_text(tally, openmetrics=not options.prometheus), end="")
     return 0
 
 
 def dashboard() -> str:
-    """The definition that is shipped."""
-    return (resources.files("snakemake_executor_plugin_forge.record") / "data" / DASHBOARD).read_text(encoding="utf-8")
+    """The definition of the dashboard, as JSON."""
+    return (resources.files("snakemake_executor_plugin_forge.analysis") / "data" / DASHBOARD).read_text(
+        encoding="utf-8"
+    )

@@ -7,18 +7,18 @@ import os
 import sys
 from typing import Any
 
-from ..catalog import FILE_NAME
-from ..errors import UsageError
-from ..record.crates import check_store
+from ..analysis.crates import check_store
 from ..record.index import open_index
-from .select import add_command, add_run, pick_run
+from ..spec.errors import UsageError
+from ..spec.paths import CATALOG_FILE
+from .select import add_catalog, add_command, add_run, pick_run
 
 _EXAMPLES = """examples:
   snakemake-forge provenance                                the newest run, into the store that forge.yaml names
-  snakemake-forge provenance /srv/provenance/run-17         as that directory; files are named by where they are
-  snakemake-forge provenance crate --copy --license MIT     with inputs and outputs in it, to be published
+  snakemake-forge provenance /srv/provenance/run-17         into this directory; the crate names files by their paths
+  snakemake-forge provenance crate --copy --license MIT     with inputs and outputs in it, ready for publication
 
-the crate says which files were made of which, with checksums, by which command, when, by whom, with which versions
+the crate says which command made which files of which, with checksums, when, for whom, with which versions
 """
 
 
@@ -29,9 +29,9 @@ def add_parser(commands: Any) -> None:
         "output",
         nargs="?",
         metavar="CRATE",
-        help="the directory to be made (default: named like the run, below provenance: of the catalog)",
+        help="the new directory (default: named like the run, below provenance: of the catalog)",
     )
-    parser.add_argument("--config", metavar="FILE", help=f"the catalog (default: {FILE_NAME} in the directory)")
+    add_catalog(parser)
     parser.add_argument("--copy", action="store_true", help="put inputs and outputs into the crate")
     parser.add_argument("--license", metavar="SPDX", help="licence of the crate's content, such as CC-BY-4.0")
     add_run(parser)
@@ -39,8 +39,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write it; exit code 1 if there is no run."""
-    from ..record.provenance import write_crate  # rocrate
+    """Write the crate."""
+    from ..analysis.provenance import write_crate  # rocrate
 
     with open_index(options.directory) as index:
         name = pick_run(index, options.name)
@@ -48,25 +48,24 @@ def run(options: argparse.Namespace) -> int:
         done = write_crate(index, name, output, copy=options.copy, license_=options.license)
     print(f"{os.path.abspath(done.directory)}: run {name}, {done.jobs} jobs, {done.files} files.")
     if done.missing:
-        print(f"{done.missing} of the files are not there any more.", file=sys.stderr)
+        print(f"{done.missing} of the files no longer exist.", file=sys.stderr)
     if done.changed:
         print(f"{done.changed} of the files have changed after the job that made them.", file=sys.stderr)
     return 0
 
 
 def _store(options: argparse.Namespace) -> str:
-    """That of the catalog.
+    """Return the provenance store of the catalog.
 
     Raises:
-        UsageError: if the catalog names none, or it cannot be written.
-
+        UsageError: if the catalog names none, or Forge cannot write to it.
     """
-    from .. import catalog_file  # pydantic: only where it is needed
+    from ..software import catalog_file  # pydantic: only where it is needed
 
     path = catalog_file.find(options.config, options.directory)
     store = None if path is None else catalog_file.load(path).provenance
     if store is None:
-        where = path or f"a {FILE_NAME}, which is not in {os.path.abspath(options.directory)}"
-        raise UsageError(f"Name the directory to be made, or set provenance: in {where}.")
+        where = path or f"a {CATALOG_FILE}, which is not in {os.path.abspath(options.directory)}"
+        raise UsageError(f"Name the new directory, or set provenance: in {where}.")
     check_store(store, f"{path}: provenance:")
     return store

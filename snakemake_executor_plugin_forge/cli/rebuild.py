@@ -1,4 +1,4 @@
-"""The command of an earlier run, for other targets: what makes exactly these files again."""
+"""The command that makes exactly these files again, from the command of an earlier run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 _OWN = ("force", "forceall", "forcerun", "until", "omit_from", "touch", "dryrun", "prioritize", "batch", "summary")
 """Options with which the old command would do more, or less, than make these files."""
 
-
-_LOOKED_AT = 20  # of the earlier runs
+_NEWEST = 20  # how many earlier runs to try
 
 
 def rebuild_command(options: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """Snakemake's command line that makes ``targets`` again, though they are there, and nothing that is up to date.
+    """The command line with which Snakemake makes existing ``targets`` again, and no other file that is up to date.
 
     ``--force`` forces the targets of the command line and no others: ``snakemake --help``.
     """
@@ -24,13 +23,12 @@ def rebuild_command(options: Sequence[str], targets: Sequence[str]) -> list[str]
 
 
 def usable_options(commands: Iterable[Sequence[str]]) -> list[str]:
-    """The options of the newest run that was a plain one: Snakefile, profile, configuration.
+    """The options of the newest plain run: Snakefile, profile, configuration.
 
     Args:
         commands: ``sys.argv`` of the runs, newest first.
-
     """
-    for command in islice(commands, _LOOKED_AT):
+    for command in islice(commands, _NEWEST):
         options = options_of(command[1:])
         if options is not None:
             return options
@@ -38,7 +36,7 @@ def usable_options(commands: Iterable[Sequence[str]]) -> list[str]:
 
 
 def options_of(arguments: Sequence[str]) -> list[str] | None:
-    """The arguments without targets; None if they cannot be told apart, or would do something else."""
+    """The arguments without targets; None if that is not clear, or they would do more or less than make targets."""
     before = _parsed(arguments)
     if before is None or not arguments or any(before.get(name) for name in _OWN):
         return None
@@ -57,12 +55,12 @@ def options_of(arguments: Sequence[str]) -> list[str] | None:
 
 
 def _without_targets(parsed: dict[str, Any]) -> dict[str, str]:
-    """As texts, without the addresses that the representation of some objects has."""
+    """The parsed options as texts, without the memory addresses in the representation of some objects."""
     return {key: repr(getattr(value, "__dict__", value)) for key, value in parsed.items() if key != "targets"}
 
 
 def _parsed(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """As Snakemake reads them; None if it refuses them."""
+    """The arguments as Snakemake parses them; None if it refuses them."""
     # Imported here: Snakemake takes half a second, and only this needs it.
     from snakemake.cli import get_argument_parser
 

@@ -7,16 +7,17 @@ import os
 import sys
 from typing import Any
 
-from ..errors import UsageError
 from ..record.index import open_index
+from ..spec.errors import UsageError
 from .select import add_command, add_run, pick_run
+from .show import plain
 
 _EXAMPLES = """examples:
   snakemake-forge report                        the newest run, as forge-report.html
   snakemake-forge report --output run.html --all    every run on record
   snakemake-forge report --run 20261122-230528-1573-ef85
 
-the page is one file with everything in it: it can be sent, archived, printed, and read without a network
+the page is one file with everything in it: you can send, archive and print it, and read it without a network
 """
 _DEFAULT = "forge-report.html"
 
@@ -29,23 +30,23 @@ def add_parser(commands: Any) -> None:
         "--output",
         default=_DEFAULT,
         metavar="FILE",
-        help=f"where to write it, - for stdout (default: {_DEFAULT})",
+        help=f"the file to write, - for stdout (default: {_DEFAULT})",
     )
     which = parser.add_mutually_exclusive_group()
     add_run(which)
-    which.add_argument("--all", action="store_true", help="all runs together")
+    which.add_argument("--all", action="store_true", help="a page about all runs")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write it; exit code 1 if there is no run."""
-    from ..record.report import render  # plotly and jinja2
+    """Write the page."""
+    from ..analysis.report import render  # plotly and jinja2
 
     with open_index(options.directory) as index:
         newest_or_named = pick_run(index, options.name)
         page = render(index, None if options.all else newest_or_named)
     if options.output == "-":
-        sys.stdout.write(page)
+        plain(sys.stdout).write(page)
         return 0
     try:
         with open(options.output, "w", encoding="utf-8", errors="replace") as file:

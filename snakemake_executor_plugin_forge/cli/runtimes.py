@@ -1,4 +1,4 @@
-"""``snakemake-forge runtimes``: the catalog; build what is missing; look whether it is sound and works."""
+"""``snakemake-forge runtimes``: list, build and check the runtimes of the catalog."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import FILE_NAME
-from .select import add_command
+from .select import add_catalog, add_command
 from .show import print_json, print_table
 
 if TYPE_CHECKING:
-    from ..runtimes.registry import State
+    from ..software.registry import RuntimeState
 
 _EXAMPLES = """examples:
-  snakemake-forge runtimes list                 what the catalog has, and what of it is built
-  snakemake-forge runtimes build                build what is missing, several at a time
-  snakemake-forge runtimes check                every file, every library, and a real job in each
+  snakemake-forge runtimes list                 all runtimes, and which of them are built
+  snakemake-forge runtimes build                build missing runtimes, several at a time
+  snakemake-forge runtimes check                read every file and library, and run a real job in each runtime
   snakemake-forge runtimes check py --repair    build it again if it is damaged
-  snakemake-forge runtimes schema               the JSON schema of forge.yaml, for editors
+  snakemake-forge runtimes schema               print the JSON schema of forge.yaml, for editors
 """
 
 
@@ -26,29 +25,28 @@ def add_parser(commands: Any) -> None:
     """Add the sub-command with its verbs."""
     parser = add_command(commands, "runtimes", _EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, text, run in (
-        ("list", "what the catalog has, and what of it is built", run_list),
-        ("build", "build what is missing", run_build),
-    ):
-        _add_verb(verbs, verb, text, run)
-    check = _add_verb(verbs, "check", "look at every file, and run a job in each", run_check)
-    check.add_argument("--repair", action="store_true", help="build again what is damaged")
-    schema = verbs.add_parser("schema", help="the JSON schema of forge.yaml")
+    _add_verb(verbs, "list", "list the runtimes, and which of them are built", run_list)
+    _add_verb(verbs, "build", "build missing runtimes", run_build)
+    check = _add_verb(verbs, "check", "read every file, and run a job in each runtime", run_check)
+    check.add_argument("--repair", action="store_true", help="build damaged or missing runtimes")
+    schema = verbs.add_parser("schema", help="print the JSON schema of forge.yaml")
     schema.set_defaults(run=run_schema)
 
 
 def _add_verb(verbs: Any, verb: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(verb, help=text)
-    parser.add_argument("names", nargs="*", metavar="RUNTIME", help="only these (default: all)")
-    parser.add_argument("--config", metavar="FILE", help=f"the catalog (default: {FILE_NAME} in the directory)")
-    parser.add_argument("--runtimes-dir", metavar="DIR", help="where environments are (default: in the user's cache)")
-    parser.add_argument("--json", action="store_true", help="a JSON list (docs/reference/cli.md has the fields)")
+    parser.add_argument("names", nargs="*", metavar="RUNTIME", help="only these runtimes (default: all)")
+    add_catalog(parser)
+    parser.add_argument(
+        "--runtimes-dir", metavar="DIR", help="where Forge keeps environments (default: in the user's cache)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """See check.py, which needs all of Forge, as it runs jobs."""
+    """Check the runtimes with cli/check.py, which runs jobs and therefore imports all of Forge."""
     from . import check
 
     return check.run_check(options)
@@ -56,7 +54,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_schema(options: argparse.Namespace) -> int:
     """Print the JSON schema."""
-    from ..catalog_file import schema  # pydantic: only where it is needed
+    from ..software.catalog_file import schema  # pydantic: only where it is needed
 
     del options
     print(schema())
@@ -64,7 +62,7 @@ def run_schema(options: argparse.Namespace) -> int:
 
 
 def run_list(options: argparse.Namespace) -> int:
-    """Print all runtimes; exit code 1 if some are not built."""
+    """Print the runtimes; return 1 if one is not built."""
     from .environments import chosen, open_runtimes  # not above: --help needs none of it
 
     runtimes = open_runtimes(options)
@@ -74,7 +72,7 @@ def run_list(options: argparse.Namespace) -> int:
 
 
 def run_build(options: argparse.Namespace) -> int:
-    """Build what is missing, then print them."""
+    """Build missing runtimes, then print all."""
     from .environments import build, chosen, open_runtimes  # as above
 
     runtimes = open_runtimes(options)
@@ -84,15 +82,15 @@ def run_build(options: argparse.Namespace) -> int:
     return 0
 
 
-def show(states: list[State], options: argparse.Namespace) -> None:
-    """As a table or as JSON."""
+def show(states: list[RuntimeState], options: argparse.Namespace) -> None:
+    """Print runtimes as a table or as JSON."""
     if options.json:
         print_json([as_json(state) for state in states])
         return
     print_table(("RUNTIME", "KIND", "STATE", "PACKAGES", "SOURCE", "PREFIX"), [_row(state) for state in states])
 
 
-def _row(state: State) -> tuple[str, ...]:
+def _row(state: RuntimeState) -> tuple[str, ...]:
     manifest = state.manifest
     return (
         state.runtime.name,
@@ -104,7 +102,7 @@ def _row(state: State) -> tuple[str, ...]:
     )
 
 
-def as_json(state: State) -> dict[str, object]:
+def as_json(state: RuntimeState) -> dict[str, object]:
     """The object of one runtime; fields: docs/reference/cli.md."""
     runtime, manifest = state.runtime, state.manifest
     return {

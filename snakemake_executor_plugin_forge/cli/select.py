@@ -1,19 +1,26 @@
-"""Picking attempts: the options that several commands share."""
+"""Options that several commands share, and the attempts that they pick."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from ..errors import NothingFoundError, UsageError
-from ..hints import near_miss
 from ..record.index import Index, Row, Selection, open_index
+from ..spec.errors import NothingFoundError, UsageError, near_miss
+from ..spec.paths import CATALOG_FILE, STATE
 from .commands import COMMANDS
+
+HERE = "."
 
 
 def add_command(commands: Any, name: str, examples: str, *, directory: bool = True) -> argparse.ArgumentParser:
-    """Add a sub-command with what all have: examples below its help and, unless it reads nothing, ``--directory``."""
+    """Add a sub-command with examples below its help and, unless it reads no record, ``--directory``."""
     text = COMMANDS[name]
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -23,32 +30,80 @@ def add_command(commands: Any, name: str, examples: str, *, directory: bool = Tr
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if directory:
-        parser.add_argument(
-            "-d", "--directory", default=".", metavar="DIR", help="the workflow's working directory (default: this one)"
+        text = (
+            "the workflow's working directory (default: this one, or the next above it with a record or a forge.yaml)"
         )
+        parser.add_argument("-d", "--directory", default=HERE, metavar="DIR", help=text)
     return parser
 
 
+def nearest_record(directory: str) -> str:
+    """Return the directory that the user most likely means: this one, or the next above it with a record or a catalog.
+
+    A directory in which everybody may write, such as ``/tmp``, is nobody's project: whoever made a record there would
+    answer for all directories below it.
+    """
+    path = os.path.abspath(directory)
+    while not any(os.path.exists(os.path.join(path, name)) for name in (STATE, CATALOG_FILE)):
+        above = os.path.dirname(path)
+        if above == path or not os.access(above, os.X_OK) or os.stat(above).st_mode & stat.S_IWOTH:
+            return directory
+        path = above
+    return directory if os.path.samefile(path, directory) else path
+
+
 def add_rule(parser: argparse.ArgumentParser, name: str = "--rule", text: str = "only this rule", **more: Any) -> None:
-    """Add one rule, which a shell can complete, as an option or under another name."""
+    """Add an argument for one rule, which a shell can complete."""
     rule: Any = parser.add_argument(name, metavar="RULE", help=text, **more)
     rule.completer = complete_rule
 
 
-def add_run(parser: Any) -> None:
-    """Add ``--run``."""
-    parser.add_argument("--run", dest="name", metavar="RUN", help="this run, by its name (default: the newest)")
+def add_catalog(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config``."""
+    parser.add_argument("--config", metavar="FILE", help="the catalog (default: forge.yaml in the directory)")
 
 
-def add_job(parser: argparse.ArgumentParser) -> None:
-    """Add ``RULE WILDCARD=VALUE …``, which a shell can complete."""
-    add_rule(parser, "rule", "the rule's name")
+def number(kind: type[int | float], lowest: float, highest: float = math.inf) -> Callable[[str], float]:
+    """Make a type for argparse: a number between two bounds."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if lowest <= (value := kind(text)) <= highest:
+                return value
+        what = "a whole number" if kind is int else "a number"
+        bounds = f"{lowest} or more" if highest == math.inf else f"from {lowest} to {highest}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}, {bounds}")
+
+    return parse
+
+
+def add_run(parser: Any, default: str = "the newest") -> None:
+    """Add ``--run``.
+
+    Args:
+        default: what the command reads without it.
+    """
+    text = f"this run: the beginning of its name, or -1 for the newest, -2 for the one before (default: {default})"
+    parser.add_argument("--run", dest="name", metavar="RUN", help=text)
+
+
+def add_job(parser: argparse.ArgumentParser, without: str = "") -> None:
+    """Add ``RULE WILDCARD=VALUE …``, which a shell can complete.
+
+    Args:
+        without: what the command does without a rule; "" if it needs one.
+    """
+    if without:
+        add_rule(parser, "rule", f"the rule's name (default: {without})", nargs="?")
+    else:
+        add_rule(parser, "rule", "the rule's name")
     wildcards: Any = parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE")
     wildcards.completer = complete_wildcards
+    parser.set_defaults(name=None)
 
 
 def complete_rule(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The rules on record, for argcomplete."""
+    """List the rules on record, for argcomplete."""
     try:
         with open_index(parsed_args.directory) as index:
             return sorted(index.rules())
@@ -57,7 +112,7 @@ def complete_rule(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 
 def complete_wildcards(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The wildcards of the rule with their values, for argcomplete."""
+    """List the wildcards of the rule with their values, for argcomplete."""
     try:
         with open_index(parsed_args.directory) as index:
             rows = index.rows(Selection(rule=parsed_args.rule))
@@ -67,11 +122,10 @@ def complete_wildcards(parsed_args: argparse.Namespace, **_: object) -> list[str
 
 
 def parse_wildcards(pairs: Sequence[str]) -> dict[str, str]:
-    """``sample=A`` to a dictionary.
+    """Read words like ``sample=A`` as a dictionary.
 
     Raises:
         UsageError: for a word without ``=``.
-
     """
     wildcards = {}
     for pair in pairs:
@@ -83,56 +137,69 @@ def parse_wildcards(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def check_job(index: Index, rule: str | None, wildcards: dict[str, str]) -> None:
-    """Refuse what no attempt has.
+    """Refuse a rule, or a wildcard of a rule, that no attempt on record has.
 
     Raises:
-        UsageError: for a rule or wildcard that is not on record, naming the near miss.
-
+        UsageError: names the near miss.
     """
+    known = index.rules() if rule is not None or wildcards else {}
     if rule is None:
+        names = {name for of_rule in known.values() for name in of_rule}
+        for name in wildcards.keys() - names:
+            raise UsageError(f"No rule on record has a wildcard {name!r}.{near_miss(name, sorted(names))}")
         return
-    known = index.rules()
     if rule not in known:
         raise UsageError(f"No attempt of a rule {rule!r} is on record.{near_miss(rule, sorted(known))}")
     for name in wildcards:
         if name not in known[rule]:
-            names = ", ".join(sorted(known[rule])) or "none"
-            raise UsageError(f"Rule {rule} has no wildcard {name!r}; it has {names}.")
+            raise UsageError(f"Rule {rule} has no wildcard {name!r}.{near_miss(name, sorted(known[rule]))}")
 
 
 def newest(options: argparse.Namespace) -> Row:
-    """The whole record of the newest attempt of the job that ``options`` names.
+    """Return the whole record of the newest attempt of the job that ``options`` names.
 
     Raises:
         UsageError: see :func:`check_job`.
-        NothingFoundError: if there is none.
-
+        NothingFoundError: if no attempt matches.
     """
     wildcards = parse_wildcards(options.wildcards)
     with open_index(options.directory) as index:
         check_job(index, options.rule, wildcards)
-        found = index.newest(Selection(rule=options.rule, wildcards=wildcards))
+        run = pick_run(index, options.name) if options.name else None
+        found = index.newest(Selection(rule=options.rule, wildcards=wildcards, run=run))
     if found is None:
         raise no_attempts()
     return found
 
 
 def no_attempts() -> NothingFoundError:
-    """What to raise where no attempt meets the conditions."""
+    """Make the error for a question that no attempt matches."""
     return NothingFoundError("No attempts match.")
 
 
 def pick_run(index: Index, wanted: str | None) -> str:
-    """The name of the run that is wanted; of the newest by default.
+    """Return the name of the run that the user wants, or of the newest.
 
     Raises:
-        NothingFoundError: if there are no runs.
-        UsageError: for one that does not exist, with the nearest.
-
+        NothingFoundError: if no run is on record.
+        UsageError: for a run that does not exist; names the nearest.
     """
     names = [name for name, _ in index.runs()]
     if not names:
         raise NothingFoundError("No runs are on record.")
-    if wanted is not None and wanted not in names:
-        raise UsageError(f"--run {wanted}: there is no such run.{near_miss(wanted, names)}")
-    return wanted or names[-1]
+    if wanted is None or wanted in names:
+        return wanted or names[-1]
+    if re.fullmatch(r"-\d{1,9}", wanted):
+        if 1 <= -int(wanted) <= len(names):
+            return names[int(wanted)]
+        raise UsageError(
+            f"--run {wanted}: {len(names)} runs are on record; -1 is the newest, -{len(names)} the oldest."
+        )
+    match [name for name in names if name.startswith(wanted)]:
+        case [name]:
+            return name
+        case []:
+            raise UsageError(f"--run {wanted}: there is no such run.{near_miss(wanted, names)}")
+        case [first, *_, last] as several:
+            raise UsageError(f"--run {wanted}: {len(several)} runs begin like this, from {first} to {last}.")
+    raise AssertionError

@@ -1,4 +1,4 @@
-"""``snakemake-forge shell``: a prompt, or a command, in a sandbox like that of an attempt. prompt.py opens it."""
+"""``snakemake-forge shell``: a prompt or a command in an attempt's sandbox; supervisor/shell.py opens it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _EXAMPLES = """examples:
   snakemake-forge shell call sample=A                      a prompt where that job ran, with its files and limits
   snakemake-forge shell call sample=A --run 'ls -l; free -m'   one command
 
-the job's own command: bash "$FORGE_JOB_DIR/command.sh". Inputs are read-only, outputs are not there yet, and nothing of
-what is written stays. It has no wall time limit.
+bash "$FORGE_JOB_DIR/command.sh" runs the job's own command. Inputs are read-only, outputs do not exist yet, and Forge
+discards every change at the end. There is no wall time limit.
 """
 
 
@@ -20,13 +20,13 @@ def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "shell", _EXAMPLES)
     add_job(parser)
-    parser.add_argument("--run", dest="command", metavar="COMMAND", help="run this, instead of a prompt")
+    parser.add_argument("--run", dest="command", metavar="COMMAND", help="run this command instead of a prompt")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Open it; the exit code is that of the shell or command."""
+    """Open the prompt, or run the command; return its exit code."""
     record = newest(options)
-    from .prompt import open_prompt  # not above: a mistake is answered without all that makes sandboxes
+    from ..supervisor.shell import open_prompt  # not above: it imports all that makes sandboxes
 
     return open_prompt(record["directory"], options.command)

@@ -1,4 +1,4 @@
-"""``snakemake-forge top``: what runs, live. Reads files only, so any number of terminals can look on."""
+"""``snakemake-forge top``: a live view of running jobs. It reads files only, so that any number of them can run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..analysis.explain import wildcards_in_words
+from ..analysis.live import Live, look, newest_line
 from ..record.index import Index, Row, Selection, open_index
-from ..record.live import Live, look, newest_line
-from ..record.words import wildcards_in_words
-from ..units import show_bytes, show_seconds
-from .select import add_command
-from .show import print_table
+from ..spec.printable import printable
+from ..spec.units import show_bytes, show_seconds
+from .select import add_command, number
+from .show import fitting, plain, print_table
 
 _EXAMPLES = """examples:
   snakemake-forge top                      in another terminal, while Snakemake runs; q or Ctrl-C to leave
-  snakemake-forge top -d /work/project     the same from anywhere
-  snakemake-forge top | cat                what runs now, once
+  snakemake-forge top -d /work/project     a view of a run in another directory
+  snakemake-forge top | cat                the running jobs at this moment
 
 it ends by itself when the run is over
 """
 HEADER = ("RULE", "WILDCARDS", "TRY", "ELAPSED", "MEMORY", "CPUS", "NEWEST LINE")
+LESS = ("TRY", "CPUS", "ELAPSED", "MEMORY", "WILDCARDS")
+_LINE = 20  # columns that the newest line gets at least
 _FULL, _HIGH = 0.9, 0.75
 
 
@@ -36,16 +39,13 @@ def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "top", _EXAMPLES)
     parser.add_argument(
-        "--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two looks (default: 1)"
+        "--interval",
+        type=number(float, 0.1, 3600),
+        default=1.0,
+        metavar="SECONDS",
+        help="time between updates (default: 1)",
     )
     parser.set_defaults(run=run)
-
-
-def _interval(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError("must be between 0.1 and 3600")
-    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ class Running:
 
     record: Row
     live: Live
-    cores: float | None  # since the last look or, at the first, since its start
+    cores: float | None  # in use since the last look or, at the first look, since its start
     line: str
 
     def cells(self) -> tuple[str, ...]:
-        """What is shown, under :data:`HEADER`."""
+        """The cells of its row, under :data:`HEADER`."""
         record, used, limits = self.record, self.live.memory_bytes, self.record["limits"]
         limit = f" of {show_bytes(limits['memory_bytes'])}" if limits["memory_bytes"] else ""
         wall = f" of {show_seconds(limits['seconds'])}" if limits["seconds"] else ""
@@ -74,21 +74,20 @@ class Running:
 
     @property
     def share(self) -> float:
-        """Of its memory limit."""
+        """The part of its memory limit that it uses, from 0 to 1; 0 without a limit."""
         limit = self.record["limits"]["memory_bytes"]
         return (self.live.memory_bytes or 0) / limit if limit else 0.0
 
 
-class Watch:
-    """Looks again and again, and remembers the last look."""
+class Sampler:
+    """Samples the running attempts, and remembers the last sample."""
 
     def __init__(self, index: Index) -> None:
-        """With an index that is up to date."""
         self._index = index
         self._last: dict[str, tuple[float, float]] = {}  # directory to moment and CPU seconds
 
     def look(self) -> list[Running]:
-        """All running attempts, longest first."""
+        """List all running attempts, the longest first."""
         moment, found, seen = time.monotonic(), [], {}
         for record in self._index.unfinished(Selection(running=True)):
             live, directory = look(record), record["directory"]
@@ -102,12 +101,8 @@ class Watch:
         self._last = seen
         return found
 
-    def refresh(self) -> None:
-        """Read what is new."""
-        self._index.refresh()
-
     def counts(self) -> dict[str, int]:
-        """How the attempts of the newest run have ended so far."""
+        """Count the attempts of the newest run that have ended, by success."""
         runs = self._index.runs()
         if not runs:
             return {}
@@ -115,40 +110,36 @@ class Watch:
         failed = self._index.count(Selection(run=runs[-1][0], failed=True))
         return {"succeeded": ended - failed, "not succeeded": failed}
 
-    def alive(self) -> bool:
-        """Whether the newest run goes on."""
-        return self._index.alive
-
 
 def run(options: argparse.Namespace) -> int:
-    """Show it until the run is over or the user leaves; exit code 1 if nothing runs."""
+    """Show the view until the run is over or the user leaves; return 1 if no run is alive."""
     with open_index(options.directory) as index:
-        watch = Watch(index)
-        if not watch.alive():
-            print("No run of Forge is going on here.", file=sys.stderr)
+        if not index.alive:
+            print("No run of Forge is active here.", file=sys.stderr)
             return 1
         if not sys.stdout.isatty():
-            print_table(HEADER, [running.cells() for running in watch.look()])
+            print_table(HEADER, [running.cells() for running in Sampler(index).look()])
             return 0
-        return _show_live(watch, options.interval)
+        return _show_live(index, options.interval)
 
 
-def _show_live(watch: Watch, interval: float) -> int:
+def _show_live(index: Index, interval: float) -> int:
     from rich.console import Console  # only on a terminal
     from rich.live import Live as Screen
 
-    console = Console()
+    console, sampler = Console(file=plain(sys.stdout)), Sampler(index)
     with _keys() as keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
-        while watch.alive():
-            screen.update(_picture(watch.look(), watch.counts(), console.height), refresh=True)
+        while index.alive:
+            screen.update(picture(sampler.look(), sampler.counts(), console.height, console.width), refresh=True)
             if _leave(keys, interval):
                 return 0
-            watch.refresh()
+            index.refresh()
     console.print("The run is over: snakemake-forge jobs --last")
     return 0
 
 
-def _picture(found: list[Running], counts: dict[str, int], height: int) -> Any:
+def picture(found: list[Running], counts: dict[str, int], height: int, width: int = 1000) -> Any:
+    """The view as rich shows it, in a terminal of so many lines and columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -157,22 +148,24 @@ def _picture(found: list[Running], counts: dict[str, int], height: int) -> Any:
     memory = sum(running.live.memory_bytes or 0 for running in found)
     cores = sum(running.cores or 0 for running in found)
     title = Text(f"{len(found)} running, {ended}; {show_bytes(memory)}, {cores:.1f} CPUs", style="bold")
-    table = Table(*HEADER, box=None, header_style="bold", pad_edge=False, expand=True)
+    fit = max(1, height - 5)
+    rows = [[printable(cell) for cell in running.cells()] for running in found[:fit]]
+    shown = fitting(HEADER, rows, width, LESS, _LINE)
+    table = Table(*(HEADER[number] for number in shown), box=None, header_style="bold", pad_edge=False, expand=True)
     for column in table.columns[:-1]:
         column.no_wrap = True
     table.columns[-1].no_wrap, table.columns[-1].overflow, table.columns[-1].ratio = True, "ellipsis", 1
-    fit = max(1, height - 5)
-    for running in found[:fit]:
-        cells = [Text(cell) for cell in running.cells()]
+    for running, row in zip(found, rows, strict=False):
+        cells = [Text(cell) for cell in row]
         cells[4].stylize("red" if running.share > _FULL else "yellow" if running.share > _HIGH else "")
-        table.add_row(*cells)
+        table.add_row(*(cells[number] for number in shown))
     more = f"{len(found) - fit} more   " if len(found) > fit else ""
     return Group(title, Text(""), table, Text(f"{more}q: leave", style="dim"))
 
 
 @contextmanager
 def _keys() -> Iterator[int | None]:
-    """Single keys from the terminal, without their echo; None if there is no terminal to ask."""
+    """Read single keys from the terminal, without their echo; None if there is no terminal."""
     fd = sys.stdin.fileno() if sys.stdin is not None else -1
     if fd < 0 or not os.isatty(fd):
         yield None
@@ -186,7 +179,7 @@ def _keys() -> Iterator[int | None]:
 
 
 def _leave(keys: int | None, seconds: float) -> bool:
-    """Wait; True if q was pressed."""
+    """Wait; return True if the user presses q or Escape."""
     if keys is None:
         time.sleep(seconds)
         return False
@@ -194,6 +187,6 @@ def _leave(keys: int | None, seconds: float) -> bool:
     while (left := deadline - time.monotonic()) > 0:
         if select.select([keys], [], [], left)[0]:
             typed = os.read(keys, 64)
-            if not typed or typed[:1] in b"qQ\x1b":  # nothing: the terminal is gone
+            if not typed or typed[:1] in b"qQ\x1b":  # an empty read: the terminal is gone
                 return True
     return False

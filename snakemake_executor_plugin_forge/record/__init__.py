@@ -1,1 +1,1 @@
-"""What an attempt leaves behind: the job directory and the ways to read it again."""
+"""The files of an attempt and of a run: written, read, indexed, kept and removed."""

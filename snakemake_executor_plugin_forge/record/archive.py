@@ -1,27 +1,38 @@
-"""The archive of a run: what is kept of its attempts when their directories are given up. Written by retention.py."""
+"""The archive of a run: what is kept of its attempts after their directories are removed. Written by retention.py."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import os
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+
+from . import sound
+from .jsonfile import parse
 
 NAME = "attempts.jsonl.gz"
 
 
-def read_archive(run_dir: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the verdict of each archived attempt; nothing if the run has no archive."""
-    for entry in read_entries(run_dir):
-        yield str(entry["name"]), dict(entry["verdict"]) | {"directory": f"{run_dir}/{entry['name']}"}
-
-
 def read_entries(run_dir: str) -> Iterator[dict[str, Any]]:
-    """All that is kept of each attempt. Format: docs/reference/record.md."""
+    """All that is kept of each attempt; nothing if the run has no archive. Format: docs/reference/record.md."""
     path = f"{run_dir}/{NAME}"
     if not os.path.exists(path):
         return
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    with suppress(OSError, EOFError, zlib.error), gzip.open(path, "rb") as file:  # what is before the damage counts
         for line in file:
-            yield json.loads(line)
+            with suppress(ValueError):
+                entry = parse(line.decode("utf-8", "surrogateescape"))
+                if isinstance(entry, dict) and isinstance(entry.get("verdict"), dict) and _is_name(entry.get("name")):
+                    yield {**entry, "verdict": _verdict(entry["verdict"], path)}
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value and "\0" not in value
+
+
+def _verdict(data: dict[str, Any], path: str) -> dict[str, Any]:
+    found = sound.verdict(data)
+    told = sound.damage(found, path)
+    return found | {"notes": [*found["notes"], told]} if told else found

@@ -1,26 +1,28 @@
-"""Better figures for the file of a rule's ``benchmark:``, which Snakemake fills from what it has polled.
+"""Better figures for the file of a rule's ``benchmark:``, which Snakemake fills by polling.
 
-Snakemake looks every half second and, later on, every 30 seconds: it misses short peaks, and the CPU time and I/O after
-its last look. The kernel counts both. Only columns for which there is a sound figure are changed, never downwards;
-header, order and format stay Snakemake's (snakemake/benchmark.py).
+Snakemake polls every half second and later every 30 seconds: it misses short peaks, and the CPU time and I/O after its
+last sample. The kernel counts both. This module raises only columns for which it has a sound figure; header, order and
+format stay Snakemake's (snakemake/benchmark.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..units import MEBIBYTE
+from ..spec.units import MEBIBYTE
+from .jsonfile import parse
+from .plain_files import open_regular
 
 _LONGEST = 1 << 20
+_MOST = 2.0**62
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the kernel says of the processes that Snakemake means to measure; each is a lower bound."""
+    """The kernel's figures for the processes that Snakemake measures; each is a lower bound."""
 
     max_rss_bytes: int
     cpu_seconds: float
@@ -36,12 +38,11 @@ def improve(path: str, figures: Figures) -> bool:
 
     Raises:
         OSError: if it cannot be read or written, or is a symbolic link.
-
     """
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_regular(path, os.O_RDWR, straight=True)
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST:
+        if status.st_size > _LONGEST:
             return False
         old = os.pread(fd, _LONGEST, 0).decode("utf-8", "surrogateescape")
         new = improved(old, figures, jsonl=path.endswith(".jsonl"))
@@ -61,7 +62,9 @@ def improved(text: str, figures: Figures, *, jsonl: bool) -> str:
     lines = text.splitlines()
     try:
         if jsonl and len(lines) == 1:
-            record = json.loads(lines[0])
+            record = parse(lines[0])
+            if not isinstance(record, dict) or "NaN" in lines[0] or "Infinity" in lines[0]:
+                return text
             _improve(record, figures, lambda number: number)
             return json.dumps(record) + "\n"
         if not jsonl and len(lines) == 2:
@@ -69,7 +72,7 @@ def improved(text: str, figures: Figures, *, jsonl: bool) -> str:
             record = dict(zip(names, values, strict=True))
             _improve(record, figures, lambda number: f"{number:.2f}")
             return lines[0] + "\n" + "\t".join(record.values()) + "\n"
-    except (ValueError, AttributeError):  # not the format that we know
+    except (ValueError, AttributeError):  # an unknown format
         pass
     return text
 
@@ -84,17 +87,18 @@ def _improve(record: dict[str, object], figures: Figures, show: Callable[[float]
     raise_to("io_out", figures.io_write_bytes / MEBIBYTE)
     raise_to("cpu_time", figures.cpu_seconds)
     seconds, used = _number(record.get("s")), _number(record.get("cpu_time"))
-    if seconds and used:  # percent of one CPU, as Snakemake has it
+    if seconds and used:  # percent of one CPU, as in Snakemake
         raise_to("mean_load", 100 * used / seconds)
         raise_to("cpu_usage", 100 * used)
-    for name in ("io_in", "io_out"):  # with a CPU time next to them, "NA" would read as if nobody had looked
+    for name in ("io_in", "io_out"):  # beside a CPU time, "NA" would suggest that nothing was measured
         if used and record.get(name) == "NA":
             record[name] = show(0.0)
 
 
 def _number(value: object) -> float | None:
-    """Of a column; None for "NA" and "-"."""
+    """The number in a column; None for "NA" and "-", and what no measurement can be."""
     try:
-        return float(str(value))
+        number = float(str(value))
     except ValueError:
         return None
+    return number if 0 <= number < _MOST else None

@@ -1,9 +1,10 @@
-"""Who a process is, for longer than its number: boot and start time. proc_pid_stat(5), random(4)."""
+"""The identity of a process beyond its number: boot and start time. proc_pid_stat(5), random(4)."""
 
 from __future__ import annotations
 
 import os
 import pwd
+from contextlib import suppress
 
 
 def boot_id() -> str:
@@ -13,11 +14,10 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> int:
-    """When ``pid`` was started, in clock ticks since the boot.
+    """The start time of ``pid``, in clock ticks since the boot.
 
     Raises:
-        OSError: if there is no such process, or it is dead and its parent has not taken note.
-
+        OSError: if there is no such process, or it is a zombie.
     """
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
@@ -26,8 +26,19 @@ def start_time(pid: int) -> int:
     return int(fields[19])
 
 
+def process_number(value: object) -> int:
+    """Return a process id from a file.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        raise ValueError(f"{value!r:.50} is no process id")
+    return value
+
+
 def lives(pid: int, started: int, boot: str) -> bool:
-    """Whether a process of this host is still the one that it was: same boot, same start."""
+    """Whether a recorded process of this host still runs: boot and start time agree."""
     try:
         return boot == boot_id() and start_time(pid) == started
     except OSError:
@@ -35,8 +46,20 @@ def lives(pid: int, started: int, boot: str) -> bool:
 
 
 def user_name() -> str:
-    """The login name of the user; the number of one who has none."""
+    """The user's login name, or number if there is no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the software that a run depends on, for its record."""
+    import importlib.metadata  # these two would triple the memory of a launcher
+    import platform
+
+    found = {"python": platform.python_version(), "linux": platform.release()}
+    for name, package in (("snakemake", "snakemake"), ("forge", "snakemake-executor-plugin-forge")):
+        with suppress(importlib.metadata.PackageNotFoundError):  # run from a directory on PYTHONPATH
+            found[name] = importlib.metadata.version(package)
+    return found

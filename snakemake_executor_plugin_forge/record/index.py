@@ -1,8 +1,8 @@
 """The index: all attempts of all runs of a working directory in one SQLite file beside the job directories.
 
-The commands that read bring it up to date; a job never waits for it. What is in it can be read again from the job
-directories at any time, so a lost or damaged index is made anew, and where none can be written (a directory of somebody
-else, a full disk, a file system without locks) the same tables are made in a temporary file.
+Commands that read records update it; a job never waits for it. It repeats the content of the job directories, so a
+command rebuilds a lost or damaged index. Where it cannot be written (another user's directory, a full disk, a file
+system without locks), the tables go to a temporary file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from .archive import read_archive
-from .reader import RUNNING, Attempt, RunDirectory, run_directories, state_directory
-from .schema import JSONS, NUMBERS, TEXTS, NewerIndexError, connect
+from .archive import read_entries
+from .reader import RUNNING, RunDirectory, run_directories, state_directory
+from .schema import JSONS, NUMBERS, TEXTS, NewerIndexError, connect, transaction
 
 NAME = "index.db"
 COLUMNS = (*TEXTS, *JSONS, *NUMBERS)
@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which attempts are wanted: all that meet every condition."""
+    """A selection of attempts: those that meet every condition."""
 
     rule: str | None = None
     wildcards: Mapping[str, str] = field(default_factory=dict)
@@ -39,13 +39,13 @@ class Selection:
     running: bool = False
     run: str | None = None
 
-    def accepts(self, attempt: Attempt, run: str) -> bool:
-        """The same conditions as in :meth:`where`, for attempts that are not in the tables yet."""
+    def accepts(self, record: Row, run: str) -> bool:
+        """Whether a record that is not yet in the tables meets the conditions of :meth:`where`."""
         return (
-            (self.rule is None or attempt.rule == self.rule)
-            and self.wildcards.items() <= attempt.wildcards.items()
-            and not (self.failed and attempt.outcome in ("succeeded", RUNNING))
-            and not (self.running and attempt.outcome != RUNNING)
+            (self.rule is None or record["rule"] == self.rule)
+            and self.wildcards.items() <= record["wildcards"].items()
+            and not (self.failed and record["outcome"] in ("succeeded", RUNNING))
+            and not (self.running and record["outcome"] != RUNNING)
             and (self.run is None or run == self.run)
         )
 
@@ -62,20 +62,20 @@ class Selection:
         if self.failed:
             parts.append("outcome != 'succeeded'")
         if self.running:
-            parts.append("0")  # what runs is in no table
+            parts.append("0")  # running attempts are in no table
         return " AND ".join(parts), values
 
 
 class Index:
-    """The attempts of a working directory. To be closed; also a context manager."""
+    """The attempts of a working directory; a context manager that closes it."""
 
     def __init__(self, state: str, connection: sqlite3.Connection, path: str) -> None:
         """Use :func:`open_index`."""
         self.state = state
         self.path = path  # "" if it is a temporary one
         self._connection = connection
-        self._pending: list[tuple[str, str, Attempt]] = []  # run, name; without a verdict yet
-        self.alive = False  # whether a run is going on
+        self._pending: list[tuple[str, str, Row]] = []  # run, name; without a verdict yet
+        self.alive = False  # whether a run is alive
 
     def __enter__(self) -> Self:
         return self
@@ -86,13 +86,15 @@ class Index:
     # -- bringing it up to date ------------------------------------------------------------------------------------
 
     def refresh(self) -> int:
-        """Read what is new in the job directories; returns how many attempts that was.
+        """Read new job directories; return the number of new attempts.
 
-        Memory does not grow with their number. Two processes may do it at the same time.
+        Memory does not grow with their number. Two processes may update at the same time.
         """
         self._pending = []
         self.alive = False
-        if self._meta("state") != self.state:  # the directory was moved: the paths in the verdicts are wrong
+        if self._connection.execute("SELECT value FROM meta").fetchone() != (
+            _storable(self.state),
+        ):  # the directory was moved: the paths in the verdicts are wrong
             self._forget_everything()
         over = {run for (run,) in self._connection.execute("SELECT run FROM run WHERE over")}
         runs = f"{self.state}/runs"
@@ -104,28 +106,28 @@ class Index:
 
     def _refresh_run(self, run: RunDirectory) -> int:
         name = os.path.basename(run.path)
-        over = run.over  # before its directories are looked at
+        over = run.over  # before its directories are listed
         self.alive |= run.alive
         known = {n for (n,) in self._connection.execute("SELECT name FROM attempt WHERE run = ?", (name,))}
         new = sorted(set(run.names()) - known)
         count = 0
         for start in range(0, len(new), _BATCH):
-            with self._transaction():
+            with transaction(self._connection):
                 for entry in new[start : start + _BATCH]:
-                    attempt = run.attempt(entry)
-                    if attempt is None:
+                    record = run.attempt(entry)
+                    if record is None:
                         continue
-                    unfinished = attempt.outcome in (RUNNING, "lost") and "schema" not in attempt.record
-                    if (unfinished or attempt.record.get("staged")) and not over:
-                        self._pending.append((name, entry, attempt))
+                    unfinished = record["outcome"] in (RUNNING, "lost") and "schema" not in record
+                    if (unfinished or record.get("staged")) and not over:
+                        self._pending.append((name, entry, record))
                     else:
                         count += 1
-                        self._insert(name, entry, attempt.record)
-        with self._transaction():
-            for entry, record in read_archive(run.path):
-                if entry not in known:
+                        self._insert(name, entry, record)
+        with transaction(self._connection):
+            for kept in read_entries(run.path):
+                if kept["name"] not in known:
                     count += 1
-                    self._insert(name, entry, record)
+                    self._insert(name, kept["name"], kept["verdict"] | {"directory": f"{run.path}/{kept['name']}"})
             self._connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?, ?)", (name, over, _json(run.record)))
         return count
 
@@ -140,32 +142,24 @@ class Index:
         self._connection.execute("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (run, name, _json(record)))
 
     def forget(self, run: str) -> None:
-        """Take a run out of the tables."""
-        with self._transaction():
+        """Remove a run from the tables."""
+        with transaction(self._connection):
             for table in ("verdict", "attempt", "run"):
                 self._connection.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
 
     def _forget_everything(self) -> None:
-        with self._transaction():
+        with transaction(self._connection):
             for table in ("verdict", "attempt", "run"):
                 self._connection.execute(f"DELETE FROM {table}")
-            self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", (self.state,))
-
-    def _meta(self, key: str) -> str | None:
-        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
-
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection)
+            self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", (_storable(self.state),))
 
     # -- questions -------------------------------------------------------------------------------------------------
 
     def rows(self, selection: Selection = Selection(), columns: Sequence[str] = COLUMNS) -> Iterator[Row]:
-        """The attempts as flat rows, oldest run first; what runs comes last.
+        """The attempts as flat rows, oldest run first, running attempts last.
 
         Args:
-            columns: of :data:`COLUMNS`, those that are needed.
-
+            columns: a subset of :data:`COLUMNS`.
         """
         nested = [column for column in columns if column in JSONS]
         read = ("run", "name", *(column for column in columns if column not in ("run", "name")))
@@ -182,17 +176,12 @@ class Index:
         yield from self._in_order(selection, self._connection.execute(query, values), show, as_row)
 
     def texts(self, selection: Selection = Selection()) -> Iterator[str]:
-        """The whole records as JSON text, in the same order."""
-        where, values = selection.where()
-        query = (
-            "SELECT run, name, record FROM verdict WHERE (run, name) IN "
-            f"(SELECT run, name FROM attempt WHERE {where}) ORDER BY run, name"
-        )
-        cursor = self._connection.execute(query, values)
+        """The whole records as JSON text, in the order of :meth:`rows`."""
+        cursor = self._verdicts("run, name, record", selection, "ORDER BY run, name")
         yield from self._in_order(selection, cursor, lambda row: str(row[2]), lambda _, __, record: _json(record))
 
     def records(self, selection: Selection) -> Iterator[Row]:
-        """The whole records, in the same order."""
+        """The whole records, in the order of :meth:`rows`."""
         return map(json.loads, self.texts(selection))
 
     def newest(self, selection: Selection) -> Row | None:
@@ -202,7 +191,7 @@ class Index:
         found = self._connection.execute(query, values).fetchone()
         waiting = self._waiting(selection)
         if waiting and (found is None or _turn(*waiting[-1]) > (False, *found)):
-            return waiting[-1][2].record
+            return waiting[-1][2]
         if found is None:
             return None
         text = self._connection.execute("SELECT record FROM verdict WHERE run = ? AND name = ?", found).fetchone()
@@ -210,39 +199,34 @@ class Index:
         return record
 
     def newest_records(self, selection: Selection, most: int) -> Iterator[Row]:
-        """The whole records of the newest attempts that have ended, newest first."""
-        where, values = selection.where()
-        query = (
-            "SELECT record FROM verdict WHERE (run, name) IN "
-            f"(SELECT run, name FROM attempt WHERE {where}) ORDER BY run DESC, name DESC LIMIT {most:d}"
-        )
-        for (text,) in self._connection.execute(query, values):
-            yield json.loads(text)
+        """The whole records of the newest ended attempts, newest first."""
+        newest_first = f"ORDER BY run DESC, name DESC LIMIT {most:d}"
+        return (json.loads(text) for (text,) in self._verdicts("record", selection, newest_first))
 
     def count(self, selection: Selection) -> int:
-        """How many attempts that have ended there are."""
+        """The number of ended attempts."""
         where, values = selection.where()
         query = f"SELECT count(*) FROM attempt WHERE {where}"
         return int(self._connection.execute(query, values).fetchone()[0])
 
     def distinct(self, path: str, selection: Selection) -> list[tuple[str | None, int]]:
-        """The different values (as JSON text) at a path such as "$.isolation", with how many attempts have each."""
-        where, values = selection.where()
-        query = (
-            "SELECT json_extract(record, ?) AS value, count(*) FROM verdict WHERE (run, name) IN "
-            f"(SELECT run, name FROM attempt WHERE {where}) GROUP BY value ORDER BY count(*) DESC"
-        )
-        return list(self._connection.execute(query, [path, *values]))
+        """The distinct values (as JSON text) at a path such as "$.isolation", with the number of attempts for each."""
+        what = "json_extract(record, ?) AS value, count(*)"
+        return list(self._verdicts(what, selection, "GROUP BY value ORDER BY count(*) DESC", path))
 
     def with_entries(self, path: str, selection: Selection) -> Iterator[Row]:
         """The whole records whose list at ``path`` is not empty."""
-        where, values = selection.where()
-        query = (
-            "SELECT record FROM verdict WHERE json_array_length(record, ?) > 0 AND (run, name) IN "
-            f"(SELECT run, name FROM attempt WHERE {where}) ORDER BY run, name"
-        )
-        for (text,) in self._connection.execute(query, [path, *values]):
-            yield json.loads(text)
+        not_empty = "verdict WHERE json_array_length(record, ?) > 0 AND"
+        found = self._verdicts("record", selection, "ORDER BY run, name", path, source=not_empty)
+        return (json.loads(text) for (text,) in found)
+
+    def _verdicts(
+        self, what: str, selection: Selection, order: str, *values: str, source: str = "verdict WHERE"
+    ) -> Iterable[tuple[Any, ...]]:
+        """Rows of ``what`` from the verdicts of a selection; ``values`` belong to placeholders in the SQL before it."""
+        where, others = selection.where()
+        query = f"SELECT {what} FROM {source} (run, name) IN (SELECT run, name FROM attempt WHERE {where}) {order}"
+        return self._connection.execute(query, [*values, *others])
 
     def rules(self) -> dict[str, set[str]]:
         """Rules with the names of their wildcards."""
@@ -250,8 +234,8 @@ class Index:
         query = "SELECT rule, wildcards FROM attempt GROUP BY rule"
         for rule, text in self._connection.execute(query):
             known[rule] = set(json.loads(text))
-        for _, _, attempt in self._pending:
-            known.setdefault(attempt.rule, set()).update(attempt.wildcards)
+        for _, _, record in self._pending:
+            known.setdefault(record["rule"], set()).update(record["wildcards"])
         return known
 
     def runs(self) -> list[tuple[str, Row]]:
@@ -259,15 +243,46 @@ class Index:
         query = "SELECT run, record FROM run ORDER BY run"
         return [(run, json.loads(text)) for run, text in self._connection.execute(query)]
 
-    def unfinished(self, selection: Selection = Selection()) -> list[Row]:
-        """The records of attempts that have no verdict and are in no table yet: those that run, and the newest lost."""
-        return [attempt.record for _, _, attempt in self._waiting(selection)]
+    def last_outcomes(self) -> dict[str, list[str]]:
+        """The outcome of the last attempt of each job, for each run."""
+        last: dict[tuple[str, str, str], str] = {}
+        query = "SELECT run, rule, wildcards, outcome FROM attempt ORDER BY run, name"
+        for run, rule, wildcards, outcome in self._connection.execute(query):
+            last[run, rule, wildcards] = outcome
+        for run, _, record in self._waiting(Selection()):
+            last[run, record["rule"], _json(record["wildcards"])] = record["outcome"]
+        found: dict[str, list[str]] = {}
+        for (run, _, _), outcome in last.items():
+            found.setdefault(run, []).append(outcome)
+        return found
 
-    def _waiting(self, selection: Selection) -> list[tuple[str, str, Attempt]]:
-        """Oldest run first; what runs comes last."""
-        return sorted(
-            (item for item in self._pending if selection.accepts(item[2], item[0])), key=lambda item: _turn(*item)
-        )
+    def newest_failure(self, run: str | None = None) -> Row | None:
+        """The whole record of the newest attempt that failed, or else of the newest that was cancelled."""
+        failed = Selection(failed=True, run=run)
+        lost = [record for record in reversed(self.unfinished(failed)) if record["outcome"] != RUNNING]
+        text = "SELECT record FROM verdict WHERE (run, name) = (SELECT run, name FROM attempt WHERE {} LIMIT 1)"
+        where, values = failed.where()
+        found = self._connection.execute(
+            text.format(f"{where} ORDER BY outcome = 'cancelled', run DESC, name DESC"), values
+        ).fetchone()
+        ended: Row | None = json.loads(found[0]) if found else None
+        if lost and (ended is None or ended["outcome"] == "cancelled" or lost[0]["started"] > ended["started"]):
+            return lost[0]
+        return ended
+
+    def dump(self) -> list[tuple[Any, ...]]:
+        """All rows about attempts."""
+        tables = ("attempt", "verdict")
+        return [row for name in tables for row in self._connection.execute(f"SELECT * FROM {name} ORDER BY run, name")]
+
+    def unfinished(self, selection: Selection = Selection()) -> list[Row]:
+        """The records of attempts without a verdict that are in no table: running and recently lost ones."""
+        return [record for _, _, record in self._waiting(selection)]
+
+    def _waiting(self, selection: Selection) -> list[tuple[str, str, Row]]:
+        """Selected attempts without a verdict in the order of results: oldest run first, running attempts last."""
+        accepted = [item for item in self._pending if selection.accepts(item[2], item[0])]
+        return sorted(accepted, key=lambda item: _turn(*item))
 
     def _in_order(
         self,
@@ -276,49 +291,34 @@ class Index:
         show: Callable[[tuple[Any, ...]], _T],
         show_waiting: Callable[[str, str, Row], _T],
     ) -> Iterator[_T]:
-        """What is in the tables (rows that begin with run and name), and between them what is not yet."""
+        """Merge rows of the tables (which begin with run and name) with records that are not yet in them."""
         waiting = deque(self._waiting(selection))
         for row in cursor:
             while waiting and _turn(*waiting[0]) < (False, row[0], row[1]):
-                run, name, attempt = waiting.popleft()
-                yield show_waiting(run, name, attempt.record)
+                yield show_waiting(*waiting.popleft())
             yield show(row)
-        for run, name, attempt in waiting:
-            yield show_waiting(run, name, attempt.record)
+        for item in waiting:
+            yield show_waiting(*item)
 
 
-def _turn(run: str, name: str, attempt: Attempt) -> tuple[bool, str, str]:
-    """By which attempts are sorted."""
-    return attempt.outcome == RUNNING, run, name
-
-
-class _Transaction:
-    """All or nothing of what is written in it."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
+def _turn(run: str, name: str, record: Row) -> tuple[bool, str, str]:
+    """The sort key of attempts."""
+    return record["outcome"] == RUNNING, run, name
 
 
 def open_index(workdir: str) -> Index:
-    """The index of a working directory, up to date.
+    """Open the updated index of a working directory.
 
     Raises:
         UsageError: if Forge has never run there.
-
     """
     state = state_directory(workdir)
     path = f"{state}/{NAME}"
-    if os.stat(state).st_uid == os.geteuid():  # root leaves no files in directories of others
-        with suppress(sqlite3.OperationalError, NewerIndexError):  # cannot be written, or not for us
+    if os.stat(state).st_uid == os.geteuid():  # root leaves no files in other users' directories
+        with suppress(sqlite3.OperationalError, NewerIndexError):  # it cannot be written, or another user owns it
             try:
                 return _opened(state, path)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
                 remove_index(state)  # damaged
@@ -337,8 +337,21 @@ def _opened(state: str, path: str) -> Index:
     return index
 
 
+def is_damaged(state: str) -> bool:
+    """Whether the file has other rows than one that is made from the job directories now."""
+    if not os.path.isfile(f"{state}/{NAME}"):
+        return False
+    try:
+        with _opened(state, f"{state}/{NAME}") as old:
+            rows = old.dump()
+    except Exception:  # whatever damage leads to
+        return True
+    with _opened(state, "") as made:
+        return made.dump() != rows
+
+
 def remove_index(state: str) -> None:
-    """Take the file away, so that it is made anew from the job directories."""
+    """Remove the file, so that it is rebuilt from the job directories."""
     for suffix in ("-journal", "-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             os.unlink(f"{state}/{NAME}{suffix}")
@@ -359,7 +372,7 @@ def _at(record: Row, column: str, path: tuple[str, ...]) -> Any:
 
 
 def _json(value: object) -> str:
-    """JSON that SQLite can store: bytes of file names that are no text are escaped."""
+    """JSON that SQLite can store, with escapes for bytes of file names that are not text."""
     text = json.dumps(value, ensure_ascii=False)
     return text if _is_text(text) else json.dumps(value)
 

@@ -1,35 +1,92 @@
-"""Small files of a record, read as they are found and written whole or not at all.
-
-A damaged file is passed over, never an error: a crash may leave half of one.
-"""
+"""Small files of a record, and their names. A write is complete or does not happen; a damaged file reads as missing."""
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+_MOST_DEPTH = 64
+MOST_BYTES = 1 << 28  # of a file
 
-def load(path: str) -> dict[str, Any] | None:
-    """A JSON object; None if there is none that can be read."""
+
+def parse(text: str) -> Any:
+    """Return the value of JSON from anywhere: at most 64 levels deep, with null for NaN and infinite numbers.
+
+    Raises:
+        ValueError: for anything else.
+    """
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read().decode("utf-8", "surrogateescape"))  # as it was written
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        value = json.loads(text, parse_constant=_null, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if text.count("[") + text.count("{") > _MOST_DEPTH and _is_deeper(value, _MOST_DEPTH):
+        raise ValueError(f"it is nested more than {_MOST_DEPTH} levels deep")
+    return value
+
+
+def _null(_: str) -> None:
+    return None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for some in inner for one in some if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def load(path: str, most_bytes: int = MOST_BYTES) -> dict[str, Any] | None:
+    """Read a JSON object; None if the file is missing, damaged, no regular file, or longer than ``most_bytes``."""
+    try:
+        with suppress(ValueError):
+            return read_object(path, most_bytes)
+    except OSError:
+        pass
+    return None
+
+
+def read_object(path: str, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        OSError: if the file cannot be opened or read, or is no regular file: a FIFO is never waited for.
+        ValueError: if it is damaged, or longer than ``most_bytes``.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"it is longer than {most_bytes} bytes")
+    content = parse(data.decode("utf-8", "surrogateescape"))  # as write_file() encodes it
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004 - of the file
+    return content
 
 
 def amend(path: str, change: Mapping[str, Any]) -> dict[str, Any]:
-    """Change some keys of a JSON object, or begin it with them.
+    """Change some keys of a JSON object in a file, or write a new object with them.
 
     Returns:
-        All of it.
+        The whole object.
 
     Raises:
-        OSError: if it cannot be written; it is as it was.
-
+        OSError: if it cannot be written; the file is then as it was.
     """
     content = {**(load(path) or {}), **change}
     replace_file(path, json.dumps(content, ensure_ascii=False))
@@ -37,14 +94,14 @@ def amend(path: str, change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def replace_file(path: str, content: str | bytes, *, durable: bool = False) -> None:
-    """Write a file whole or not at all.
+    """Replace a file atomically.
 
     Args:
-        durable: so that a power cut does not take it away, and another host never finds the name without the content.
+        content: text may contain surrogates: see write_file().
+        durable: sync it, so that it survives a power cut and no other host sees the name without the content.
 
     Raises:
-        OSError: if that is not possible.
-
+        OSError: if that is not possible; the file is then as it was.
     """
     directory, name = os.path.split(path)
     temporary = f"{directory}/.{name}.{os.getpid()}"
@@ -57,11 +114,10 @@ def replace_file(path: str, content: str | bytes, *, durable: bool = False) -> N
 
 
 def to_disk(path: str) -> None:
-    """Have a file, or the names in a directory, on the disk before this returns: fsync(2).
+    """Write a file, or the names in a directory, to the disk before this returns: fsync(2).
 
     Raises:
         OSError: if that is not possible.
-
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -71,11 +127,10 @@ def to_disk(path: str) -> None:
 
 
 def on_its_way(path: str) -> None:
-    """Begin to write a file to the disk, and do not wait for it: what POSIX_FADV_DONTNEED does first, see mm/fadvise.c.
+    """Begin to write a file to the disk without waiting; POSIX_FADV_DONTNEED does that first, see mm/fadvise.c.
 
     Raises:
-        OSError: if there is none.
-
+        OSError: if the file cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -85,11 +140,10 @@ def on_its_way(path: str) -> None:
 
 
 def write_file(path: str, content: str | bytes, mode: int = 0o644) -> None:
-    """Write or overwrite a file; text as it was read, to the byte.
+    """Write or overwrite a file; surrogates in text become the bytes that they stand for.
 
     Raises:
         OSError: if that is not possible.
-
     """
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -99,3 +153,13 @@ def write_file(path: str, content: str | bytes, mode: int = 0o644) -> None:
             view = view[os.write(fd, view) :]
     finally:
         os.close(fd)
+
+
+STDOUT, STDERR = "stdout.log", "stderr.log"
+SPEC, VERDICT, EVENTS, COMMAND = "spec.json", "verdict.json", "events.jsonl", "command.sh"
+STAGED = "staged.json"
+"""In an attempt's directory: the outputs that wait for a run to adopt them. See staging/pending.py."""
+CLOSED = "slurm/closed"
+"""In a run's directory: no job of the run publishes any more or runs on a node."""
+ADOPTABLE = "adoptable"
+"""In a state directory: an entry for each job that runs, or waits to be adopted, without its Snakemake."""

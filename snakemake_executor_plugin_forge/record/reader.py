@@ -1,6 +1,6 @@
-"""Reading job directories again: one run, one attempt at a time. index.py keeps what was read.
+"""A reader of job directories: one run, one attempt at a time. record/index.py keeps the results.
 
-Damaged files are passed over, never an error: a crash may leave half a directory.
+It ignores damaged files, because a crash may leave a partial directory.
 """
 
 from __future__ import annotations
@@ -14,47 +14,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ..errors import UsageError
-from .identity import lives
-from .jsonfile import load, replace_file
-from .layout import ADOPTABLE, CLOSED, SPEC, VERDICT
+from ..spec.errors import UsageError
+from ..spec.paths import STATE
+from . import sound
+from .identity import lives, process_number
+from .jsonfile import ADOPTABLE, CLOSED, SPEC, VERDICT, load, read_object, replace_file
+from .origin import is_believed
 
 RUNNING = "running"
 RUN = "run.json"
 SETTLED_SECONDS = 600.0
-"""How long after the death of a run its last supervisors may still write a verdict; far more than they need."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt as the record has it: a verdict, or what can be said without one."""
-
-    record: dict[str, Any]
-
-    @property
-    def rule(self) -> str:
-        """The rule's name."""
-        return str(self.record["rule"])
-
-    @property
-    def wildcards(self) -> dict[str, str]:
-        """Wildcard to value."""
-        return dict(self.record["wildcards"])
-
-    @property
-    def outcome(self) -> str:
-        """An outcome, or "running"."""
-        return str(self.record["outcome"])
-
-    @property
-    def directory(self) -> str:
-        """The job directory."""
-        return str(self.record["directory"])
+"""Seconds after the death of a run in which its last supervisors may still write a verdict; far more than they need."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """A run as found: its ``run.json`` and whether its Snakemake lives."""
+    """A run: its ``run.json`` and whether its Snakemake is alive."""
 
     path: str
     record: dict[str, Any]
@@ -62,12 +37,12 @@ class RunDirectory:
 
     @property
     def over(self) -> bool:
-        """Whether nothing in it will change any more."""
-        if self.alive or self._entries():
+        """Whether the run is final."""
+        if self.alive or self._has_adoptable():
             return False
         if self.record.get("ended"):
             return True
-        if os.path.isdir(os.path.dirname(f"{self.path}/{CLOSED}")):  # jobs on nodes go on without Snakemake
+        if os.path.isdir(os.path.dirname(f"{self.path}/{CLOSED}")):  # jobs on nodes continue without Snakemake
             return os.path.exists(f"{self.path}/{CLOSED}")
         try:
             changed = max(os.stat(self.path).st_mtime, os.stat(f"{self.path}/{RUN}").st_mtime)
@@ -76,48 +51,54 @@ class RunDirectory:
         return time.time() - changed > SETTLED_SECONDS
 
     def names(self) -> Iterator[str]:
-        """The names of its job directories, in no order."""
+        """The names of its job directories, in arbitrary order."""
         with os.scandir(self.path) as entries:
             yield from (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
-    def attempt(self, name: str) -> Attempt | None:
-        """One attempt; None if nothing of it can be read."""
-        return read_attempt(f"{self.path}/{name}", self.alive or self._goes_on(name))
+    def attempt(self, name: str) -> dict[str, Any] | None:
+        """The record of one attempt: its verdict, or the known facts without one; None if it cannot be read."""
+        entry = load(f"{self._adoptable}/{os.path.basename(self.path)}.{name}")
+        return read_attempt(f"{self.path}/{name}", self.alive or (entry is not None and is_alive(entry)))
 
-    def _entries(self) -> list[str]:
-        """Of its jobs that go on, or wait, without Snakemake: ..staged."""
+    @property
+    def _adoptable(self) -> str:
+        """The directory with an entry for each job that runs, or waits, without Snakemake: staging/pending.py."""
+        return f"{os.path.dirname(os.path.dirname(self.path))}/{ADOPTABLE}"
+
+    def _has_adoptable(self) -> bool:
         name = os.path.basename(self.path)
         with suppress(OSError):
-            return [entry for entry in os.listdir(_adoptable(self.path)) if entry.startswith(f"{name}.")]
-        return []
-
-    def _goes_on(self, name: str) -> bool:
-        entry = load(f"{_adoptable(self.path)}/{os.path.basename(self.path)}.{name}")
-        return entry is not None and is_alive(entry)
-
-
-def _adoptable(run: str) -> str:
-    return f"{os.path.dirname(os.path.dirname(run))}/{ADOPTABLE}"
+            return any(entry.startswith(f"{name}.") for entry in os.listdir(self._adoptable))
+        return False
 
 
 def state_directory(workdir: str) -> str:
-    """Where the records of ``workdir`` are.
+    """The state directory of ``workdir``.
 
     Raises:
-        UsageError: if Forge has never run there.
-
+        UsageError: if Forge has never run there, or if this is a process of a job, which sees only its own record.
     """
-    path = os.path.join(os.path.abspath(workdir), ".snakemake", "forge")
+    path = os.path.join(os.path.abspath(workdir), STATE)
     if not os.path.isdir(path):
         raise UsageError(
             f"There is no record of Forge in {os.path.abspath(workdir)} (no {path}). "
             "Name the directory in which snakemake --executor forge was run with --directory DIR."
         )
+    if not is_believed(os.path.realpath(path)):
+        raise UsageError(
+            f"{path} is ignored: Forge has not made it. It is inside another working directory, so that a job may have "
+            "left it. If you have put it there yourself, move its directory elsewhere; else remove it."
+        )
+    if f"{path}/runs/" in os.environ.get("FORGE_JOB_DIR", "") and os.path.ismount(f"{path}/runs"):
+        raise UsageError(
+            "A job sees no records but its own. If a rule shall read all of them, add to it: "
+            'resources: forge_files="open"'
+        )
     return path
 
 
 def run_directories(state: str, without: Iterable[str] = ()) -> Iterator[RunDirectory]:
-    """The runs of a state directory, oldest first, but for those whose names are in ``without``."""
+    """The runs of a state directory, oldest first, except the names in ``without``."""
     runs, known = f"{state}/runs", set(without)
     for name in sorted(os.listdir(runs)) if os.path.isdir(runs) else []:
         if name not in known and os.path.isdir(f"{runs}/{name}"):
@@ -126,64 +107,79 @@ def run_directories(state: str, without: Iterable[str] = ()) -> Iterator[RunDire
 
 def read_run(path: str) -> RunDirectory:
     """One run."""
-    record = load(f"{path}/{RUN}") or {}
+    found = load(f"{path}/{RUN}")
+    record = {} if found is None else sound.run(found) | {"run": os.path.basename(path)}
     return RunDirectory(path, record, is_alive(record))
 
 
-def read_attempt(directory: str, alive: bool) -> Attempt | None:
-    """What a job directory says; None if it says nothing.
+def read_attempt(directory: str, alive: bool) -> dict[str, Any] | None:
+    """Read the record of a job directory; None if it has no readable file.
 
     Args:
-        alive: whether its run is: an attempt without a verdict is then running, else lost.
-
+        alive: whether its run is alive: an attempt without a verdict is then running, otherwise lost.
     """
-    verdict = load(f"{directory}/{VERDICT}")
-    if verdict is not None:
-        return Attempt(verdict | {"directory": directory})
-    spec = load(f"{directory}/{SPEC}")
-    if spec is None:
+    problems: list[str] = []
+    found = _read(f"{directory}/{VERDICT}", problems)
+    if found is not None:
+        verdict = sound.verdict(found)
+        told = sound.damage(verdict, f"{directory}/{VERDICT}")
+        return verdict | {"directory": directory, "notes": [*verdict["notes"], *([told] if told else [])]}
+    described = _read(f"{directory}/{SPEC}", problems)
+    if described is None and not problems:
         return None
+    spec = sound.spec(described or {})
+    problems += filter(None, [sound.damage(spec, f"{directory}/{SPEC}")])
     reason = "still running" if alive else "lost: no verdict was written, and the run that started it is over"
+    if problems and not alive:
+        reason = f"lost: {'; '.join(problems)}"
     seconds = (time.time() if alive else _last_sign(directory)) - datetime.fromisoformat(spec["created"]).timestamp()
     record = {key: spec[key] for key in ("rule", "wildcards", "attempt", "limits", "isolation", "runtime", "backend")}
-    return Attempt(
-        record
-        | {
-            "retry": spec.get("retry", 0),
-            "retry_of": spec.get("retry_of"),
-            "outcome": RUNNING if alive else "lost",
-            "reason": reason,
-            "exit_code": None,
-            "signal": None,
-            "started": spec["created"],
-            "seconds": round(max(0.0, seconds), 3),
-            "usage": {},
-            "undeclared_writes": [],
-            "undeclared_reads": None,
-            "notes": [],
-            "staged": False,
-            "adopted": None,
-            "discarded": None,
-            "process": spec.get("process") if alive else None,
-            "directory": directory,
-        }
-    )
+    return record | {
+        "retry": spec["retry"],
+        "retry_of": spec["retry_of"],
+        "outcome": RUNNING if alive else "lost",
+        "reason": reason,
+        "exit_code": None,
+        "signal": None,
+        "started": spec["created"],
+        "seconds": round(max(0.0, seconds), 3),
+        "usage": {},
+        "undeclared_writes": [],
+        "undeclared_reads": None,
+        "notes": problems if alive else [],
+        "staged": False,
+        "adopted": None,
+        "discarded": None,
+        "process": spec["process"] if alive else None,
+        "directory": directory,
+    }
+
+
+def _read(path: str, problems: list[str]) -> dict[str, Any] | None:
+    """Read a JSON object; None if there is none. Damage is added to ``problems``."""
+    try:
+        return read_object(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        problems.append(f"{path} cannot be read: {error}")
+        return None
 
 
 def _last_sign(directory: str) -> float:
-    """When the newest of a lost job's files was written: for so long it has run at least. Of the epoch, in seconds."""
+    """The time of the newest file of a lost job, in seconds since the epoch: until then the job ran."""
     with suppress(OSError), os.scandir(directory) as entries:
         return max((entry.stat().st_mtime for entry in entries), default=0.0)
     return 0.0
 
 
 def is_alive(run: dict[str, Any]) -> bool:
-    """Whether the Snakemake that wrote ``run.json`` still lives: same boot, same process, same start."""
+    """Whether the Snakemake that wrote ``run.json`` is alive: boot, process id and start time agree."""
     if not run or run.get("ended"):
         return False
     try:
-        return lives(int(run["pid"]), int(run["start_time"]), str(run["boot_id"]))
-    except (ValueError, TypeError, KeyError):
+        return lives(process_number(run["pid"]), int(run["start_time"]), str(run["boot_id"]))
+    except (ValueError, TypeError, KeyError, OverflowError):
         return False
 
 
@@ -192,6 +188,5 @@ def save_run(directory: str, record: dict[str, Any]) -> None:
 
     Raises:
         OSError: if it cannot be written.
-
     """
     replace_file(f"{directory}/{RUN}", json.dumps(record, indent=1))

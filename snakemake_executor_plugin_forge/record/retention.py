@@ -1,7 +1,7 @@
-"""How long records are kept whole: old runs are put into an archive of one file, very old ones are removed.
+"""Retention of records: old runs are compacted into an archive of one file, very old runs are removed.
 
-The decision is pure; the hands are :func:`measure`, :func:`compact` and :func:`remove`. A run that goes on, or may
-still get a verdict, is never touched.
+The decision is pure; :func:`measure`, :func:`compact` and :func:`remove` are its hands. Nothing touches a run that is
+alive or may still get a verdict.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,17 +16,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..model import RECORD_SCHEMA
+from ..kernel.tree import remove_tree, weigh
+from ..spec.job import RECORD_SCHEMA
 from .archive import NAME, read_entries
-from .jsonfile import load
-from .layout import EVENTS, SPEC, STDERR, STDOUT
+from .jsonfile import EVENTS, SPEC, STDERR, STDOUT, load, to_disk
+from .plain_files import open_to_read
 from .reader import RUN, RunDirectory, read_run
 
 _HEAD_BYTES, _TAIL_BYTES = 4096, 12288  # of a stream
 
 
 class Action(StrEnum):
-    """What becomes of a run."""
+    """An action on a run, the gentler one first."""
 
     COMPACT = "compact"
     REMOVE = "remove"
@@ -35,17 +35,17 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long, and how much. None: without end."""
+    """Limits of age and size. None: no limit."""
 
     compact_after_seconds: float | None = 30 * 86400.0
     remove_after_seconds: float | None = None
     max_bytes: int | None = None  # of all records together
-    keep_runs: int = 3  # the newest: never touched
+    keep_runs: int = 3  # the newest runs, which stay
 
 
 @dataclass(frozen=True, slots=True)
 class RunSize:
-    """A run as retention sees it."""
+    """A run with its size and age."""
 
     path: str
     age_seconds: float  # since its end
@@ -55,28 +55,27 @@ class RunSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One thing to do."""
+class RetentionStep:
+    """One action on one run, with its reason."""
 
     action: Action
     run: RunSize
     why: str
 
 
-def decide(runs: Sequence[RunSize], policy: Policy) -> list[Step]:
-    """What to do, oldest run first. Pure.
+def decide(runs: Sequence[RunSize], policy: Policy) -> list[RetentionStep]:
+    """Decide the actions, oldest run first. Pure.
 
     Args:
         runs: oldest first.
-
     """
     candidates = [run for run in runs[: max(0, len(runs) - policy.keep_runs)] if run.over]
-    steps: dict[str, Step] = {}
+    steps: dict[str, RetentionStep] = {}
     for run in candidates:
-        if policy.remove_after_seconds is not None and run.age_seconds > policy.remove_after_seconds:
-            steps[run.path] = Step(Action.REMOVE, run, "age")
+        if _is_older(run, policy.remove_after_seconds):
+            steps[run.path] = RetentionStep(Action.REMOVE, run, "age")
         elif _is_older(run, policy.compact_after_seconds) and not run.compacted:
-            steps[run.path] = Step(Action.COMPACT, run, "age")
+            steps[run.path] = RetentionStep(Action.COMPACT, run, "age")
     if policy.max_bytes is not None:
         _shrink(candidates, steps, sum(run.size_bytes for run in runs), policy.max_bytes)
     return [steps[run.path] for run in candidates if run.path in steps]
@@ -86,21 +85,16 @@ def _is_older(run: RunSize, limit: float | None) -> bool:
     return limit is not None and run.age_seconds > limit
 
 
-def _shrink(candidates: Sequence[RunSize], steps: dict[str, Step], total: int, most: int) -> None:
-    """Compact, then remove, the oldest until the rest is small enough. A compacted run counts as nothing."""
+def _shrink(candidates: Sequence[RunSize], steps: dict[str, RetentionStep], total: int, most: int) -> None:
+    """Compact, then remove, the oldest runs until the rest is small enough. A compacted run counts as empty."""
     total -= sum(step.run.size_bytes for step in steps.values())
-    for run in candidates:
-        if total <= most:
-            return
-        if run.path not in steps and not run.compacted:
-            steps[run.path] = Step(Action.COMPACT, run, "size")
-            total -= run.size_bytes
-    for run in candidates:
-        if total <= most:
-            return
-        if run.path not in steps:
-            steps[run.path] = Step(Action.REMOVE, run, "size")
-            total -= run.size_bytes
+    for action in Action:
+        for run in candidates:
+            if total <= most:
+                return
+            if run.path not in steps and not (action is Action.COMPACT and run.compacted):
+                steps[run.path] = RetentionStep(action, run, "size")
+                total -= run.size_bytes
 
 
 # -- hands -------------------------------------------------------------------------------------------------------------
@@ -120,26 +114,18 @@ def measure(state: str) -> list[RunSize]:
 
 
 def size_bytes(path: str) -> int:
-    """What a directory and all in it take on the disk."""
-    total = 0
-    with os.scandir(path) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    total += size_bytes(entry.path)
-    return total
+    """The disk space of a directory and its content, in bytes."""
+    return weigh(path)[0]
 
 
 def compact(path: str) -> int:
-    """Put a run's attempts into one file, and remove their directories; returns how many bytes that freed.
+    """Put a run's attempts into one file and remove their directories; return the number of freed bytes.
 
-    The archive is complete and on the disk before anything is removed. A crash in between is made good by doing it
-    again. Memory does not grow with the number of attempts.
+    The archive is complete and on the disk before the first removal, so the next call repairs a crash in between.
+    Memory does not grow with the number of attempts.
 
     Raises:
-        OSError: if it cannot be written; nothing is removed then.
-
+        OSError: if the archive cannot be written; then nothing is removed.
     """
     run, before = read_run(path), size_bytes(path)
     temporary = f"{path}/.{NAME}.{os.getpid()}"
@@ -154,21 +140,21 @@ def compact(path: str) -> int:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-    _sync_directory(path)
+    to_disk(path)
     for name in list(run.names()):
-        shutil.rmtree(f"{path}/{name}", ignore_errors=True)
+        remove_tree(f"{path}/{name}")
     return before - size_bytes(path)
 
 
 def remove(path: str) -> int:
-    """Remove a run; returns how many bytes that freed."""
+    """Remove a run; return the number of freed bytes."""
     before = size_bytes(path)
-    shutil.rmtree(path)
+    remove_tree(path)
     return before
 
 
 def _entries(run: RunDirectory) -> Iterator[dict[str, Any]]:
-    """What is in the archive already, and then what is in directories, each once."""
+    """Attempts in the archive, then attempts in directories, each once."""
     archived = set()
     for entry in read_entries(run.path):
         archived.add(entry["name"])
@@ -181,7 +167,7 @@ def _entries(run: RunDirectory) -> Iterator[dict[str, Any]]:
         yield {
             "schema": RECORD_SCHEMA,
             "name": name,
-            "verdict": attempt.record,
+            "verdict": attempt,
             "spec": load(f"{directory}/{SPEC}"),
             "events": _read_lines(f"{directory}/{EVENTS}"),
             "streams": {stream: _shortened(f"{directory}/{stream}") for stream in (STDOUT, STDERR)},
@@ -189,19 +175,17 @@ def _entries(run: RunDirectory) -> Iterator[dict[str, Any]]:
 
 
 def _shortened(path: str) -> str:
-    """A stream's beginning and end."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= _HEAD_BYTES + _TAIL_BYTES:
-                return file.read().decode("utf-8", "replace")
-            head = file.read(_HEAD_BYTES)
-            file.seek(size - _TAIL_BYTES)
-            count = size - _HEAD_BYTES - _TAIL_BYTES
-            mark = f"\n[… {count} bytes were given up with the directory of this attempt …]\n"
-            return head.decode("utf-8", "replace") + mark + file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
+    """The beginning and the end of a stream."""
+    with suppress(OSError), open_to_read(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= _HEAD_BYTES + _TAIL_BYTES:
+            return file.read().decode("utf-8", "replace")
+        head = file.read(_HEAD_BYTES)
+        file.seek(size - _TAIL_BYTES)
+        count = size - _HEAD_BYTES - _TAIL_BYTES
+        mark = f"\n[… {count} bytes were removed with the directory of this attempt …]\n"
+        return head.decode("utf-8", "replace") + mark + file.read().decode("utf-8", "replace")
+    return ""
 
 
 def _read_lines(path: str) -> list[Any]:
@@ -211,11 +195,3 @@ def _read_lines(path: str) -> list[Any]:
             with suppress(ValueError):
                 found.append(json.loads(line))
     return found
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,38 +1,34 @@
-"""The tables of the index and how they came to be. sqlite.org/pragma.html#pragma_user_version, sqlite.org/wal.html.
+"""The tables of the index and their migrations. sqlite.org/pragma.html#pragma_user_version, sqlite.org/wal.html.
 
-Everything in the index can be read again from the job directories. A migration may therefore empty the tables, and an
-index from a newer Forge is left alone.
+The index repeats the content of the job directories. A migration may therefore empty the tables, and this module leaves
+the index of a newer Forge alone.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-NUMBERS = {
-    "attempt": (),
-    "retry": (),
-    "exit_code": (),
-    "signal": (),
-    "seconds": (),
+_USAGE = (
+    *("memory_peak_bytes", "memory_anon_peak_bytes", "cpu_seconds", "io_read_bytes", "io_write_bytes", "pids_peak"),
+    "scratch_peak_bytes",
+)
+NUMBERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("attempt", "retry", "exit_code", "signal", "seconds"), ()),
     "cpus": ("limits", "cpus"),
     "memory_limit_bytes": ("limits", "memory_bytes"),
     "wall_limit_seconds": ("limits", "seconds"),
     "disk_limit_bytes": ("limits", "disk_bytes"),
     "pids_limit": ("limits", "pids"),
-    "memory_peak_bytes": ("usage", "memory_peak_bytes"),
-    "memory_anon_peak_bytes": ("usage", "memory_anon_peak_bytes"),
-    "cpu_seconds": ("usage", "cpu_seconds"),
-    "io_read_bytes": ("usage", "io_read_bytes"),
-    "io_write_bytes": ("usage", "io_write_bytes"),
-    "pids_peak": ("usage", "pids_peak"),
-    "scratch_peak_bytes": ("usage", "scratch_peak_bytes"),
+    **{name: ("usage", name) for name in _USAGE},
 }
-"""Columns with a number: where it is in a verdict. () is the field of that name itself."""
+"""Columns with a number, and its place in a verdict. () is the field of that name itself."""
 TEXTS = ("run", "name", "rule", "outcome", "reason", "started", "runtime", "backend")
 JSONS = {"wildcards": (), "notes": (), "gpus": ("limits", "gpus")}
 
-# The narrow table is what lists and statistics read; whole verdicts are beside it, so that they are not read.
+# Lists and statistics read the narrow table; whole verdicts have a table of their own, which they need not read.
 _TABLES = f"""
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE run (run TEXT PRIMARY KEY, over INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
@@ -50,11 +46,11 @@ _TABLES = f"""
 
 MIGRATIONS = (
     "",  # 1 had no column for retry
-    # 2: all is read again from the job directories.
+    # 2: the commands read all job directories again.
     "DROP TABLE IF EXISTS meta; DROP TABLE IF EXISTS run; DROP TABLE IF EXISTS attempt; DROP TABLE IF EXISTS verdict;"
     + _TABLES,
 )
-"""From each version of the schema to the next; the first from nothing."""
+"""Migrations from each version of the schema to the next; the first makes the tables."""
 
 _NO_SHARED_MEMORY = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "gpfs", "beegfs", "ceph", "afs", "pvfs", "orangefs")
 """Kinds of file systems, by their beginning, on which processes of several hosts cannot share WAL's memory."""
@@ -66,15 +62,14 @@ class NewerIndexError(Exception):
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open the index, make it if it is not there, and bring its schema up to date.
+    """Open the index, make it if it does not exist, and migrate its schema.
 
     Args:
         path: of the file; "" is a private temporary one, which SQLite removes.
 
     Raises:
-        NewerIndexError: if its schema is not known here.
+        NewerIndexError: if a newer Forge wrote its schema.
         sqlite3.Error: if it cannot be opened or written, or is damaged.
-
     """
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
     try:
@@ -93,18 +88,25 @@ def connect(path: str) -> sqlite3.Connection:
 
 
 def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...]) -> None:
-    """Apply those migrations that were not applied yet, each with its number in one transaction."""
+    """Apply the missing migrations, each with its number in one transaction."""
     while (version := _version(connection)) < len(migrations):
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if _version(connection) == version:  # else another process was faster
+        with transaction(connection):
+            if _version(connection) == version:  # otherwise another process was faster
                 for statement in migrations[version].split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {version + 1}")
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Make all writes within it take effect, or none."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -118,16 +120,13 @@ def supports_wal(path: str) -> bool:
 
 def file_system(directory: str) -> str:
     """The kind of file system that a directory is on, such as "ext4": proc_pid_mountinfo(5)."""
-    device = os.stat(directory).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
     best, kind = "", "unknown"
     real = os.path.realpath(directory)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             left, _, right = line.partition(" - ")
-            fields = left.split()
-            point = fields[4].replace("\\040", " ")
+            point = left.split()[4].replace("\\040", " ")
             below = real == point or real.startswith(point.rstrip("/") + "/")
-            if (fields[2] == number or below) and below and len(point) >= len(best):
+            if below and len(point) >= len(best):
                 best, kind = point, right.split()[0]
     return kind

@@ -1,9 +1,11 @@
-"""A job's output stream: a pipe that is written to a file, of a bounded size, and shown on the terminal."""
+"""A job's output stream: a pipe, copied to a file of bounded size and to the terminal."""
 
 from __future__ import annotations
 
 import os
 import select
+
+from ..spec.printable import terminal_bytes
 
 _CHUNK = 65536
 _ECHO_AT_ONCE = 4096  # PIPE_BUF: what poll(2) promises to fit where a pipe is writable
@@ -13,22 +15,21 @@ _TAIL = 8192
 class Stream:
     """One of stdout, stderr.
 
-    The file gets everything up to a cap. Of more it has the beginning and the end: while the job runs, the second half
-    of the file is written again and again from its start; :meth:`finish` puts it in order, with a mark before it.
+    The file gets everything up to a cap. Of a longer stream it keeps the beginning and the end: while the job runs, the
+    second half of the file is a ring; :meth:`finish` puts it in order, with a mark before it.
 
-    The terminal is served from the file, so that a terminal that stands still (Ctrl-S, a pager) costs neither memory
-    nor the job's time. A pipe and not the file itself is the job's descriptor, because ``echo x > /dev/stderr`` would
-    truncate a file.
+    The terminal is served from the file, so that a stopped terminal (Ctrl-S, a pager) costs neither memory nor the
+    job's time. The job's descriptor is a pipe and not the file, because ``echo x > /dev/stderr`` would truncate a file.
     """
 
     def __init__(self, read_end: int, log: int, echo: int | None, cap_bytes: int | None = None) -> None:
-        """All are the caller's descriptors, and stay open.
+        """Take descriptors of the caller, which stay open.
 
         Args:
             read_end: of the pipe, not blocking.
             log: the file, open to read and write.
             echo: the terminal, or None.
-            cap_bytes: how much is kept; None: everything.
+            cap_bytes: the size that the file keeps; None: everything.
         """
         self.read_end = read_end
         self._log = log
@@ -38,10 +39,12 @@ class Stream:
         self._mark = 0  # its length, once the file is in order
         self._written = 0  # counted as if the file had it all
         self._shown = 0
+        self._is_terminal = echo is not None and os.isatty(echo)
+        self._cut = self._ready = b""  # for a terminal: what is not whole yet, and what it has not accepted
         self.problem: str | None = None
 
     def pump(self) -> bool:
-        """Move what is there; False at the end of the stream."""
+        """Copy available bytes; return False at the end of the stream."""
         try:
             chunk = os.read(self.read_end, _CHUNK)
         except BlockingIOError:
@@ -65,11 +68,11 @@ class Stream:
 
     @property
     def left_out(self) -> int:
-        """How many bytes between head and tail the file has not."""
+        """The number of bytes between head and tail that the file lacks."""
         return max(0, self._written - self._head - self._ring) if self._ring else 0
 
     def _place(self, offset: int) -> tuple[int, int]:
-        """Where in the file a byte of the stream is, and how many follow it there without a break."""
+        """The place of a stream's byte in the file, and the number of bytes that follow it there without a break."""
         if not self._ring:
             return offset, _CHUNK
         if offset < self._head:
@@ -85,33 +88,44 @@ class Stream:
         return os.pread(self._log, min(limit, room, self._written - offset), place)
 
     def show(self, *, wait: bool) -> None:
-        """Bring the terminal up to date, as far as it takes it without blocking or, with ``wait``, to the end."""
+        """Copy from the file to the terminal, as much as it accepts without blocking or, with ``wait``, everything."""
         if self._echo is None:
             return
         poll = select.poll()
         poll.register(self._echo, select.POLLOUT)
-        while self._shown < self._written:
+        while self._shown < self._written or self._ready or (wait and self._cut):
             if not wait and not poll.poll(0):
                 return
             try:
                 self._skip_what_is_gone()
-                chunk = self._read(self._shown, _ECHO_AT_ONCE)
-                self._shown += os.write(self._echo, chunk)
+                if self._is_terminal:
+                    self._show_on_terminal(last=wait)
+                else:
+                    self._shown += os.write(self._echo, self._read(self._shown, _ECHO_AT_ONCE))
             except BlockingIOError:
                 poll.poll(100)
-            except OSError:  # the terminal is gone; the file has it all
+            except OSError:  # the terminal is gone; the file has everything
                 self._echo = None
                 return
 
+    def _show_on_terminal(self, *, last: bool) -> None:
+        """Show a part without the sequences by which a job could change the terminal or its clipboard."""
+        if not self._ready:
+            chunk = self._read(self._shown, _ECHO_AT_ONCE)
+            self._shown += len(chunk)
+            self._ready, self._cut = terminal_bytes(self._cut + chunk, last=last and self._shown == self._written)
+        if self._ready and self._echo is not None:
+            self._ready = self._ready[os.write(self._echo, self._ready) :]
+
     def _skip_what_is_gone(self) -> None:
-        """The terminal was so slow that what it should show next has been written over."""
+        """Skip bytes that the ring has overwritten before the slow terminal could show them."""
         oldest = self._written - self._ring
         if self.left_out and self._head <= self._shown < oldest and self._echo is not None:
             os.write(self._echo, _mark(oldest - self._shown))
             self._shown = oldest
 
     def drain(self) -> None:
-        """Read what is left in the pipe; only when no process of the job is alive any more."""
+        """Read the rest of the pipe; only after all processes of the job have ended."""
         previous = -1
         while self._written != previous:
             previous = self._written
@@ -119,7 +133,7 @@ class Stream:
                 break
 
     def finish(self) -> None:
-        """Put the file in order, if it has a break; nothing may come after this."""
+        """Put the file in order, if it has a break; the last call."""
         if not self.left_out or self._mark:
             return
         mark = _mark(self.left_out)

@@ -1,1 +1,1 @@
-"""What encloses a job: control groups, namespaces, mounts, privileges. Nothing here knows of Snakemake."""
+"""What encloses a job: namespaces, Landlock, seccomp, privileges."""

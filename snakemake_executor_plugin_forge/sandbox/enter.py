@@ -1,539 +1,238 @@
-"""The way into the sandbox, in two halves: what a supervisor does once, and what each job does for itself."""
+"""The way into the sandbox in two halves: a supervisor works it out once, each job's process walks it."""
 
 from __future__ import annotations
 
 import functools
 import os
-import select
-import shutil
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NamedTuple
 
-from ..errors import SandboxError
-from ..files import CHECKPOINTS, PRIVATE_DIRECTORIES, below
-from ..model import FilePolicy, Files, Network
-from ..variables import allowed
-from . import landlock, mounts, privileges, pseudofile, root, seccomp, sweep, syscalls
-from .layers import Layer
-from .scratch import Scratch
-from .syscalls import Step
-from .view import Cover, lay_checkpoint, protect, remember, shared_memory, show, view_steps
-from .view import prepare as prepare_covers
+from ..kernel import syscalls
+from ..kernel.syscalls import Step
+from ..spec.errors import SandboxError
+from ..spec.file_policy import below
+from ..spec.job import FilePolicy, Files, LaunchSpec, Network, Undeclared
+from ..spec.paths import CHECKPOINTS, HOME, RUNS
+from . import landlock, privileges, seccomp
+from .base import Base
+from .filesystem import mount_plan, mounts, rootfs
+from .filesystem.mount_plan import PlannedMount, shared_memory
+from .filesystem.overlay import Layer, layer_of
+from .filesystem.scratch import Scratch
 
 _SHM = "/dev/shm"  # noqa: S108
-# What makes up a system, in the root directory: all else there is somebody's data. hier(7)
-_SYSTEM = (
-    "bin", "boot", "dev", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "opt", "proc", "run", "sbin", "sys",
-    "tmp", "usr", "var",
-)  # fmt: skip
-
-_OOM_SCORE = 500
-"""As if a job used half of the memory more than it does."""
-
-ROOT_MECHANISMS = ("mount-ns", "pid-ns", "ipc-ns", "uts-ns", "no-new-privs", "capabilities")
-USER_MECHANISMS = ("user-ns", *ROOT_MECHANISMS)
-NO_MECHANISMS = ("subreaper", "no-new-privs", "capabilities")
-MECHANISMS = {"root": ROOT_MECHANISMS, "user": USER_MECHANISMS, "none": NO_MECHANISMS}
-"""What a job has, by the kind of its namespaces: see :attr:`.model.Host.namespaces`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """What a supervisor has prepared for all of its jobs."""
-
-    namespaces: str  # "root", "user" or "none"
-    own_pid_namespace: int  # a descriptor
-    null: int  # a descriptor of /dev/null
-    init_program: str
-    capabilities: frozenset[int]  # what a job keeps
-    private: tuple[str, ...]  # those of PRIVATE_DIRECTORIES that exist here and are not links
-    foreign: tuple[str, ...] = ()  # directories in / that are no part of the system
-    gpus: tuple[str, ...] = ()  # device nodes that its jobs may be given
-
-
-def mechanisms(namespaces: str) -> tuple[str, ...]:
-    """What a job has on this host: see :attr:`.model.Host.mechanisms`."""
-    beside = (("landlock",) if not landlock.refusal(landlock.abi()) else ()) + (
-        ("seccomp",) if not seccomp.refusal() else ()
-    )
-    return MECHANISMS[namespaces] + beside
-
-
-def prepare(namespaces: str, gpus: tuple[str, ...] = (), declared: tuple[str, ...] = ()) -> Base:
-    """Give this (single-threaded) process a mount namespace that its jobs will copy.
-
-    As an ordinary user this is done in a user namespace in which only the user itself exists: user_namespaces(7).
-    Where there are no namespaces, it becomes the parent of all that its jobs leave behind: see :mod:`.sweep`.
-
-    Args:
-        namespaces: "root", "user" or "none".
-        gpus: device nodes that its jobs may be given.
-        declared: variables that the workflow wants in its jobs' environment.
-
-    Raises:
-        OSError: the call that the host refuses.
-
-    """
-    if namespaces == "none":
-        sweep.become_subreaper()
-        return _base(namespaces, (), gpus, declared)
-    if namespaces == "root":
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-    else:
-        uid, gid = os.geteuid(), os.getegid()
-        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-        pseudofile.write("/proc/self/setgroups", "deny")
-        pseudofile.write("/proc/self/uid_map", f"{uid} {uid} 1")
-        pseudofile.write("/proc/self/gid_map", f"{gid} {gid} 1")
-    mounts.prepare_base(next(filter(os.path.isdir, (*PRIVATE_DIRECTORIES, os.getcwd()))), gpus)
-    return _base(namespaces, private_directories(), gpus, declared)
-
-
-def _base(namespaces: str, private: tuple[str, ...], gpus: tuple[str, ...], declared: tuple[str, ...]) -> Base:
-    for name in allowed(os.environ, declared)[1]:
-        del os.environ[name]
-    syscalls.join_new_session_keyring()  # whatever becomes of that of a job, it is not the user's
-    program = shutil.which("cat")
-    if program is None:
-        raise OSError("cat, which holds a job's PID namespace, is not in PATH")
-    return Base(
-        namespaces=namespaces,
-        own_pid_namespace=os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
-        null=os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC),
-        init_program=program,
-        capabilities=privileges.bound(),
-        private=private,
-        foreign=tuple(sorted(f"/{name}" for name in os.listdir("/") if _is_foreign(name))),
-        gpus=gpus,
-    )
-
-
-def _is_foreign(name: str) -> bool:
-    return name not in _SYSTEM and os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")
-
-
-def private_directories() -> tuple[str, ...]:
-    """Those of PRIVATE_DIRECTORIES that exist here and are not links to elsewhere."""
-    return tuple(d for d in PRIVATE_DIRECTORIES if os.path.isdir(d) and not os.path.islink(d))
-
-
-@dataclass(slots=True)
-class Holder:
-    """A process (cat) that is the first one of a PID namespace, and ends with the write end of its pipe."""
-
-    pid: int
-    pipe: int
-    dead: bool = False
-
-    def end(self, timeout_seconds: float) -> bool:
-        """Wait until it and all others in its namespace are dead; False after the time. It was killed before."""
-        if self.dead:
-            return True
-        pidfd = os.pidfd_open(self.pid)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(timeout_seconds * 1000):
-            os.waitpid(self.pid, 0)
-            os.close(self.pipe)
-            self.dead = True
-        os.close(pidfd)
-        return self.dead
-
-
-@dataclass(slots=True)
-class Started:
-    """The processes of a job that a supervisor has to look after."""
-
-    pid: int
-    init: Holder | None  # None: the job's process is the first of its namespace itself
-
-    @property
-    def holder(self) -> int | None:
-        """The process of ours that holds the namespace or started the command, and is no part of the job."""
-        return self.pid if self.init is None else self.init.pid
-
-    def kill(self) -> None:
-        """Kill the namespace's first process, and with it all others, whatever they ignore: pid_namespaces(7)."""
-        if self.init is not None and self.init.dead:
-            return
-        with suppress(ProcessLookupError):
-            os.kill(self.pid if self.init is None else self.init.pid, signal.SIGKILL)
-
-    def end(self, timeout_seconds: float) -> bool:
-        """Kill, and wait until every process of the namespace is dead; False after the time. ``pid`` is not reaped."""
-        self.kill()
-        # Without a holder, who reaps pid waits for it, and it ends after all others.
-        return self.init is None or self.init.end(timeout_seconds)
-
-
-class Unheld(Started):
-    """The same without a namespace: the job is all that is below this supervisor, and is killed one by one."""
-
-    def __init__(self, pid: int, *, starts_command: bool) -> None:
-        super().__init__(pid, None)
-        self._holder = pid if starts_command else None
-
-    @property
-    def holder(self) -> int | None:
-        return self._holder
-
-    def kill(self) -> None:
-        sweep.kill_below(os.getpid())
-
-    def end(self, timeout_seconds: float) -> bool:
-        return sweep.end_below(os.getpid(), self.pid, timeout_seconds)
-
-
-def start(base: Base, job: Callable[[], NoReturn], *, as_init: bool) -> Started:
-    """Fork ``job`` into a new PID namespace, where there are such.
-
-    The kernel ends the whole namespace with its first process (pid_namespaces(7)), which must end with this
-    supervisor, in whatever way that dies. There are two ways:
-
-    * ``as_init``: it is the job's own process, which starts a command, reaps what that leaves behind and is killed
-      by the kernel when its parent dies (PR_SET_PDEATHSIG). The cheapest.
-    * It is ``cat`` on a pipe that only this supervisor holds, and then reads the end of the file: for jobs that run
-      a rule's Python code, which would find itself without default signal handling as process 1. cat, and not a fork
-      of this process, because a fork of a process with a workflow in memory costs several times as much. It ignores
-      SIGCHLD, so that orphans that it inherits are reaped by the kernel.
-    """
-    if base.namespaces == "none":
-        return _start_unheld(job, starts_command=as_init)
-    # TERM waits until the job has its own signal handling: here it is still ignored, and would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        if as_init:
-            return Started(fork_init(job), None)
-        if base.namespaces == "user":
-            return _start_in_user_namespace(base, job)
-        holder, namespace = hold_namespace(base)
-        try:
-            return Started(fork_into(base, namespace, job, 0), holder)
-        finally:
-            os.close(namespace)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def fork_init(job: Callable[[], NoReturn], flags: int = 0) -> int:
-    """Fork ``job`` as the first process of a new PID namespace, which ends with its parent.
-
-    SIGTERM is to be blocked.
-
-    Args:
-        flags: more of them, of clone(2).
-
-    Returns:
-        Its number.
-
-    Raises:
-        OSError: if that is refused.
-
-    """
-    pid = syscalls.fork(syscalls.CLONE_NEWPID | flags)
-    if pid == 0:
-        _offer_to_the_oom_killer()
-        syscalls.set_process_name("forge-init")
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # its /proc entry and its memory are not the job's business
-        job()
-    return pid
-
-
-def hold_namespace(base: Base) -> tuple[Holder, int]:
-    """Make a PID namespace, as root.
-
-    Returns:
-        Who holds it, and a descriptor of it.
-
-    Raises:
-        OSError: if that is refused.
-
-    """
-    syscalls.unshare(syscalls.CLONE_NEWPID)
-    try:
-        holder = _hold_namespace(base)
-        return holder, os.open(f"/proc/{holder.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        syscalls.setns(base.own_pid_namespace, syscalls.CLONE_NEWPID)
-
-
-def fork_into(base: Base, namespace: int, job: Callable[[], NoReturn], flags: int) -> int:
-    """Fork ``job`` into a PID namespace that somebody holds. SIGTERM is to be blocked.
-
-    Args:
-        namespace: a descriptor of it.
-        flags: of clone(2).
-
-    Returns:
-        Its number.
-
-    Raises:
-        OSError: if that is refused.
-
-    """
-    syscalls.setns(namespace, syscalls.CLONE_NEWPID)
-    try:
-        pid = syscalls.fork(flags)
-        if pid == 0:
-            _offer_to_the_oom_killer()
-            job()
-    finally:
-        syscalls.setns(base.own_pid_namespace, syscalls.CLONE_NEWPID)
-    return pid
-
-
-def _offer_to_the_oom_killer() -> None:
-    """Where the host, or a cgroup around the run, is out of memory: a job first, and not Snakemake or a service.
-
-    proc_pid_oom_score_adj(5). Within the job's own limit it makes no difference, as all of its processes have it. Here
-    and not later, because the file belongs to root once this process is not dumpable.
-    """
-    with suppress(OSError, ValueError):
-        if int(pseudofile.read("/proc/self/oom_score_adj")) < _OOM_SCORE:
-            pseudofile.write("/proc/self/oom_score_adj", _OOM_SCORE)
-
-
-def _start_in_user_namespace(base: Base, job: Callable[[], NoReturn]) -> Started:
-    """Who has no privileges outside its user namespace cannot go back to its own PID namespace (setns(2)).
-
-    So a helper goes there, starts cat and the job as children of this process (CLONE_PARENT), and ends.
-    """
-    hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
-    answers, answer = os.pipe2(os.O_CLOEXEC)
-    try:
-        helper = os.fork()
-        if helper == 0:
-            text = b"it was killed"
-            try:
-                syscalls.unshare(syscalls.CLONE_NEWPID)
-                init = syscalls.fork(syscalls.CLONE_PARENT)
-                if init == 0:
-                    _become_holder(base, hold_read)
-                pid = syscalls.fork(syscalls.CLONE_PARENT)
-                if pid == 0:
-                    _offer_to_the_oom_killer()
-                    job()
-                text = b"%d %d" % (init, pid)
-            except OSError as error:
-                text = str(error).encode()
-            finally:
-                os.write(answer, text)
-                os._exit(0)
-        os.waitpid(helper, 0)
-        os.set_blocking(answers, False)
-        words = os.read(answers, 4096).split()
-        if len(words) != 2 or not all(map(bytes.isdigit, words)):
-            raise OSError(f"a job could not be started in a PID namespace: {b' '.join(words).decode()}")
-    except OSError:
-        os.close(hold_write)
-        raise
-    finally:
-        for fd in (hold_read, answers, answer):
-            os.close(fd)
-    return Started(int(words[1]), Holder(int(words[0]), hold_write))
-
-
-def _become_holder(base: Base, hold_read: int) -> NoReturn:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    os.dup2(hold_read, 0)
-    os.dup2(base.null, 1)
-    os.dup2(base.null, 2)
-    os.execv(base.init_program, [base.init_program])  # noqa: S606
-
-
-def _start_unheld(job: Callable[[], NoReturn], *, starts_command: bool) -> Started:
-    """At least the job's own process dies with this one; a supervisor that buries it finds the rest."""
-    supervisor = os.getpid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        pid = os.fork()
-        if pid == 0:
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != supervisor:
-                os._exit(1)
-            _offer_to_the_oom_killer()
-            job()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    return Unheld(pid, starts_command=starts_command)
-
-
-def _hold_namespace(base: Base) -> Holder:
-    hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
-    streams = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate((hold_read, base.null, base.null))]
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
-        pid = os.posix_spawn(base.init_program, [base.init_program], os.environ, file_actions=streams)
-    finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.close(hold_read)
-    return Holder(pid, hold_write)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """All that the way into a sandbox depends on: jobs that agree in it can use each other's process."""
+class SandboxKey:
+    """Everything that entering a sandbox depends on: jobs with equal keys can use each other's process."""
 
     scratch_base: str
     network: Network = Network.ON
-    exposed: tuple[str, ...] = ()  # below private directories, and visible all the same
+    exposed: tuple[str, ...] = ()  # paths below private directories that are visible all the same
     workdir: str = "/"
     files: Files = Files()  # noqa: RUF009 - frozen; without what concerns one job alone
-    identities: tuple[tuple[int, int] | None, ...] = ()  # of those directories
+    identities: tuple[tuple[int, int] | None, ...] = ()  # device and inode of these directories
     interactive: bool = False
     gpus: tuple[str, ...] = ()
     root: str | None = None  # the root directory of its image
-    shown: tuple[str, ...] = ()  # paths of the host that are seen in there
-    checkpoints: bool = False  # whether it gets a directory for them, where it has a layer
+    shown: tuple[str, ...] = ()  # paths of the host that are visible in the image
+    records: bool = False  # whether it sees, where it has a layer, no record but its own
+    checkpoints: bool = False  # whether it gets a directory for checkpoints, where it has a layer
+
+    @classmethod
+    def of(cls, spec: LaunchSpec) -> SandboxKey:
+        """Return the key of a job now: a directory that was deleted and made again since counts as another one."""
+        files = replace(
+            spec.files, targets=(), inputs=(), expected=(), undeclared=Undeclared.KEEP, keep_incomplete=False
+        )  # fmt: skip
+        return cls(
+            scratch_base=spec.scratch_base,
+            network=spec.network,
+            exposed=spec.exposed,
+            workdir=spec.workdir,
+            files=files,
+            identities=tuple(_identity(path) for path in dict.fromkeys((spec.workdir, *spec.exposed, *files.layers))),
+            interactive=spec.interactive,
+            gpus=spec.gpus,
+            root=spec.root,
+            shown=spec.shown,
+            records=spec.files.policy is FilePolicy.GUARD and below(spec.job_dir, f"{spec.workdir}/{RUNS}"),
+            checkpoints=spec.checkpoint is not None and spec.files.staged,
+        )
 
 
-def covers(view: View, base: Base, scratch: Scratch, layers: tuple[Layer, ...]) -> tuple[Cover, ...]:
-    """What a job sees in place of what, with what is visible of it all the same.
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def planned_mounts(
+    key: SandboxKey, base: Base, scratch: Scratch, layers: tuple[Layer, ...]
+) -> tuple[PlannedMount, ...]:
+    """Return the mounts of a job, each with the real paths that stay visible in it.
 
     Args:
-        layers: those over the directories that the view names, in their order, and then that over $HOME.
-
+        layers: those over the directories that the key names, in their order.
     """
-    strict = view.files.policy is FilePolicy.STRICT
-    found = [Cover(directory, source=source) for directory, source in scratch.private.items()]
+    strict = key.files.policy is FilePolicy.STRICT
+    found = [PlannedMount(directory, source=source) for directory, source in scratch.private.items()]
     if _SHM in base.private:
         found.append(shared_memory())
     if strict:
-        home = view.files.home
-        found += [Cover(directory, writable=False) for directory in base.foreign if directory != home]
-        found += [Cover(home, tmpfs="mode=700,size=100%")] if home is not None else []
+        home = key.files.home
+        found += [PlannedMount(directory, writable=False) for directory in base.foreign if directory != home]
+        found += [PlannedMount(home, tmpfs="mode=700,size=100%")] if home is not None else []
+    else:
+        wanted = (key.files.home, *key.files.caches)
+        found += [PlannedMount(directory, source=source) for directory, source in base.kept if directory in wanted]
+        own = f"{key.workdir}/{HOME}"
+        found += [PlannedMount(own, writable=False)] if key.files.layers and os.path.isdir(own) else []
     for layer in layers:
-        found.append(Cover(layer.root, layer=layer))
+        found.append(PlannedMount(layer.root, layer=layer))
         if layer.lower == layer.root:
             staging = os.path.dirname(layer.directory)
-            found += [Cover(staging, writable=False)] if below(staging, layer.root) else []
-    if view.checkpoints and layers:  # those of other jobs are not seen, and its own is laid in there
-        found.append(Cover(f"{view.workdir}/{CHECKPOINTS}"))
-    return show(tuple(found), _shown(view, scratch, layers))
+            found += [PlannedMount(staging, writable=False)] if below(staging, layer.root) else []
+    # Both hide what other jobs have there; the job's own is bound into it.
+    if key.checkpoints and layers:
+        found.append(PlannedMount(f"{key.workdir}/{CHECKPOINTS}"))
+    if key.records:
+        found.append(PlannedMount(f"{key.workdir}/{RUNS}", tmpfs=mount_plan.RECORDS))
+    return mount_plan.keep_visible(tuple(found), _shown(key, scratch, layers))
 
 
-def _writable(view: View, scratch: Scratch) -> tuple[str, ...]:
-    """Real paths that a job may write to, beside its layers and private directories."""
-    return (*view.files.live, *view.files.writable, *(() if scratch.is_private else (scratch.root,)))
+def _writable(key: SandboxKey, scratch: Scratch) -> tuple[str, ...]:
+    """Return the real paths that a job may write to, beside its layers and private directories."""
+    return (*key.files.live, *key.files.writable, *(() if scratch.is_private else (scratch.root,)))
 
 
-def _shown(view: View, scratch: Scratch, layers: tuple[Layer, ...]) -> Iterator[tuple[str, bool]]:
-    """Real paths that a cover must leave visible, and whether they can be written to."""
-    strict = view.files.policy is FilePolicy.STRICT
-    for path in (*view.exposed, *view.files.visible):
-        if os.path.exists(path) and not any(path == layer.root for layer in layers):
-            yield path, not view.files.staged
-    for path in _writable(view, scratch):
+def _shown(key: SandboxKey, scratch: Scratch, layers: tuple[Layer, ...]) -> Iterator[tuple[str, bool]]:
+    """Yield the real paths that must stay visible below the mounts, and whether the job may write to them."""
+    strict = key.files.policy is FilePolicy.STRICT
+    kept = () if strict else (key.files.home, *key.files.caches)  # shows them anyway, and a job may write there
+    roots = {layer.root: layer for layer in layers}
+    for path in (*key.exposed, *key.files.visible):
+        in_layer = path in roots if strict else layer_of(path, roots) is not None
+        covered = in_layer or any(d and below(path, d) for d in kept)
+        if not covered and os.path.exists(path):
+            yield path, not key.files.staged
+    for path in _writable(key, scratch):
         if os.path.exists(path):
             yield path, True
     if strict:  # mounts of other file systems are a part of what the layers would show
         return
-    for point in view.files.mounts:
-        yield point, False
+    for point in key.files.mounts:
+        if mounts.is_usable(point):
+            yield point, False
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """What :func:`entry_steps` needs: all that is known of a sandbox before there is a process for it."""
+class EntryPlan:
+    """The plan of a sandbox before there is a process for it, for :func:`entry_steps`."""
 
-    view: View
-    covers: tuple[Cover, ...]
+    key: SandboxKey
+    mounts: tuple[PlannedMount, ...]
     layers: tuple[Layer, ...]
-    places: str  # where the mount points of the covers are
+    assembly: str  # the directory in which the mounts are assembled
     writable: tuple[str, ...]
 
 
-def way_in(view: View, base: Base, scratch: Scratch, layers: tuple[Layer, ...]) -> Way:
-    """Look at what is there, and make mount points; in the supervisor.
+def plan_entry(key: SandboxKey, base: Base, scratch: Scratch, layers: tuple[Layer, ...]) -> EntryPlan:
+    """Plan the sandbox of a job and make its mount points, in the supervisor.
 
     Raises:
         OSError, SandboxError: if a mount point cannot be made.
-
     """
     if base.namespaces == "none":
-        if view.root is not None:
+        if key.root is not None:
             raise SandboxError("a container needs namespaces, which this host does not give: snakemake-forge doctor")
-        return Way(view, (), layers, "", (*view.files.writable, scratch.root) if view.files.writable else ("/",))
-    found = covers(view, base, scratch, layers)
-    prepare_covers(found, scratch.places)
+        return EntryPlan(key, (), layers, "", (*key.files.writable, scratch.root) if key.files.writable else ("/",))
+    found = planned_mounts(key, base, scratch, layers)
+    mount_plan.prepare(found, scratch.assembly)
     writable = tuple(
         path
-        for path in _writable(view, scratch)
-        if os.path.exists(path) and not any(below(path, cover.directory) for cover in found)
+        for path in _writable(key, scratch)
+        if os.path.exists(path) and not any(below(path, mount.directory) for mount in found)
     )
-    shown = root.make_mount_points(view.root, view.shown) if view.root is not None else ()
-    return Way(replace(view, shown=shown), found, layers, scratch.places, writable)
+    shown = rootfs.make_mount_points(key.root, key.shown) if key.root is not None else ()
+    return EntryPlan(replace(key, shown=shown), found, layers, scratch.assembly, writable)
 
 
 def _ruleset(writable: tuple[str, ...], nested: bool) -> landlock.Ruleset | None:
-    """None where there is no Landlock, and for jobs that mount something themselves, which it forbids."""
+    """Return the rules of Landlock; None where it is missing, and for jobs that mount, which it forbids."""
     version = landlock.abi()
     if nested or landlock.refusal(version):
         return None
     return landlock.Ruleset(version, landlock.rules(version, (), optional=writable))
 
 
-def _lock_steps(rules: landlock.Ruleset | None, nested: bool, capabilities: frozenset[int]) -> tuple[Step, ...]:
+class EntrySteps(NamedTuple):
+    """The system calls that lock a job's process into its sandbox."""
+
+    ahead: tuple[Step, ...]  # before there is a job
+    lock: tuple[Step, ...]
+    filter: tuple[Step, ...]
+
+
+def _lock_steps(
+    rules: landlock.Ruleset | None, nested: bool, capabilities: frozenset[int]
+) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     restrict = rules.restrict_steps() if rules is not None else []
-    return (*privileges.drop_steps(capabilities, nested=nested), *restrict, *seccomp.steps(nested=nested))
+    return (*privileges.drop_steps(capabilities, nested=nested), *restrict), tuple(seccomp.steps(nested=nested))
 
 
-@functools.lru_cache(maxsize=64)  # most jobs of a run are entered in the same way
-def entry_steps(way: Way, base: Base) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """What locks a job's process into its sandbox, worked out ahead of it.
-
-    Returns:
-        What can be done before there is a job, and what is done when there is one.
-
-    """
-    view, files = way.view, way.view.files
+@functools.lru_cache(maxsize=64)  # most sandboxes of a run are equal
+def entry_steps(plan: EntryPlan, base: Base) -> EntrySteps:
+    """Work out the system calls that lock a job's process into its sandbox."""
+    key, files = plan.key, plan.key.files
     if base.namespaces == "none":
-        rules = _ruleset(way.writable, files.nested)
-        ahead: tuple[Step, ...] = (syscalls.chdir_step(view.workdir), *(rules.prepare_steps() if rules else ()))
-        return ahead, _lock_steps(rules, files.nested, base.capabilities)
+        rules = _ruleset(plan.writable, files.nested)
+        ahead: tuple[Step, ...] = (syscalls.chdir_step(key.workdir), *(rules.prepare_steps() if rules else ()))
+        return EntrySteps(ahead, *_lock_steps(rules, files.nested, base.capabilities))
     flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
-    if view.network is Network.OFF:
+    if key.network is Network.OFF:
         flags |= syscalls.CLONE_NEWNET
-    mounts_of_view = view_steps(
-        way.covers,
-        way.places,
+    mount_steps = mount_plan.mount_steps(
+        plan.mounts,
+        plan.assembly,
         read_only=files.staged,
-        writable=way.writable,
+        writable=plan.writable,
         hidden=files.hidden,
         masks=not files.nested,
-        user=base.namespaces == "user",
+        user=base.userns,
     )
-    shown = [path for cover in way.covers for path, may_write in cover.shown if may_write]
-    allowed_to = [cover.directory for cover in way.covers if cover.writable] + shown + list(way.writable)
+    visible = [path for mount in plan.mounts for path, may_write in mount.visible if may_write]
+    allowed_to = [mount.directory for mount in plan.mounts if mount.writable] + visible + list(plan.writable)
     rules = _ruleset(tuple(allowed_to) if files.staged else ("/",), files.nested)
     ahead = (
         syscalls.unshare_step(flags),
-        *([(syscalls.raise_loopback, (), "loopback")] if view.network is Network.OFF else []),
-        *[(remember, (layer.root,), "") for layer in way.layers],
-        *mounts_of_view,
-        *(mounts.gpu_steps(view.gpus) if base.gpus else []),
-        *(root.steps(view.root, view.shown) if view.root is not None else []),
-        syscalls.chdir_step(view.workdir),
+        *([(syscalls.raise_loopback, (), "loopback")] if key.network is Network.OFF else []),
+        *[(mount_plan.open_real, (layer.root,), "") for layer in plan.layers],
+        *mount_steps,
+        *(mounts.gpu_steps(key.gpus) if base.gpus else []),
+        *(mounts.rdma_steps() if key.network is Network.OFF else []),
+        *[syscalls.unmount_step(place) for _, place in base.kept],
+        *(rootfs.steps(key.root, key.shown) if key.root is not None else []),
+        syscalls.chdir_step(key.workdir),
         (syscalls.join_new_session_keyring, (), "keyring"),
         *(rules.prepare_steps() if rules is not None else ()),
     )
-    return ahead, _lock_steps(rules, files.nested, base.capabilities)
+    return EntrySteps(ahead, *_lock_steps(rules, files.nested, base.capabilities))
 
 
 def enter(steps: tuple[Step, ...], keep: tuple[int, ...]) -> None:
-    """Lock this process, just forked by :func:`start`, into its sandbox. Streams are the caller's business.
+    """Lock this process, which was just forked, into its sandbox. The caller connects its streams.
 
     Args:
         steps: see :func:`entry_steps`.
         keep: descriptors that stay open.
 
     Raises:
-        OSError: the call that was refused.
-
+        OSError: if the kernel refuses a call.
     """
     os.setsid()
     privileges.close_descriptors(keep)
@@ -542,30 +241,40 @@ def enter(steps: tuple[Step, ...], keep: tuple[int, ...]) -> None:
 
 
 def lock(
-    steps: tuple[Step, ...],
+    steps: EntrySteps,
     inputs: Iterable[tuple[str, str]],
-    checkpoint: tuple[str, str] | None,
+    own: tuple[str, Mapping[str, bool]] | None,
     bounds: privileges.Bounds,
-    doors: list[int],
-) -> None:
-    """Make this process, which is in its sandbox, that of one job: its inputs, its limits, and no way back.
+    cgroup_files: list[int],
+    *,
+    listened_to: bool,
+) -> int | None:
+    """Dedicate this process, which is in its sandbox, to one job: its inputs, its limits, and no way back.
 
     Args:
         steps: see :func:`entry_steps`.
-        inputs: to be protected: see :func:`.view.protect`.
-        checkpoint: working directory and name: see :func:`.view.lay_checkpoint`.
-        bounds: of its processes.
-        doors: of its cgroup.
+        inputs: see :func:`.filesystem.mount_plan.bind_inputs`.
+        own: working directory, and the directories of Forge that are the job's, each with whether it may write to it:
+            see :func:`.filesystem.mount_plan.bind_own`.
+        cgroup_files: by which it enters its cgroup.
+        listened_to: whether a supervisor answers notifications.
+
+    Returns:
+        Their descriptor: see :func:`.seccomp.listen`.
 
     Raises:
-        OSError: the call that was refused.
-
+        OSError: if the kernel refuses a call.
     """
-    if checkpoint is not None:
-        lay_checkpoint(*checkpoint)
-    protect(inputs)
-    syscalls.run(steps)
+    if own is not None:
+        for name, writable in own[1].items():
+            mount_plan.bind_own(own[0], name, writable=writable)
+    mount_plan.bind_inputs(inputs)
+    syscalls.run(steps.lock)
+    listener = seccomp.listen() if listened_to else None
+    if listener is None:
+        syscalls.run(steps.filter)
     privileges.limit_resources(bounds)
-    for door in doors:
-        os.write(door, b"0")
-        os.close(door)
+    for fd in cgroup_files:
+        os.write(fd, b"0")
+        os.close(fd)
+    return listener

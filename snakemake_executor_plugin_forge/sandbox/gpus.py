@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections.abc import Mapping
 
-from ..errors import UsageError
-from ..plan import choose_gpus
-from .mounts import is_gpu
+from ..spec.errors import UsageError
+from ..spec.resources import choose_gpus
+from .filesystem.mounts import is_gpu
 
 
 def find(wanted: tuple[str, ...] | None, environment: Mapping[str, str]) -> tuple[str, ...]:
     """The device nodes that the jobs of this run may have.
 
     Args:
-        wanted: ``--forge-gpus``; None: whatever is there.
-        environment: see :func:`..plan.choose_gpus`.
+        wanted: ``--forge-gpus``; None: every GPU of the host.
+        environment: see :func:`..spec.resources.choose_gpus`.
 
     Raises:
-        UsageError: for a wanted one that is not there, and as :func:`..plan.choose_gpus`.
-
+        UsageError: for a missing device, and as :func:`..spec.resources.choose_gpus`.
     """
     if wanted is None:
-        return choose_gpus(filter(is_gpu, _nodes()), os.path.exists("/dev/kfd"), environment)
+        nodes = [*glob.glob("/dev/*"), *glob.glob("/dev/dri/*")]
+        return choose_gpus(filter(is_gpu, nodes), os.path.exists("/dev/kfd"), environment)
     for node in wanted:
         if not _is_device(node):
             raise UsageError(f"--forge-gpus: {node} is no character device of this host. Name others, or none.")
     return wanted
-
-
-def _nodes() -> list[str]:
-    found = [f"/dev/{name}" for name in os.listdir("/dev")]
-    if os.path.isdir("/dev/dri"):
-        found += [f"/dev/dri/{name}" for name in os.listdir("/dev/dri")]
-    return found
 
 
 def _is_device(node: str) -> bool:

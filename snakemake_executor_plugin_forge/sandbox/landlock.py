@@ -1,13 +1,12 @@
-"""Landlock: what a process may change in the file system, whatever its user may, and whom it may reach beside files.
+"""Landlock: limits on the changes that a process can make to files, and on the processes that it can reach.
 
 Sources: landlock(7), landlock_create_ruleset(2), landlock_add_rule(2), landlock_restrict_self(2), linux/landlock.h and
 userspace-api/landlock.rst of the kernel.
 
-Only what *changes* files is handled. Reading and executing are not, so that opening a file to read costs nothing more
-than before; what shall not be read is hidden by mounts. Three things that Landlock cannot do are left to read-only
-mounts as well: it does not keep anybody from chmod, chown, utime and setxattr, nor from truncate(2) before ABI 3. What
-it does beside them: it holds also where there is no mount namespace, it forbids every change of the mounts, and no
-path around a mount leads past it.
+Forge lets Landlock handle *changes* only, not reading and executing, so that opening a file for reading costs nothing
+more; mounts hide unreadable files. Read-only mounts do the rest: Landlock does not prevent chmod, chown, utime and
+setxattr, nor truncate(2) before ABI 3. Landlock adds to mounts: it also works without a mount namespace, it forbids
+every change of the mounts, and no path around a mount avoids it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntFlag
 
-from .syscalls import Step
+from ..kernel.syscalls import Step
 
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # on every architecture
 _VERSION = 1
 _RULE_PATH_BENEATH = 1
 _LEAST_ABI = 2
@@ -32,7 +31,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Right(IntFlag):
-    """What may be done in a directory and below it: LANDLOCK_ACCESS_FS_…, those that change something."""
+    """Rights in a directory and below it: the LANDLOCK_ACCESS_FS_… that change something."""
 
     WRITE_FILE = 1 << 1
     REMOVE_DIR = 1 << 4
@@ -49,25 +48,25 @@ class Right(IntFlag):
 
 
 class Scope(IntFlag):
-    """Whom a process may not reach, if it is outside: LANDLOCK_SCOPE_…."""
+    """Targets outside that a process cannot reach: LANDLOCK_SCOPE_…."""
 
     ABSTRACT_UNIX_SOCKET = 1 << 0
     SIGNAL = 1 << 1
 
 
-# IOCTL_DEV (ABI 5) is not among them: it would have to be allowed for all of /dev, and that is a small one already.
-_SINCE = {Right.REFER: 2, Right.TRUNCATE: 3}  # the others since ABI 1
+# IOCTL_DEV (ABI 5) is missing: Forge would have to allow it for all of /dev, which is a small one already.
+_SINCE = {Right.REFER: 2, Right.TRUNCATE: 3}  # all others since ABI 1
 _OF_A_FILE = Right.WRITE_FILE | Right.TRUNCATE
-_DEVICES = Right.MAKE_CHAR | Right.MAKE_BLOCK  # nobody may make them
+_DEVICES = Right.MAKE_CHAR | Right.MAKE_BLOCK  # a job may never make these
 
-# Written to, but never changed: devices (null, tty, fuse), and what a process says to the kernel about itself, as the
-# names of its threads. Mounts say what there is in them.
+# Writable, without new or removed files: devices (null, tty, fuse), and files by which a process configures itself,
+# such as the names of its threads. Mounts decide their content.
 _ALWAYS = ("/dev", "/proc")
 
 
 @functools.cache
 def abi() -> int:
-    """The version of Landlock in this kernel; 0 where there is none, or where it is not switched on."""
+    """The version of Landlock in this kernel; 0 where it is missing or disabled."""
     version: int = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
     return max(version, 0)
 
@@ -77,7 +76,6 @@ def refusal(version: int) -> str:
 
     Args:
         version: see :func:`abi`.
-
     """
     if version == 0:
         return "the kernel has no Landlock, or it is not switched on (boot parameter lsm=landlock,…)"
@@ -87,7 +85,7 @@ def refusal(version: int) -> str:
 
 
 def rights(version: int) -> Right:
-    """What a kernel with this ABI can forbid. Pure."""
+    """The rights that a kernel with this ABI can forbid. Pure."""
     found = Right(0)
     for right in Right:
         if version >= _SINCE.get(right, 1):
@@ -96,31 +94,30 @@ def rights(version: int) -> Right:
 
 
 def scopes(version: int) -> Scope:
-    """Whom a kernel with this ABI can put out of reach. Pure."""
+    """The targets that a kernel with this ABI can make unreachable. Pure."""
     return Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL if version >= 6 else Scope(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is allowed in a file, or in a directory and below it."""
+    """Rights for a file, or for a directory and everything below it."""
 
     path: str
     rights: Right
     required: bool
-    """If there is no such path: an error, or no rule."""
+    """Whether a missing path is an error; otherwise it gives no rule."""
 
 
 def rules(version: int, writable: Iterable[str], optional: Iterable[str] = ()) -> tuple[Rule, ...]:
-    """Those of a job. Pure.
+    """The rules of a job. Pure.
 
-    A job may move files from any of these to any other. A link to a file elsewhere is refused with EXDEV: it would be
-    a way to change it.
+    A job may move files between these places. Landlock refuses a hard link to a file elsewhere with EXDEV, because the
+    link would make it writable.
 
     Args:
         version: see :func:`abi`.
-        writable: files and directories in which the job may do anything but make device nodes.
-        optional: the same, of those that exist.
-
+        writable: files and directories with all rights but making device nodes.
+        optional: further ones, which need not exist.
     """
     all_ = rights(version) & ~_DEVICES
     return (
@@ -131,34 +128,33 @@ def rules(version: int, writable: Iterable[str], optional: Iterable[str] = ()) -
 
 
 class Ruleset:
-    """The rules of one process, in two parts: they are looked up ahead, and hold from when it restricts itself.
+    """The rules of one process, in two parts: it opens the paths first, and later restricts itself.
 
-    They belong to files and directories, not to names: so they are looked up when all mounts are in place. What is
-    mounted later on a path with a rule, or below it, has that rule too.
+    Rules belong to files and directories, not to names: so the process opens the paths when all mounts are in place. A
+    later mount on a path with a rule, or below it, has that rule too.
     """
 
     def __init__(self, version: int, allowed: Iterable[Rule]) -> None:
-        """Nothing is opened yet: that is done by the process in which the steps are made.
+        """Open nothing yet: the process that runs the steps does so.
 
         Args:
-            version: see :func:`abi`; one that :func:`refusal` has nothing against.
-            allowed: see :func:`rules`. Everything else that :class:`Right` names is forbidden.
-
+            version: see :func:`abi`; :func:`refusal` must accept it.
+            allowed: see :func:`rules`. All other rights of :class:`Right` are forbidden.
         """
         self._fd = -1
         self._handled = struct.pack("=QQQ", rights(version), 0, scopes(version))
-        # Worked out here: the process that makes the steps has to copy every page that it touches.
+        # Computed here: in the process that runs the steps, each touched page costs a copy.
         self._rules = tuple((r.path, int(r.rights), int(r.rights & _OF_A_FILE), r.required) for r in allowed)
 
     def prepare_steps(self) -> list[Step]:
-        """Look up the paths. FileNotFoundError if a required one is not there."""
+        """Open the paths. FileNotFoundError if a required one does not exist."""
         return [
             (self._create, (), "landlock_create_ruleset"),
             *((self._allow, rule, f"landlock_add_rule {rule[0]}") for rule in self._rules),
         ]
 
     def restrict_steps(self) -> list[Step]:
-        """From now on only what the rules allow, for this process and all that it starts. After no_new_privs."""
+        """Restrict this process and its descendants to the rules. Requires no_new_privs."""
         return [(self._restrict, (), "landlock_restrict_self")]
 
     def _create(self) -> int:

@@ -1,72 +1,128 @@
-"""The guest as a pytest fixture: booted once per session, before the first test, and asked after the last one.
+"""What runs beside the other tests, in a thread of pytest's: the guest, and Snakemake's own feature tests after it.
 
-Emulation takes longer than anything else in these tests; tests/conftest.py puts them into an order that suits it.
+It begins before the first test, in the first of xdist's workers; the last tests ask for its results (tests/conftest.py
+orders them), perhaps in another worker: files in the directory that all have in common carry them. Each keeps a core busy
+for minutes, when the tests that come first wait for a cluster most of the time: docs/decisions/0023.
 """
 
 import os
+import pickle
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import wants_guest
 from tests.host import guest, guest_tests
-from tests.host.guest_cache import GuestError
+from tests.host.guest_cache import GuestError, which
+
+UPSTREAM = guest.CHECKOUT / "build" / "upstream-venv"
 
 
-class Guest(threading.Thread):
-    """One run of the guest, beside the other tests. A daemon: a session that is broken off does not wait for it."""
+class Background(threading.Thread):
+    """A daemon: a session that is broken off does not wait for it, and what it has started ends with this process."""
 
-    def __init__(self, share: Path) -> None:
-        super().__init__(name="guest", daemon=True)
-        self._share = share
-        self.reports: list[guest_tests.Report] = []
-        self.problem: Exception | None = None
+    def __init__(self, share: Path, wanted: set[str], *, soak: bool) -> None:
+        super().__init__(name="background", daemon=True)
+        self._share, self._wanted, self._soak = share, wanted, soak
 
     def run(self) -> None:
-        """Boot it and read what it says."""
+        """Make the environment of Snakemake's tests beside the guest, which has one core and a half."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        setup = None
+        if "upstream" in self._wanted:
+            setup = self._start(["make", "upstream-setup", f"PYTHON={sys.executable}"], environment)
+        if "guest_reports" in self._wanted:
+            _give(self._share, "guest", self._in_guest())
+        if setup is not None:
+            said, _ = setup.communicate()
+            if setup.returncode == 0:
+                command = [str(UPSTREAM / "bin/python"), "-m", "tests.upstream", "--work", str(self._share / "upstream")]
+                setup = self._start(command, environment)
+                said, _ = setup.communicate()
+            _give(self._share, "upstream", subprocess.CompletedProcess(setup.args, setup.returncode, said))
+
+    def _in_guest(self) -> list[guest_tests.Report] | Exception:
         try:
-            self.reports = guest_tests.run(self._share, timeout=float(os.environ.get("FORGE_GUEST_TIMEOUT", "3600")))
+            return guest_tests.run(self._share / "guest", soak=self._soak)
         except Exception as error:
-            self.problem = error
+            return error
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [which("setpriv") or "setpriv", "--pdeathsig", "TERM", *command], cwd=guest.CHECKOUT, env=environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
-GUEST = pytest.StashKey[Guest]()
+def _share(config: pytest.Config) -> Path:
+    """The directory that all workers of this session, and the process that has started them, have in common."""
+    base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # as pytest itself
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "host"
 
 
-@pytest.hookimpl(trylast=True)
+def _give(share: Path, name: str, result: object) -> None:
+    (share / f"{name}.new").write_bytes(pickle.dumps(result))
+    (share / f"{name}.new").rename(share / f"{name}.pickle")
+
+
+def _result(share: Path, name: str, *, wait: bool) -> Any:
+    """What the thread has given under that name; None if it has not, and nobody waits for it."""
+    path = share / f"{name}.pickle"
+    while wait and not path.exists():
+        time.sleep(0.5)
+    return pickle.loads(path.read_bytes()) if path.exists() else None
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Boot the guest if a chosen test wants it. Built now, alone: it is made from files that no test may touch then."""
-    if session.config.option.collectonly or not any(map(wants_guest, session.items)):
+    """Start what the chosen tests want. The guest is built now, alone: no worker begins before the first has collected."""
+    asking = [item for item in session.items if {"guest_reports", "upstream"} & set(getattr(item, "fixturenames", ()))]
+    if session.config.option.collectonly or not asking or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         return
-    made = Guest(session.config._tmp_path_factory.mktemp("guest"))  # type: ignore[attr-defined]  # as pytest itself
-    session.config.stash[GUEST] = made
+    wanted = {name for item in asking for name in getattr(item, "fixturenames", ())}
+    soak = any(item.get_closest_marker("soak") is not None for item in asking)
+    share = _share(session.config)
+    (share / "guest").mkdir(parents=True)
     try:
-        guest.prepare()
+        if "guest_reports" in wanted:
+            guest.prepare()
     except GuestError as error:
-        made.problem = error
-    else:
-        made.start()
+        _give(share, "guest", error)
+        wanted.remove("guest_reports")
+    Background(share, wanted, soak=soak).start()
 
 
 @pytest.fixture(scope="session")
 def guest_reports(request: pytest.FixtureRequest) -> dict[str, guest_tests.Report] | str:
     """Give the results of the tests in the guest by user, or say why there are none."""
-    made = request.config.stash[GUEST]
-    if made.is_alive():
-        made.join()
-    if isinstance(made.problem, GuestError):
-        return str(made.problem)
-    if made.problem is not None:
-        raise made.problem
-    return {report.phase.user: report for report in made.reports}
+    found: list[guest_tests.Report] | Exception = _result(_share(request.config), "guest", wait=True)
+    if isinstance(found, GuestError):
+        return str(found)
+    if isinstance(found, Exception):
+        raise found
+    return {report.phase.user: report for report in found}
+
+
+@pytest.fixture(scope="session")
+def upstream(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
+    """Give the end of Snakemake's own tests, and what it said."""
+    done: subprocess.CompletedProcess[str] = _result(_share(request.config), "upstream", wait=True)
+    return done
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how many tests ran in the guest, and which were skipped there and why."""
-    made = config.stash.get(GUEST, None)
-    for report in made.reports if made is not None else ():
+    """Say how many tests ran in the guest, which were skipped there and why, and how Snakemake's own tests went."""
+    share = _share(config)
+    reports = _result(share, "guest", wait=False)
+    for report in reports if isinstance(reports, list) else ():
         terminalreporter.write_line(f"guest, {report.summary}")
         for case in report.cases:
             if case.outcome == "skipped":
                 terminalreporter.write_line(f"guest, as {report.phase.user}, skipped {case.name}: {case.text}")
+    done = _result(share, "upstream", wait=False)
+    if done is not None:
+        terminalreporter.write_line(done.stdout.rstrip())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.host import guest_cache
 from tests.host.guest_cache import GuestError, run
+from tests.packages import install as apt_install
 
 HERE = Path(__file__).parent
 FILES = HERE / "guest_files"
@@ -62,15 +63,8 @@ def install(programs: dict[str, str]) -> None:
         return
     command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     advice = f"The guest needs programs that this host lacks. As root, run: {shlex.join(command)}"
-    if os.geteuid() != 0 or not guest_cache.which("apt-get"):
-        raise GuestError(advice)
-    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-    waiting = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
-    try:
-        run([*waiting, "update"], env=quiet)
-        run([*waiting, *command[1:]], env=quiet)
-    except GuestError as error:
-        raise GuestError(f"{advice}\nInstalling them failed: {error}") from error
+    if why := apt_install(packages):
+        raise GuestError(f"{advice}\nInstalling them failed: {why}")
 
 
 def build(directory: Path) -> None:

@@ -31,7 +31,9 @@ def own_cgroup() -> Path:
 
 
 @pytest.mark.kernel
+@pytest.mark.v2
 @pytest.mark.kernel_user
+@pytest.mark.v2_user
 def test_only_cgroup_v2_is_mounted() -> None:
     """There is one cgroup file system, of version 2, in the usual place."""
     mounts = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
@@ -40,6 +42,7 @@ def test_only_cgroup_v2_is_mounted() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.v2
 def test_root_limits_memory() -> None:
     """A child cgroup that root makes kills what takes too much memory."""
     assert os.geteuid() == 0
@@ -56,12 +59,14 @@ def test_root_limits_memory() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.v2
 def test_root_has_a_delegated_cgroup() -> None:
     """All controllers that Forge uses are there for the tests as root."""
     assert {"cpu", "cpuset", "io", "memory", "pids"} <= set((own_cgroup() / "cgroup.controllers").read_text().split())
 
 
 @pytest.mark.kernel_user
+@pytest.mark.v2_user
 def test_user_has_a_delegated_cgroup() -> None:
     """An ordinary user can make cgroups in the service that systemd gave it."""
     assert os.geteuid() != 0
@@ -74,6 +79,7 @@ def test_user_has_a_delegated_cgroup() -> None:
 
 
 @pytest.mark.kernel_user
+@pytest.mark.v2_user
 def test_user_limits_memory(tmp_path: Path) -> None:
     """So can it limit memory, from a leaf of its own."""
     script = tmp_path / "limit.sh"
@@ -84,6 +90,7 @@ def test_user_limits_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel_user
+@pytest.mark.v2_user
 def test_user_can_make_namespaces() -> None:
     """An ordinary user may mount in namespaces of its own."""
     command = ["unshare", "-Urmp", "--fork", "mount", "-t", "tmpfs", "none", "/mnt"]
@@ -92,7 +99,9 @@ def test_user_can_make_namespaces() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.v2
 @pytest.mark.kernel_user
+@pytest.mark.v2_user
 def test_checkout_cannot_be_changed() -> None:
     """What the tests do wrong cannot hurt the checkout on the host."""
     checkout = Path(os.environ["FORGE_GUEST_CHECKOUT"])
@@ -101,10 +110,11 @@ def test_checkout_cannot_be_changed() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.v2
 def test_a_workflow_runs(tmp_path: Path) -> None:
-    """Snakemake starts and writes, with the host's interpreter and packages."""
+    """Snakemake starts from its script and writes, with the host's interpreter and packages."""
     (tmp_path / "Snakefile").write_text('rule:\n    output: "out.txt"\n    shell: "echo done > {output}"\n')
-    command = [sys.executable, "-m", "snakemake", "-j1"]
+    command = [str(Path(sys.executable).with_name("snakemake")), "--executor", "forge", "-j1"]
     done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.txt").read_text() == "done\n"

@@ -1,11 +1,12 @@
 """Chooses the tests that run in the guest, runs them there, and reads their results.
 
-A test is chosen by `@pytest.mark.kernel` (runs as root) or `@pytest.mark.kernel_user` (runs as the ordinary
-user with a delegated cgroup), or both, anywhere in tests/ outside tests/host; `outside` leaves out what would
-show nothing new there. Only files whose text has the marker are collected: importing all of them would take a minute
-under emulation. guest_selfcheck.py is always among them.
+The marks choose, anywhere in tests/ outside tests/host: `v2` (as root) and `v2_user` (as an ordinary user with a delegated
+cgroup) what only a host with cgroup v2 and systemd can show; a soak takes all that is marked `kernel` and `kernel_user`
+instead, but for `outside`. Only files whose text has the mark are collected: importing all of them would take a minute under
+emulation. guest_selfcheck.py is always among them. What tests start there is forked: tests/warm.py.
 """
 
+import os
 import re
 import shlex
 import xml.etree.ElementTree as ET
@@ -21,9 +22,9 @@ LONGEST = 4000  # characters of one failure's text
 # PYTEST_TIMEOUT: seconds for one test. Everything takes about ten times as long as on the host.
 COMMAND = """
 install -d -o {user} /work/{user}
-export PYTEST_TIMEOUT=900 FORGE_TEST_PATIENCE=3 HYPOTHESIS_STORAGE_DIRECTORY=/work/{user}/hypothesis
-(cd /work/{user} && {prefix} "$FORGE_GUEST_PYTHON" -m snakemake_executor_plugin_forge.cli.main doctor > /host/{user}.doctor 2>&1)
+export PYTEST_TIMEOUT=900 FORGE_TEST_PATIENCE=3 OPENBLAS_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY=/work/{user}/hypothesis
 {prefix} "$FORGE_GUEST_PYTHON" -m pytest -v -m "{marker} and not outside" -p no:cacheprovider \\
+  --durations=0 \\
   --basetemp=/work/{user}/tmp --junitxml=/work/{user}/result.xml {files} > /host/{user}.log 2>&1
 echo $? > /host/{user}.status
 cp /work/{user}/result.xml /host/{user}.xml
@@ -56,7 +57,8 @@ class Phase:
         )
 
 
-PHASES = (Phase("root", "kernel"), Phase("tester", "kernel_user"))
+PHASES = (Phase("root", "v2"), Phase("tester", "v2_user"))
+SOAK = (Phase("root", "kernel"), Phase("tester", "kernel_user"))
 
 
 @dataclass(frozen=True)
@@ -111,20 +113,20 @@ class Report:
         return ""
 
 
-def run(share: Path, timeout: float) -> list[Report]:
-    """Boot the guest once and run all phases in it. Raise GuestError if that fails."""
-    # Side by side, as the guest has two CPUs. What counts CPU time (test_usage.py) comes last in the longer one.
-    phases = "".join(f"(\n{phase.command}) &\n" for phase in PHASES)
-    script = f"cd {shlex.quote(str(guest.CHECKOUT))}\n{phases}wait\nexit 0\n"
+def run(share: Path, *, soak: bool) -> list[Report]:
+    """Boot the guest once and run both phases in it, side by side, as it has two CPUs. Raise GuestError if that fails."""
+    phases = SOAK if soak else PHASES
+    commands = "".join(f"(\n{phase.command}) &\n" for phase in phases)
+    script = f"cd {shlex.quote(str(guest.CHECKOUT))}\n{commands}wait\nexit 0\n"
     try:
-        guest.boot(script, share, timeout=timeout, memory="2560M")
+        guest.boot(script, share, timeout=float(os.environ.get("FORGE_GUEST_TIMEOUT", "3600")), memory="2560M")
     except GuestError as error:
         logs = [
             f"\n--- pytest as {log.stem}, last lines ({log})\n{guest.tail(log.read_text())}"
             for log in share.glob("*.log")
         ]
         raise GuestError(f"{error}{''.join(logs)}") from error
-    return [report(phase, share) for phase in PHASES]
+    return [report(phase, share) for phase in phases]
 
 
 def report(phase: Phase, share: Path) -> Report:

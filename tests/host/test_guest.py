@@ -1,4 +1,4 @@
-"""The tests marked `kernel` and `kernel_user`, in a Debian guest with systemd and pure cgroup v2.
+"""Tests of Forge in a Debian guest with systemd and pure cgroup v2: guest_tests.py says which.
 
 A host that cannot have the guest fails these tests: containment that was not tried is not known to work.
 FORGE_GUEST_TIMEOUT is the number of seconds that the guest may take (3600).
@@ -14,7 +14,10 @@ from tests.host.guest_cache import GuestError
 pytestmark = [pytest.mark.host, pytest.mark.timeout(7200)]
 
 
-@pytest.mark.parametrize("user", [phase.user for phase in guest_tests.PHASES])
+USERS = [phase.user for phase in guest_tests.PHASES]
+
+
+@pytest.mark.parametrize("user", [*USERS, *(pytest.param(user, id=f"{user}-all", marks=pytest.mark.soak) for user in USERS)])
 def test_in_guest(user: str, guest_reports: dict[str, guest_tests.Report] | str) -> None:
     """Every chosen test passes in the guest, and some were run."""
     if isinstance(guest_reports, str):
@@ -35,7 +38,7 @@ grep -q ' /sys/fs/cgroup/blkio cgroup ' /proc/mounts || exit 1
 """
 
 
-@pytest.mark.busy
+@pytest.mark.soak
 def test_weights_for_io_under_cgroup_v1(tmp_path: Path) -> None:
     """In a guest of its own: no disk of this host may be changed, whatever version its cgroups have."""
     try:

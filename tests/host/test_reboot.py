@@ -18,7 +18,7 @@ import pytest
 from tests.host import guest
 from tests.host.guest_cache import GuestError
 
-pytestmark = [pytest.mark.host, pytest.mark.busy, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.host, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 _DISK_BYTES = 256 << 20
 _DIRECTORY = "/run/disk"

@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_forge.model import CpuMode, Limits
+from snakemake_executor_plugin_forge.kernel.process_tree import command_name, descendants
 from snakemake_executor_plugin_forge.record.identity import start_time
-from snakemake_executor_plugin_forge.sandbox.cgroup import find
-from snakemake_executor_plugin_forge.sandbox.probe import open_run_cgroup
-from snakemake_executor_plugin_forge.sandbox.sweep import command_name, descendants
+from snakemake_executor_plugin_forge.sandbox.cgroups.base import find
+from snakemake_executor_plugin_forge.sandbox.cgroups.ladder import open_run_cgroup
+from snakemake_executor_plugin_forge.spec.job import CpuMode, Limits
 
-from ..conftest import command, residue, run, written
-from .test_resume import FORGE, on_an_overlay, prepare, resume, started
-from .test_signals import wait_until
+from ..conftest import DEADLINE, FORGE, Result, command, ending, forge, residue, run, wait_until, written
+from .test_resume import on_an_overlay, prepare, resume, started
 
 FINISH = ("--forge-on-disconnect", "finish")
 
@@ -66,13 +65,21 @@ def nothing_goes_on_after_a_failed_test(workdir: Path) -> Iterator[None]:
                 os.kill(entry["pid"], signal.SIGKILL)
 
 
-def start(directory: Path, *arguments: str, terminal: int | None = None) -> subprocess.Popen[bytes]:
+def prepared(workdir: Path) -> tuple[Path, Path]:
+    """A working directory with the workflow and its input, and the place beside it."""
+    directory = workdir / "work"
+    side = prepare(directory, WORKFLOW)
+    (directory / "in.txt").write_text("in\n")
+    return directory, side
+
+
+def start(directory: Path, *arguments: str, terminal: int | None = None, pipe: bool = False) -> subprocess.Popen[bytes]:
     side = directory.parent / "side"
     with (side / "output").open("ab") as output:
         return subprocess.Popen(
             command("forge", *(arguments or ("-j3", *FINISH)), "--config", f"side={side}"),
             cwd=directory, stdin=subprocess.DEVNULL if terminal is None else terminal,
-            stdout=output, stderr=output, start_new_session=terminal is not None,
+            stdout=subprocess.PIPE if pipe else output, stderr=subprocess.STDOUT, start_new_session=terminal is not None,
         )  # fmt: skip
 
 
@@ -81,12 +88,9 @@ def resuming(directory: Path) -> Iterator[subprocess.Popen[str]]:
     """``snakemake-forge resume`` at work, and then to its end."""
     again = subprocess.Popen([*FORGE, "resume"], cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True)
-    try:
+    with ending(again):
         yield again
-        output, _ = again.communicate(timeout=120)
-    finally:
-        again.kill()
-        again.wait()
+        output, _ = again.communicate(timeout=DEADLINE)
     assert again.returncode == 0, output
 
 
@@ -102,36 +106,25 @@ def shown(directory: Path) -> str:
 def crashed(directory: Path, is_time: Callable[[], bool], *arguments: str) -> None:
     """Snakemake is killed when it is time."""
     process = start(directory, *arguments)
-    try:
+    with ending(process):
         wait_until(lambda: process.poll() is not None or is_time())
         assert process.poll() is None, shown(directory)
-    finally:
-        process.kill()
-        process.wait()
 
 
-def jobs(directory: Path, *words: str) -> list[dict[str, Any]]:
-    done = subprocess.run([*FORGE, "jobs", "--json", *words], cwd=directory, capture_output=True, text=True, check=False)
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
+def jobs(directory: Path, rule: str | None = None) -> list[dict[str, Any]]:
+    return Result(0, "", directory).attempts(rule)
 
 
 def job(directory: Path, rule: str) -> dict[str, Any]:
-    """The only attempt of a rule."""
-    (found,) = jobs(directory, "--rule", rule)
-    return found
+    return Result(0, "", directory).attempt(rule)
 
 
 def running(directory: Path) -> set[str]:
-    return {record["rule"] for record in jobs(directory, "--running")}
+    return {record["rule"] for record in json.loads(forge(directory, "jobs", "--json", "--running").stdout)}
 
 
 def verdicts(directory: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in directory.glob(".snakemake/forge/runs/*/*/verdict.json"):
-        with suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text()))
-    return found
+    return [read_json(path) for path in directory.glob(".snakemake/forge/runs/*/*/verdict.json")]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,25 +160,27 @@ def kill_them(process: subprocess.Popen[bytes], names: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "victims",
-    [["snakemake"], ["snakemake", "forge-nursery"], ["forge-launcher", "forge-nursery", "snakemake"]],
-    ids=["snakemake", "with its nursery", "all but the supervisors, launcher first"],
+    [["snakemake"], ["forge-launcher", "forge-nursery", "snakemake"]],
+    ids=["snakemake", "all but the supervisors, launcher first"],
 )
 def test_jobs_that_run_are_adopted(workdir: Path, victims: list[str]) -> None:
-    """Started once, waited for, published; in sight all the while. resume neither refuses nor waits for them."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
-    process = start(directory)
+    """Started once, waited for, published; in sight all the while. resume neither refuses nor waits for them.
+
+    A pipe that a job's supervisor, or anything else of Forge, held open would keep ssh and CI jobs waiting.
+    """
+    directory, side = prepared(workdir)
+    process = start(directory, pipe=True)
     try:
         wait_until(lambda: all_begun(directory))
     finally:
         kill_them(process, victims)
-        process.wait()
+        output, _ = process.communicate(timeout=DEADLINE)
+    assert b"rule slow" in output
     wait_until(lambda: nobody_but_supervisors(directory))
     assert running(directory) == {"slow", "python"}
     assert len(entries(directory)) == 2
     tried = resume(directory, "--dry-run")
-    assert "would wait for the job of rule slow that goes on" in tried.stdout
+    assert "would wait for the job of rule slow, which continues without Snakemake" in tried.stdout
 
     with resuming(directory) as again:
         time.sleep(2)
@@ -207,20 +202,15 @@ def test_jobs_that_run_are_adopted(workdir: Path, victims: list[str]) -> None:
 
 def test_who_goes_on_before_the_pool_knows_is_not_taken_for_dead(workdir: Path) -> None:
     """A supervisor learns of Snakemake's death by itself, and may be at its end before those between wake up."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
+    directory, side = prepared(workdir)
     process = start(directory)
     between: list[int] = []
-    try:
+    with ending(process):
         wait_until(lambda: all_begun(directory))
         between = [p for p in descendants(process.pid) if command_name(p) in ("forge-nursery", "forge-launcher")]
         assert len(between) == 2
         for pid in between:
             os.kill(pid, signal.SIGSTOP)
-    finally:
-        process.kill()
-        process.wait()
     try:
         (side / "go").touch()
         wait_until(lambda: staged(directory) == ["python", "slow"])
@@ -311,7 +301,7 @@ def test_jobs_that_have_finished_are_published_at_once(workdir: Path) -> None:
     assert os.listdir(directory / "logs") == []
     assert (directory / "old.txt").read_text() == "old\n"
     assert [name for name in os.listdir(elsewhere) if name != ".forge-staging"] == []
-    verified = subprocess.run([*FORGE, "verify"], cwd=directory, capture_output=True, text=True, check=False)
+    verified = forge(directory, "verify")
     assert "missing" not in verified.stdout, verified.stdout
 
     (side / "mended").touch()
@@ -326,7 +316,7 @@ def test_jobs_that_have_finished_are_published_at_once(workdir: Path) -> None:
     assert (directory / "more.txt").read_text() == "undeclared\n"
     assert (directory / "slow.tsv").exists()
     assert all(job(directory, rule)["adopted"] for rule in rules - {"fails"})
-    assert [record["adopted"] for record in jobs(directory, "--rule", "fails")] == [None, None]
+    assert [record["adopted"] for record in jobs(directory, "fails")] == [None, None]
     wait_until(lambda: not residue(directory))
     assert entries(directory) == []
 
@@ -348,14 +338,7 @@ def test_what_differs_is_discarded(workdir: Path) -> None:
         rule param:
             output: "param.txt"
             params: n=1
-            run:
-                import time
-                from pathlib import Path
-                with open(SIDE + "/log", "a") as log:
-                    log.write("param\\n")
-                while not Path(SIDE, "go").exists():
-                    time.sleep(0.05)
-                Path(output[0]).write_text(str(params.n))
+            shell: "echo param >> {{SIDE}}/log; {HELD}; echo {{params.n}} > {{output}}"
         rule same:
             output: "same.txt"
             shell: "echo same >> {{SIDE}}/log; {HELD}; echo same > {{output}}"
@@ -384,10 +367,10 @@ def test_what_differs_is_discarded(workdir: Path) -> None:
     assert "is discarded, because in.txt changed meanwhile." in done.output
     assert "still makes is discarded, because its code or params have changed." in done.output
     for rule, why in {"input": "in.txt changed meanwhile", "command": "its code or params have changed"}.items():
-        first, second = jobs(directory, "--rule", rule)
+        first, second = jobs(directory, rule)
         assert (first["outcome"], first["adopted"], first["discarded"]) == ("succeeded", None, why)
         assert (second["adopted"], second["discarded"]) == (None, None)
-    assert [record["outcome"] for record in jobs(directory, "--rule", "running")] == ["cancelled", "succeeded"]
+    assert [record["outcome"] for record in jobs(directory, "running")] == ["cancelled", "succeeded"]
     wait_until(lambda: not residue(directory))
     assert entries(directory) == []
 
@@ -425,7 +408,7 @@ def test_what_does_not_go_on(workdir: Path) -> None:
     assert "ended the job of rule staged" in stopped.stdout
     assert job(directory, "staged")["outcome"] == "cancelled"
     assert "resume --stop" in job(directory, "staged")["reason"]
-    assert "no job goes on" in resume(directory, "--stop").stdout
+    assert "no job continues without its Snakemake here" in resume(directory, "--stop").stdout
     (side / "log").unlink()
     (directory / "fifo").unlink()  # which Snakemake itself stumbles over
     crashed(directory, lambda: (side / "log").exists() and started(side).total() == 5, "-j6", "--nolock")
@@ -437,59 +420,31 @@ def test_what_does_not_go_on(workdir: Path) -> None:
 
 def test_a_lost_terminal_leaves_jobs_and_ctrl_c_ends_them(workdir: Path) -> None:
     """SIGHUP of a terminal that is closed; the lock is gone then, so that the same command goes on."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
+    directory, side = prepared(workdir)
     ours, theirs = pty.openpty()
     process = start(directory, "-j3", *FINISH, terminal=theirs)
     os.close(theirs)
-    try:
+    with ending(process):
         wait_until(lambda: all_begun(directory))
         os.kill(process.pid, signal.SIGHUP)
         os.close(ours)
-        process.wait(60)
-    finally:
-        process.kill()
-        process.wait()
+        process.wait(DEADLINE)
     assert process.returncode != 0
     assert not list(directory.glob(".snakemake/locks/*"))
     wait_until(lambda: nobody_but_supervisors(directory))
     assert running(directory) == {"slow", "python"}
 
     second = start(directory, "-j3", *FINISH)
-    try:
+    with ending(second):
         wait_until(lambda: shown(directory).count(": adopted (") == 2 or second.poll() is not None)
         assert second.poll() is None, shown(directory)
         os.kill(second.pid, signal.SIGINT)
-        second.wait(60)
-    finally:
-        second.kill()
-        second.wait()
+        second.wait(DEADLINE)
     wait_until(lambda: not residue(directory))
     assert running(directory) == set()
     assert {job(directory, rule)["outcome"] for rule in ("slow", "python")} == {"cancelled"}
     assert entries(directory) == []
     assert started(side)["slow"] == started(side)["python"] == 1
-
-
-def test_who_reads_the_output_of_snakemake_gets_to_its_end(workdir: Path) -> None:
-    """A pipe that a job's supervisor, or anything else of Forge, held open would keep ssh and CI jobs waiting."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
-    process = subprocess.Popen(command("forge", "-j3", *FINISH, "--config", f"side={side}"), cwd=directory,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        wait_until(lambda: all_begun(directory))
-        process.kill()
-        output, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert b"rule slow" in output
-    assert running(directory) == {"slow", "python"}
-    assert resume(directory, "--stop").returncode == 0
-    wait_until(lambda: not [line for line in residue(directory) if line.startswith("process")])
 
 
 def test_room_that_others_have_is_counted(workdir: Path) -> None:
@@ -507,22 +462,19 @@ def test_room_that_others_have_is_counted(workdir: Path) -> None:
         """)
     crashed(directory, lambda: (side / "log").exists(), "-j2", *FINISH, "wide.txt")
     process = start(directory, "-j2", "--nolock", "other.txt")
-    try:
+    with ending(process):
         wait_until(lambda: "The 2 core(s) and the memory" in shown(directory))
         time.sleep(1.5)
         assert started(side) == {"wide": 1}
         (side / "go").touch()
-        assert process.wait(60) == 0, shown(directory)
-    finally:
-        process.kill()
-        process.wait()
+        assert process.wait(DEADLINE) == 0, shown(directory)
     assert (side / "log").read_text().split("\n")[:-1] == ["wide", "wide ended", "other"]
     assert "1 wait with staged outputs" in shown(directory)
     assert staged(directory) == ["wide"]
     (directory / "other.txt").unlink()
     (directory / "wide.txt").write_text("by hand\n")
     last = run(directory, "other.txt", "-j2", "--nolock", "--config", f"side={side}")
-    assert "wide.txt was changed by somebody else since it was started" in last.output
+    assert "wide.txt was changed by another process since the job started" in last.output
     assert "wide.txt was changed" in job(directory, "wide")["discarded"]
     assert residue(directory) == []
     assert entries(directory) == []
@@ -530,55 +482,28 @@ def test_room_that_others_have_is_counted(workdir: Path) -> None:
 
 def test_gc_gives_up_what_has_waited_too_long(workdir: Path) -> None:
     """And nothing before; a dry run and other ages leave it alone."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
+    directory, side = prepared(workdir)
     crashed(directory, lambda: written(directory, "slow.txt"), "-j1", *FINISH, "slow.txt")
     (side / "go").touch()
     wait_until(lambda: staged(directory) == ["slow"] and nobody_but_supervisors(directory))
-    listed = subprocess.run([*FORGE, "gc", "--json", "--leftovers-after", "0.01s"], cwd=directory, capture_output=True, text=True, check=True)
+    listed = forge(directory, "gc", "--json", "--leftovers-after", "0.01s", check=True)
     assert [item for item in json.loads(listed.stdout) if item["part"] == "staging"] == []
-    removed = subprocess.run([*FORGE, "gc", "--json", "--kept-after", "0.01s"], cwd=directory, capture_output=True, text=True, check=True)
+    removed = forge(directory, "gc", "--json", "--kept-after", "0.01s", check=True)
     assert [item["part"] for item in json.loads(removed.stdout) if item["part"] == "staging"] == ["staging"]
-    assert job(directory, "slow")["discarded"] == "given up by snakemake-forge gc"
+    assert job(directory, "slow")["discarded"] == "removed by snakemake-forge gc"
     assert residue(directory) == []
-
-
-@pytest.mark.parametrize("step", ["adopting", "journal", "renamed", "adopted", "adoption noted", "adoption cleared"])
-def test_killed_while_it_adopts(workdir: Path, step: str) -> None:
-    """Who comes next does it to the end, and nothing is started twice."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
-    crashed(directory, lambda: all_begun(directory))
-    (side / "go").touch()
-    wait_until(lambda: staged(directory) == ["python", "slow"] and nobody_but_supervisors(directory))
-    fault = {"FORGE_FAULT": f"self:{step}:slow" if step.startswith("adop") else f"self:{step}", "FORGE_FAULT_LOG": str(side / "fired")}
-    crash = run(directory, "-j3", "--nolock", "--config", f"side={side}", env=fault)
-    assert crash.code == -signal.SIGKILL, crash.output
-    assert (side / "fired").exists()
-    done = resume(directory)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {name: (directory / name).read_text() for name in ("slow.txt", "beside.txt", "python.txt")} == {
-        "slow.txt": "whole\n", "beside.txt": "in\n", "python.txt": "whole\n"}
-    assert started(side)["slow"] == started(side)["python"] == 1
-    assert all(job(directory, rule)["adopted"] for rule in ("slow", "python"))
-    wait_until(lambda: not residue(directory))
-    assert entries(directory) == []
 
 
 def test_two_runs_at_once(workdir: Path) -> None:
     """One adopts and publishes; the other one waits for that, and starts nothing either."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
+    directory, side = prepared(workdir)
     crashed(directory, lambda: all_begun(directory))
     both = [start(directory, "-j3", "--nolock") for _ in range(2)]
     try:
         wait_until(lambda: shown(directory).count("reason: Missing output files: slow.txt") == 3)
         time.sleep(1)
         (side / "go").touch()
-        codes = [process.wait(120) for process in both]
+        codes = [process.wait(DEADLINE) for process in both]
     finally:
         for process in both:
             process.kill()
@@ -593,11 +518,9 @@ def test_two_runs_at_once(workdir: Path) -> None:
 
 def test_jobs_of_a_run_that_lives_are_its_own(workdir: Path) -> None:
     """Another run that would do something else with the same outputs does not end them."""
-    directory = workdir / "work"
-    side = prepare(directory, WORKFLOW)
-    (directory / "in.txt").write_text("in\n")
+    directory, side = prepared(workdir)
     first = start(directory)
-    try:
+    with ending(first):
         wait_until(lambda: all_begun(directory))
         refused = resume(directory, "--stop")
         assert refused.returncode == 2
@@ -605,21 +528,15 @@ def test_jobs_of_a_run_that_lives_are_its_own(workdir: Path) -> None:
         snakefile = (directory / "Snakefile").read_text()
         (directory / "Snakefile").write_text(snakefile.replace("echo whole > {output[0]}", "echo other > {output[0]}"))
         second = start(directory, "-j3", "--nolock", *FINISH)
-        try:
+        with ending(second):
             wait_until(lambda: started(side)["slow"] == 2)
             os.kill(second.pid, signal.SIGINT)
-            second.wait(60)
-        finally:
-            second.kill()
-            second.wait()
+            second.wait(DEADLINE)
         (side / "go").touch()
-        assert first.wait(60) == 0, shown(directory)
-    finally:
-        first.kill()
-        first.wait()
+        assert first.wait(DEADLINE) == 0, shown(directory)
     assert "discarded" not in shown(directory)
     assert (directory / "slow.txt").read_text() == "whole\n"
-    assert [record["outcome"] for record in jobs(directory, "--rule", "slow")] == ["succeeded", "cancelled"]
+    assert [record["outcome"] for record in jobs(directory, "slow")] == ["succeeded", "cancelled"]
     wait_until(lambda: not residue(directory))
     assert entries(directory) == []
 
@@ -641,7 +558,8 @@ def test_staged_in_the_scratch(workdir: Path) -> None:
         assert not list(directory.glob(".forge-copy*"))
 
 
-def test_a_hundred_at_once(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.busy
+def test_a_hundred_at_once(workdir: Path) -> None:
     directory = workdir / "work"
     side = prepare(directory, """
         SIDE = config["side"]
@@ -660,13 +578,10 @@ def test_a_hundred_at_once(workdir: Path, capsys: pytest.CaptureFixture[str]) ->
     assert all((directory / f"{i}.{end}").read_text() == f"{i}\n" for i in range(100) for end in ("txt", "idx"))
     (newest,) = [r for path in directory.glob(".snakemake/forge/runs/*/run.json") if (r := json.loads(path.read_text()))["adopted"]]
     assert len(newest["adopted"]) == 100
-    times = [path.stat().st_mtime for path in directory.glob(".snakemake/forge/runs/*/*/verdict.json")]
-    with capsys.disabled():
-        print(f"\n100 staged jobs adopted within {max(times) - min(times):.2f} s")
-    assert max(times) - min(times) < 30
     assert residue(directory) == []
 
 
+@pytest.mark.v2
 @pytest.mark.kernel
 def test_a_supervisor_that_ends_leaves_the_cgroups_of_others() -> None:
     """Also one that is still empty: its job is about to enter it."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..conftest import residue, write_workflow
+from ..conftest import DEADLINE, residue, write_workflow
 
 PROGRAM = """
 import os
@@ -35,7 +35,7 @@ def test_a_run_leaves_no_descriptor_open(workdir: Path) -> None:
             run: open(output[0], "w").write("b")
         """)
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=workdir, capture_output=True, text=True, check=False,
-                          stdin=subprocess.DEVNULL, timeout=120)
+                          stdin=subprocess.DEVNULL, timeout=DEADLINE)
     assert done.returncode == 0, done.stderr
     for number in range(4):
         assert (workdir / f"run{number}" / "b.txt").read_text() == "b"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from ..conftest import Result, residue, run, write_workflow
+from ..conftest import DEADLINE, Result, residue, run, write_workflow
 
 RULE = """
 rule all:
@@ -31,20 +33,12 @@ def _run(directory: Path, directives: str = "", *arguments: str) -> Result:
 
 @pytest.mark.parametrize(
     ("directives", "arguments", "words"),
-    [
-        ("resources: mem_mb=1", (), ["Rule second: mem_mb=1 is less than the 4 MB"]),
-        ("resources: mem_mb=99999999", (), ["Rule second: mem_mb=1e+08 is more than", "--forge-run-memory"]),
-        ("resources: runtime=-5", (), ["Rule second: runtime=-5 must be above zero"]),
-        ("resources: forge_netwrok='off'", (), ["Rule second: resource forge_netwrok", "Did you mean forge_network?"]),
-        ("resources: forge_network='of'", (), ["forge_network='of' is not one of on, off"]),
-        ("resources: forge_nice=-5", (), ["Rule second: resource forge_nice=-5 must be a whole number between 0 and 19"]),
-        ("", ("--forge-io-weight", "0"), ["--forge-io-weight=0: must be between 1 and 10000"]),
+    [  # one of each way; all keys and values are in unit/test_plan.py and unit/test_settings.py
+        ("resources: forge_netwrok='off'", (), ["Rule second (Snakefile:7): resource forge_netwrok", "Did you mean forge_network?"]),
         ("", ("--forge-memory", "lots"), ["--forge-memory=lots: not a size"]),
-        ("", ("--forge-pids", "0"), ["--forge-pids=0: must be between 1 and"]),
-        ("", ("--forge-grace", "soon"), ["--forge-grace=soon: not a time"]),
-        ("", ("--forge-run-memory", "150%"), ["--forge-run-memory=150%", "between 1% and 100%"]),
+        ("", ("--forge-cpu", "fast"), ["invalid choice: 'fast'"]),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=["resource", "flag", "choice"],
 )
 def test_refused_before_anything_runs(
     workdir: Path, directives: str, arguments: tuple[str, ...], words: list[str]
@@ -58,12 +52,6 @@ def test_refused_before_anything_runs(
     assert residue(workdir) == []
 
 
-def test_unknown_choice_is_the_command_lines_error(workdir: Path) -> None:
-    result = _run(workdir, "", "--forge-cpu", "fast")
-    assert result.code == 2
-    assert "invalid choice: 'fast'" in result.output
-
-
 def test_value_from_the_environment_is_checked_too(workdir: Path) -> None:
     write_workflow(workdir, RULE.format(directives=""))
     result = run(workdir, "-j2", env={"SNAKEMAKE_FORGE_PIDS": "many"})
@@ -72,9 +60,10 @@ def test_value_from_the_environment_is_checked_too(workdir: Path) -> None:
 
 
 def test_resource_known_only_later_fails_its_own_job_alone(workdir: Path) -> None:
-    result = _run(workdir, "resources: mem_mb=lambda wildcards, attempt: 2", "-k")
+    result = _run(workdir, "input: 'first.txt'\n    resources: mem_mb=lambda wildcards, input: -2", "-k")
     assert result.code != 0
-    assert "Rule second: mem_mb=2 is less than" in result.output
+    assert "Rule second (Snakefile:7): mem_mb=-2 must be above zero" in result.output
+    assert result.attempt("second")["cause"] == "resources"
     assert (workdir / "first.txt").exists()
     assert not (workdir / "second.txt").exists()
 
@@ -87,25 +76,16 @@ def test_syntax_error_in_the_snakefile(workdir: Path) -> None:
     assert not (workdir / ".snakemake" / "forge").exists()
 
 
-def test_requirement_met_and_recorded(workdir: Path) -> None:
-    result = _run(workdir, "", "--forge-require", "full")
-    assert result.code == 0, result.output
-
-
 def test_nothing_to_do_starts_nothing(workdir: Path) -> None:
-    _run(workdir)
-    runs = workdir / ".snakemake" / "forge" / "runs"
-    before = len(list(runs.iterdir()))
-    result = run(workdir, "-j2")
-    assert result.code == 0
-    assert "Nothing to be done" in result.output
-    assert len(list(runs.iterdir())) == before
-
-
-def test_dry_run_starts_nothing(workdir: Path) -> None:
     write_workflow(workdir, RULE.format(directives=""))
     assert run(workdir, "-n").code == 0
     assert not (workdir / ".snakemake" / "forge").exists()
+    first = run(workdir, "-j2", "--forge-require", "full")
+    assert first.code == 0, first.output
+    result = run(workdir, "-j2")
+    assert result.code == 0
+    assert "Nothing to be done" in result.output
+    assert len(list((workdir / ".snakemake" / "forge" / "runs").iterdir())) == 1
 
 
 def test_failed_job_is_explained_where_users_look(workdir: Path) -> None:
@@ -125,9 +105,35 @@ def test_profile_and_api(workdir: Path) -> None:
     (profile / "config.yaml").write_text("executor: forge\njobs: 2\nforge-pids: '77'\nforge-network: 'off'\n")
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--profile", str(profile)],
-        cwd=workdir, capture_output=True, text=True, check=False, timeout=120, env=os.environ,
+        cwd=workdir, capture_output=True, text=True, check=False, timeout=DEADLINE, env=os.environ,
     )
     assert done.returncode == 0, done.stderr
     attempt = Result(0, "", workdir).attempt("second")
     assert attempt["limits"]["pids"] == 77
     assert attempt["isolation"]["network"] == "off"
+
+
+def test_jobs_that_end_oddly_end_at_once_and_say_why(workdir: Path) -> None:
+    """A shell that no job sees is told through the job's pipe, by a process that then waits to be ended."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as hidden:
+        shutil.copy(shutil.which("bash") or "/bin/bash", hidden)
+        write_workflow(workdir, f"""
+            rule code:
+                output: "code.txt"
+                shell: "exit 255"
+            rule long:
+                output: "long.txt"
+                run:
+                    raise ValueError("x" * 2_000_000)
+            rule unseen:
+                output: "unseen.txt"
+                shell: "echo hi > {{output}}"
+            if config.get("hidden"):
+                shell.executable("{hidden}/bash")
+            """)
+        done = run(workdir, "-j2", "-k", "code.txt", "long.txt")
+        unseen = run(workdir, "-j1", "--config", "hidden=1", "--", "unseen.txt")
+    assert done.code != 0
+    assert (done.attempt("code")["reason"].partition(";")[0], done.attempt("code")["notes"]) == ("exit code 255", [])
+    assert "ValueError: xxx" in done.attempt("long")["reason"]
+    assert (unseen.attempt("unseen")["outcome"], unseen.attempt("unseen")["cause"]) == ("failed", "setup")

@@ -6,22 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from ..conftest import command, residue, run, write_workflow
+import pytest
+
+from ..conftest import command, residue, run, wait_until, write_workflow
 
 ALIGNMENT = Path("/usr/share/doc/iqtree/examples/example.phy")  # 17 taxa, 1998 sites; from IQ-TREE itself
 REPLICATES = 6
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
 
 
 def trees(workdir: Path) -> int:
@@ -42,6 +34,7 @@ def pid_of_tool(workdir: Path) -> int:
     raise AssertionError("IQ-TREE does not run")
 
 
+@pytest.mark.busy
 def test_iqtree_goes_on_from_its_checkpoint(workdir: Path) -> None:
     assert shutil.which("iqtree2"), "IQ-TREE is not installed: apt-get install iqtree"
     shutil.copy(ALIGNMENT, workdir / "in.phy")
@@ -62,10 +55,7 @@ def test_iqtree_goes_on_from_its_checkpoint(workdir: Path) -> None:
         snakemake.kill()
         snakemake.communicate()
     subprocess.run(command("forge", "--unlock"), cwd=workdir, check=True, capture_output=True)
-    deadline = time.monotonic() + 60
-    while "process" in str(residue(workdir)):  # Forge ends what it has started; nobody waits for it any more
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: "process" not in str(residue(workdir)))  # Forge ends what it has started
 
     result = run(workdir, "-j1")
     assert result.code == 0, result.output

@@ -7,17 +7,18 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.catalog import Kind
-from snakemake_executor_plugin_forge.runtimes.health import verify
+from snakemake_executor_plugin_forge.software.health import verify
+from snakemake_executor_plugin_forge.spec.catalog import RuntimeKind
 
 from ..conda import stand_in
 from ..conda.channel import environment_file, make_channel
-from ..conftest import Result, residue, run, write_workflow
+from ..conftest import DEADLINE, FORGE, Result, residue, run, write_workflow
+
+pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
 
 WORKFLOW = """
 rule all:
@@ -239,15 +240,15 @@ def test_a_job_cannot_change_its_environment(done: Result, place: Path, workdir:
     assert result.code == 0, result.output
     assert result.read("a.txt").count("Read-only file system") == 3
     prefix = next((place / "store").glob("conda-*/env/bin/bcftools")).parents[1]
-    assert verify(str(prefix), Kind.CONDA, None, fully=True).problems == ()
+    assert verify(str(prefix), RuntimeKind.CONDA, None, fully=True).problems == ()
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 
 def _forge(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "runtimes", *arguments]
-    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=120)
+    command = [*FORGE, "runtimes", *arguments]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=DEADLINE)
 
 
 def test_damage_stops_the_run_before_the_first_job_and_the_named_command_mends_it(done: Result, place: Path) -> None:

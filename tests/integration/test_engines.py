@@ -18,10 +18,13 @@ from pathlib import Path
 import pytest
 
 from .. import ordinary
-from ..conftest import PATIENCE, Result, command, residue, run, write_workflow
+from ..conftest import DEADLINE, Result, command, residue, run, write_workflow
 from ..programs import need
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="starts a dockerd, and becomes an ordinary user: root alone can")
+pytestmark = [
+    pytest.mark.busy,
+    pytest.mark.skipif(os.geteuid() != 0, reason="starts a dockerd, and becomes an ordinary user: root alone can"),
+]
 
 INCLUDE = "dash,bash,coreutils,sed"
 WORKFLOW = """
@@ -46,7 +49,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("tree").resolve() / "tree.tar"
     subprocess.run(
         ["mmdebstrap", "--variant=extract", f"--include={INCLUDE}", "--mode=root", "bookworm", str(tree)],
-        check=True, capture_output=True, timeout=300,
+        check=True, capture_output=True, timeout=DEADLINE,
     )
     return tree
 
@@ -77,7 +80,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         process = subprocess.Popen(words, stdout=log, stderr=log)
     environment = {"DOCKER_HOST": address, "PATH": only("docker", place / "bin", client)}
     try:
-        deadline = time.monotonic() + 60 * PATIENCE
+        deadline = time.monotonic() + DEADLINE
         while _docker(environment, "info").returncode != 0:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.skip(f"dockerd does not run here: {(place / 'log').read_text()[-500:]}")
@@ -85,7 +88,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         yield environment
     finally:
         process.terminate()  # it ends its containerd
-        process.wait(60 * PATIENCE)
+        process.wait(DEADLINE)
 
 
 def _docker(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -182,7 +185,7 @@ def test_a_rules_own_container_is_snakemakes_to_start(tree: Path, workdir: Path)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     for words in (["apptainer", "build", "deb.sif", "docker-archive:deb.tar"], command("forge", "-j2", "--sdm", "apptainer")):
         done = subprocess.run([*ordinary.prefix(named=True), *words], cwd=workdir, capture_output=True, text=True,
-                              check=False, timeout=300 * PATIENCE, env=environment)
+                              check=False, timeout=DEADLINE, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
     result = Result(0, "", workdir)
     greeting, scratch, image = result.read("inside.txt").splitlines()
@@ -224,7 +227,7 @@ def test_rootless_podman(tree: Path, workdir: Path) -> None:
 
     def as_user(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*ordinary.prefix(named=True), *words], cwd=workdir, capture_output=True, text=True,
-                              check=False, timeout=300 * PATIENCE, env=environment)
+                              check=False, timeout=DEADLINE, env=environment)
 
     try:
         imported = as_user("podman", "import", "--quiet", "--change", "ENV=GREETING=hello", "tree.tar", "forge-test-deb:1")
@@ -234,6 +237,10 @@ def test_rootless_podman(tree: Path, workdir: Path) -> None:
     finally:
         for path in workdir.rglob("pause.pid"):  # which rootless podman leaves behind, to hold its user namespace
             with suppress(ValueError, ProcessLookupError):
-                os.kill(int(path.read_text()), signal.SIGKILL)
+                pause = int(path.read_text())
+                os.kill(pause, signal.SIGKILL)
+                process = Path(f"/proc/{pause}")
+                while process.exists():
+                    time.sleep(0.02)
     _check(Result(done.returncode, done.stdout + done.stderr, workdir), ordinary.UID)
     assert _described(Result(0, "", workdir))["engine"] == "podman"

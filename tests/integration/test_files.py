@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from .. import ordinary
-from ..conftest import PATIENCE, Result, command, residue, run, write_workflow
+from ..conftest import DEADLINE, Result, command, residue, run, write_workflow
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user]
 
-ROOT = Path(__file__).parents[2]
 # The guest has a phase for its ordinary user.
 USERS = ["user"] if os.geteuid() != 0 else ["root"] if "FORGE_GUEST" in os.environ else ["root", "user"]
 MANY = 1_000 if "FORGE_GUEST" in os.environ else 10_000  # emulation takes milliseconds for each
@@ -139,8 +138,8 @@ CASES = [
     _try("rename", "mv {input} elsewhere.txt"),
     _try("replace", "echo x > new.txt && mv -f new.txt {input}"),
     _try("truncate_call", PY.format("import os; os.truncate('{input}', 0)")),
-    Case("remove_workdir", "succeeded", "rm -rf ./* 2>/dev/null || true; mkdir -p x; echo ok > {output}",
-         check=_all(_text("remove_workdir.out", "ok\n"), _says("Snakefile", "undone"))),
+    Case("remove_workdir", "violation", "rm -rf ./* 2>/dev/null || true; mkdir -p x; echo ok > {output}",
+         check=_all(_gone("remove_workdir.out"), _says("deleted", "Snakefile", "no job of this workflow has made"))),
     Case("remove_snakemake", "succeeded", "rm -rf .snakemake 2>/dev/null || true; echo ok > {output}",
          check=lambda result, _: (result.directory / ".snakemake" / "metadata").is_dir()),
     Case("linked_input", "succeeded",  # 50
@@ -217,10 +216,14 @@ CASES = [
     Case("undeclared_refused", "violation", "touch {output} forbidden.txt", directives="resources: forge_undeclared='fail'",
          check=_all(_gone("forbidden.txt"), _says("forbidden.txt", "wrote outside its outputs"))),
     Case("undeclared_of_failure", "failed", "touch {output} rest.txt; exit 1", check=_gone("rest.txt")),
-    Case("removes_other", "succeeded", "rm precious.txt data/other.txt; rm -r data/deep; touch {output}",  # 70
-         check=_says("precious.txt", "data/other.txt", "data/deep", "undone")),
-    Case("changes_other", "succeeded", "echo x >> precious.txt; chmod 600 data/other.txt; touch {output}",
-         check=_says("precious.txt", "data/other.txt", "undone")),
+    Case("removes_other", "violation", "rm precious.txt data/other.txt; rm -r data/deep; touch {output}",  # 70
+         check=_all(_gone("removes_other.out"), _says("deleted", "precious.txt", "data/other.txt", "data/deep/more.txt",
+                                                      'resources: forge_undeclared="allow"'))),
+    Case("changes_other", "violation", "echo x >> precious.txt; chmod 600 data/other.txt; touch {output}",
+         check=_all(_gone("changes_other.out"), _says("changed", "precious.txt", "data/other.txt", 'update("precious.txt")'))),
+    Case("changes_dropped", "succeeded", "echo x >> precious.txt; rm data/other.txt; touch {output}",
+         directives="resources: forge_undeclared='discard'", check=_says("precious.txt", "data/other.txt", "dropped")),
+    Case("replaces_other", "violation", "rm -r data; echo x > data; touch {output}", check=_says("replaced data")),
     Case("home", "succeeded", "mkdir -p ~/" + HOME.format("x") + "; touch {output}",
          check=lambda *_: not Path("~", HOME.format("x")).expanduser().exists()),
     _try("system", "touch /usr/forge-test || touch /etc/forge-test || touch /forge-test || touch /opt/forge-test"),
@@ -314,8 +317,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         finished = subprocess.run(
             [*before_command, *command("forge", "-j4", "--keep-going", "--forge-pids", "400", "--forceall")],
             cwd=directory.parent if before_command else directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, text=True, errors="replace", check=False, timeout=300 * PATIENCE,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL, text=True, errors="replace", check=False, timeout=DEADLINE,
         )
         result = Result(finished.returncode, finished.stdout, directory)
         assert {a["rule"] for a in result.attempts()} >= {case.name for case in CASES}, result.output

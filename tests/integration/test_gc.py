@@ -8,19 +8,17 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_forge.leftovers import dead_runs, find_checkpoints, find_scratch, find_staging
-from snakemake_executor_plugin_forge.sandbox.sweep import descendants
+from snakemake_executor_plugin_forge.kernel.process_tree import descendants
+from snakemake_executor_plugin_forge.record.identity import start_time
+from snakemake_executor_plugin_forge.run.garbage import find
 
-from ..conftest import PATIENCE, command, in_layer, residue, run, write_workflow
+from ..conftest import DEADLINE, command, forge, in_layer, residue, run, wait_until, write_workflow
 
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
 WORKFLOW = """
     rule held:
         output: "{name}.held"
@@ -33,7 +31,7 @@ WORKFLOW = """
 
 
 def gc(directory: Path, *words: str) -> list[dict[str, Any]]:
-    done = subprocess.run([*FORGE, "gc", "--json", *words], cwd=directory, capture_output=True, text=True, check=False)
+    done = forge(directory, "gc", "--json", *words)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -43,11 +41,7 @@ def start(directory: Path, name: str) -> subprocess.Popen[bytes]:
     """A run whose job waits; in a process group of its own."""
     process = subprocess.Popen(command("forge", "-j2", "--nolock", f"{name}.held"), cwd=directory, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60 * PATIENCE
-    while not in_layer(directory, f"{name}.held"):
-        assert time.monotonic() < deadline, "the job did not start"
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: in_layer(directory, f"{name}.held"), process)
     return process
 
 
@@ -73,10 +67,8 @@ def test_leftovers_of_a_killed_run_go_and_a_living_run_goes_on(tmp_path: Path) -
     try:
         dying = start(tmp_path, "dying")
         end_at_once(dying)
-        deadline = time.monotonic() + 60 * PATIENCE
         parts: set[str] = set()
         while not {"staging", "scratch"} <= parts:  # a second must be over, and its processes be dead
-            assert time.monotonic() < deadline, parts
             parts = {row["part"] for row in gc(tmp_path, "--dry-run", "--leftovers-after", "1s")}
         assert parts <= {"staging", "scratch", "cgroups"}
         left = residue(tmp_path)
@@ -90,7 +82,7 @@ def test_leftovers_of_a_killed_run_go_and_a_living_run_goes_on(tmp_path: Path) -
         assert [line["path"] for line in lines] == [row["path"] for row in removed]
         assert all(line["host"] == socket.gethostname() and line["why"] for line in lines)
         (tmp_path / "go.txt").write_text("go\n")
-        assert living.wait(60) == 0
+        assert living.wait(DEADLINE) == 0
     finally:
         if living.poll() is None:
             end_at_once(living)
@@ -123,23 +115,22 @@ def test_other_hosts_and_runs_without_a_record_are_left_alone(tmp_path: Path) ->
     for directory in (slot, staged / "upper", foreign, unknown / "upper"):
         directory.mkdir(parents=True)
 
-    def found() -> list[str]:
-        runs = dead_runs(str(state))
-        return [item.path for item in (*find_staging(runs, str(tmp_path)), *find_scratch(runs, str(tmp_path)))]
+    def found(*parts: str) -> list[str]:
+        return [item.paths[0] for part in parts for item in find(str(state), str(tmp_path), part)]
 
     try:
-        assert found() == [str(staged), str(slot)]
-        for change in ({"host": "elsewhere"}, {"pid": os.getpid(), "start_time": _start_time(), "ended": None}):
+        assert found("staging", "scratch") == [str(staged), str(slot)]
+        for change in ({"host": "elsewhere"}, {"pid": os.getpid(), "start_time": start_time(os.getpid()), "ended": None}):
             (done / "run.json").write_text(json.dumps(record | change))
-            assert found() == []
+            assert found("staging", "scratch") == []
         checkpoint = state / "checkpoints" / "x"
         checkpoint.mkdir(parents=True)
-        assert list(find_checkpoints(str(state))) == []  # this very process is a run that goes on
+        assert found("checkpoints") == []  # this very process is a run that goes on
         (done / "run.json").write_text(json.dumps(record))
-        assert [item.path for item in find_checkpoints(str(state))] == [str(checkpoint)]
+        assert found("checkpoints") == [str(checkpoint)]
         with _lock(checkpoint):  # as an attempt has it
-            assert list(find_checkpoints(str(state))) == []
-        removed = gc(tmp_path, "--leftovers-after", "1s", "--only", "scratch", "--dry-run")
+            assert found("checkpoints") == []
+        removed = gc(tmp_path, "--leftovers-after", "1h", "--only", "scratch", "--dry-run")
         assert removed == []  # too young
     finally:
         for directory in (slot, foreign, base):
@@ -154,7 +145,3 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _start_time() -> int:
-    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import PATIENCE, command, residue, run, write_workflow
+from ..conftest import DEADLINE, command, forge, residue, run, wait_until, write_workflow
 
 # The nodes that it sees, the variable, what it sees of all the others, and which it can use.
 LOOK = (
@@ -119,8 +119,10 @@ def test_one_supervisor_shows_each_job_its_own(workdir: Path, gpus: list[str]) -
 
 USER_PROGRAM = """
 import encodings.ascii, os, shutil, sys  # all that cannot be imported later
-from snakemake_executor_plugin_forge.sandbox import mounts, privileges, syscalls
-from snakemake_executor_plugin_forge.sandbox.enter import prepare
+from snakemake_executor_plugin_forge.kernel import syscalls
+from snakemake_executor_plugin_forge.sandbox import privileges
+from snakemake_executor_plugin_forge.sandbox.filesystem import mounts
+from snakemake_executor_plugin_forge.sandbox.base import prepare
 
 gpus = tuple(sys.argv[1:])
 os.setgroups([])
@@ -148,7 +150,7 @@ for own in (gpus[1:], (), gpus, ()):
 def test_an_ordinary_user_gets_the_same(gpus: list[str]) -> None:
     """By bind mounts in a user namespace, as a supervisor and four jobs of its make them, one after the other."""
     done = subprocess.run(
-        [sys.executable, "-c", USER_PROGRAM, *gpus], cwd="/", capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", USER_PROGRAM, *gpus], cwd="/", capture_output=True, text=True, check=False, timeout=DEADLINE
     )
     first, second = (os.path.basename(node) for node in gpus)
     assert done.stdout.splitlines() == [f"{second} []", "[]", f"{first} {second} []", "[]"], done.stderr
@@ -194,56 +196,25 @@ def test_names_of_the_drivers(workdir: Path) -> None:
     assert residue(workdir) == []
 
 
-@pytest.mark.parametrize(
-    ("resources", "flag", "words"),
-    [
-        ("gpu=3", None, "Rule greedy: gpu=3, but this run has 2 (/dev/forge-"),
-        ("gpus=1", "none", "Rule greedy: gpus=1, but this run has no GPU"),
-        ("gpu=-1", None, "Rule greedy: gpu=-1 must be a whole number"),
-        ("gpu='a100'", None, "Rule greedy: gpu='a100' must be a whole number"),
-        ("gpu=1, gpus=2", None, "Rule greedy: gpu=1 and gpus=2 mean the same"),
-        ("gpu=1", "/dev/nosuchgpu7", "--forge-gpus: /dev/nosuchgpu7 is no character device"),
-        ("gpu=1", "nvidia0", "--forge-gpus=nvidia0: 'nvidia0' is no device node"),
-    ],
-)
-def test_what_cannot_be_had_is_refused_before_anything_runs(
-    workdir: Path, gpus: list[str], resources: str, flag: str | None, words: str
-) -> None:
-    write_workflow(workdir, f"""
+def test_what_cannot_be_had_is_refused_before_anything_runs(workdir: Path, gpus: list[str]) -> None:
+    """Of all that is refused in unit/test_gpus.py, one."""
+    write_workflow(workdir, """
         rule all:
             input: "first.out", "greedy.out"
         rule first:
             output: "first.out"
-            shell: "touch {{output}}"
+            shell: "touch {output}"
         rule greedy:
             output: "greedy.out"
-            resources: {resources}
-            shell: "touch {{output}}"
+            resources: gpu=3
+            shell: "touch {output}"
         """)
-    result = run(workdir, "-j2", "--forge-gpus", flag or ",".join(gpus))
+    result = run(workdir, "-j2", "--forge-require", "limits", "--forge-gpus", ",".join(gpus))
     assert result.code != 0
-    assert words in result.output
+    assert "Rule greedy: gpu=3, but this run has 2 (/dev/forge-" in result.output
     assert "Traceback" not in result.output
     assert not (workdir / "first.out").exists()
     assert residue(workdir) == []
-
-
-def test_more_than_there_are_in_a_function_fails_that_job_alone(workdir: Path, gpus: list[str]) -> None:
-    write_workflow(workdir, """
-        rule all:
-            input: "a.out", "b.out"
-        rule a:
-            output: "a.out"
-            resources: gpu=lambda wildcards: 7
-            shell: "touch {output}"
-        rule b:
-            output: "b.out"
-            resources: gpu=2
-            shell: "touch {output}"
-        """)
-    result = run(workdir, "-j2", "-k", "--forge-gpus", ",".join(gpus))
-    assert "Rule a: gpu=7, but this run has 2" in result.output
-    assert (workdir / "b.out").exists() and not (workdir / "a.out").exists()
 
 
 def test_a_group_with_two_gpu_jobs_is_refused(workdir: Path, gpus: list[str]) -> None:
@@ -266,8 +237,7 @@ def test_a_group_with_two_gpu_jobs_is_refused(workdir: Path, gpus: list[str]) ->
     assert residue(workdir) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str], number: int) -> None:
+def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str]) -> None:
     write_workflow(workdir, """
         rule all:
             input: expand("{i}.out", i=range(5))
@@ -280,21 +250,13 @@ def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str], numbe
         command("forge", "-j5", "--forge-gpus", ",".join(gpus)),
         cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
-    deadline = time.monotonic() + 60 * PATIENCE
-    while len(list(workdir.glob("begun.*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    assert len(list(workdir.glob("begun.*"))) == 2
-    begin = time.monotonic()
-    snakemake.send_signal(number)
-    output, _ = snakemake.communicate(timeout=60)
-    assert time.monotonic() - begin < 20
+    wait_until(lambda: len(list(workdir.glob("begun.*"))) == 2, snakemake)
+    time.sleep(0.5)  # time for a third job, which must not begin
+    snakemake.send_signal(signal.SIGTERM)
+    output, _ = snakemake.communicate(timeout=DEADLINE)
     assert snakemake.returncode != 0
     assert "waits for a free GPU" in output
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "jobs"],
-        cwd=workdir, capture_output=True, text=True, check=True,
-    )
+    done = forge(workdir, "jobs", check=True)
     assert done.stdout.count("cancelled") >= 5
     assert done.stdout.count("nothing of it was run") == 3
     assert "GPU" in done.stdout.splitlines()[0]

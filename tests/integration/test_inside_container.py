@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,9 @@ from typing import Any
 import pytest
 
 from .. import ordinary
-from ..conftest import command, residue, write_workflow
+from ..conftest import DEADLINE, FORGE, command, residue, wait_until, write_workflow
 
 ROOT = Path(__file__).parents[2]
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
 WORKFLOW = """
 rule all:
     input: "ok", "oom", "daemon"
@@ -34,7 +32,7 @@ rule ok:
 rule oom:
     output: "oom"
     resources: mem_mb=100
-    shell: "python3 -c 'x = bytearray(300 * 2**20); import time; time.sleep(5)'; touch {output}"
+    shell: "python3 -c 'x = bytearray(300 * 2**20); import time; time.sleep(60)'; touch {output}"
 rule daemon:
     output: "daemon"
     shell: "(setsid sleep 1014 >/dev/null 2>&1 &); sleep 0.2; touch {output}"
@@ -88,7 +86,7 @@ def _done(before: list[str], *commands: list[str], directory: Path) -> str:
     """What they print, one after the other in one container."""
     script = "; ".join(shlex.join(one) for one in commands)
     done = subprocess.run([*before, "bash", "-c", script], capture_output=True, text=True, errors="replace", check=False,
-                          stdin=subprocess.DEVNULL, timeout=120, cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)})
+                          stdin=subprocess.DEVNULL, timeout=DEADLINE, cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.stdout, done.stderr
     return done.stdout
 
@@ -99,9 +97,7 @@ def _whole_run(before: list[str], place: Path) -> dict[str, dict[str, Any]]:
     records = json.loads(_done(before, run, [*FORGE, "jobs", "--json"], directory=place / "work"))
     assert {record["rule"]: record["outcome"] for record in records} == OUTCOMES, (place / "work/log").read_text()
     assert not (place / "work/oom").exists()
-    deadline = time.monotonic() + 30
-    while any("/conmon" in left for left in residue(place / "work")) and time.monotonic() < deadline:
-        time.sleep(0.1)  # podman's own monitor of the container ends a moment after podman
+    wait_until(lambda: "/conmon" not in str(residue(place / "work")))  # podman's monitor ends a moment after podman
     assert residue(place / "work") == []
     return {record["rule"]: record for record in records}
 

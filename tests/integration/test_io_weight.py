@@ -7,7 +7,6 @@ the tests' to change. Collected in the guest only.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import PATIENCE, residue, run, write_workflow
-from .test_ladder import DOCTOR
+from ..conftest import DEADLINE, forge, residue, run, write_workflow
 
 pytestmark = pytest.mark.kernel
 
@@ -95,6 +93,7 @@ def _reads(place: Path, name: str) -> int:
     return done
 
 
+@pytest.mark.v2
 @pytest.mark.parametrize("how", ["bfq", "iocost"])
 def test_of_two_jobs_the_lighter_one_reads_less(place: Path, how: str) -> None:
     write_workflow(place, f"""
@@ -116,6 +115,7 @@ def test_of_two_jobs_the_lighter_one_reads_less(place: Path, how: str) -> None:
     assert residue(place) == []
 
 
+@pytest.mark.v2
 def test_a_light_run_reads_less_than_others(place: Path) -> None:
     write_workflow(place, f"""
         rule a:
@@ -128,12 +128,13 @@ def test_a_light_run_reads_less_than_others(place: Path) -> None:
         try:
             result = run(place, "-j1", "--forge-files", "open", "--forge-io-weight", "10", "--forge-require", "limits")
             assert result.code == 0, result.output
-            assert outside.wait(60 * PATIENCE) == 0
+            assert outside.wait(DEADLINE) == 0
         finally:
             outside.kill()
     assert _reads(place, "inside") < _reads(place, "outside") / 2
 
 
+@pytest.mark.v2
 def test_what_no_disk_divides_is_not_pretended(place: Path) -> None:
     """And doctor sees the difference."""
     write_workflow(place, "rule a:\n    output: 'a.txt'\n    resources: forge_io_weight=50\n    shell: 'echo > {output}'\n")
@@ -150,8 +151,7 @@ def test_what_no_disk_divides_is_not_pretended(place: Path) -> None:
 
 def _row(place: Path) -> tuple[str, str]:
     """What doctor says of weights, and the last line of its advice on them; it does not fail a host for that."""
-    done = subprocess.run([*DOCTOR, "--json", "--require", "full"], cwd=place, capture_output=True, text=True,
-                          check=False, env=os.environ)  # fmt: skip
+    done = forge(place, "doctor", "--json", "--require", "full")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     (row,) = [row for row in report["enforced"] if row["what"] == "I/O weight"]

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -20,15 +19,17 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from snakemake_executor_plugin_forge.analysis.metrics import MetricsFile
 from snakemake_executor_plugin_forge.cli.metrics import dashboard
-from snakemake_executor_plugin_forge.model import Outcome, Usage, Verdict
-from snakemake_executor_plugin_forge.record.metrics import MetricsFile
+from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
 
+from ..conftest import DEADLINE, forge, wait_until
 from ..programs import need
 from ..records import Made, write_run
-from ..unit.test_judge import SPEC
+from ..unit.test_outcome import SPEC
 
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+
 MADE = [
     Made("map", {"s": "A"}, cpu_seconds=1.5, seconds=3.0),
     Made("map", {"s": "B"}, cpu_seconds=2.5, seconds=70.0, memory_bytes=300 * 2**20),
@@ -44,7 +45,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _text(workdir: Path, *words: str) -> str:
-    return subprocess.run([*FORGE, "metrics", *words], cwd=workdir, capture_output=True, text=True, check=True).stdout
+    return forge(workdir, "metrics", *words, check=True).stdout
 
 
 def test_promtool_finds_no_fault(workdir: Path, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def query(workdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         return result
 
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             try:
                 if len(ask("count_over_time(up[1m]) >= 2")) == 1:
@@ -118,7 +119,7 @@ def query(workdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         yield ask
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(DEADLINE)
         server.shutdown()
         server.server_close()
 
@@ -147,10 +148,7 @@ def test_the_file_is_kept_up_to_date_and_whole(tmp_path: Path) -> None:
     file = MetricsFile(str(path), pytest.fail)
     ended: list[Verdict] = []
     done = file.observe(SPEC, ended.append)
-    deadline = time.monotonic() + 30
-    while 'forge_attempts_running{rule="call"} 1.0' not in path.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: 'forge_attempts_running{rule="call"} 1.0' in path.read_text())
     verdict = Verdict(Outcome.TIMEOUT, "timed out", None, 9, Usage(cpu_seconds=2.5), "2026-01-31T12:00:00+00:00", 30.0)
     done(verdict)
     file.close()

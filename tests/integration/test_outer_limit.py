@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Result, command, residue, write_workflow
+from ..conftest import DEADLINE, Result, command, residue, write_workflow
 
 MIB = 2**20
 
@@ -40,7 +40,7 @@ def test_a_job_dies_and_not_snakemake(workdir: Path, outer: Path) -> None:
     enter = f'echo $$ > {outer}/cgroup.procs; exec "$@"'
     done = subprocess.run(
         ["bash", "-c", enter, "bash", *command("forge", "-j2", "hogs.out", "--forge-run-memory", "2GiB")],
-        cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=100,
+        cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=DEADLINE,
     )
     attempt = Result(done.returncode, done.stdout, workdir).attempt("hogs")
     assert done.returncode == 1, done.stdout

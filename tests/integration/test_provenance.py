@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from ..conftest import run, write_workflow
+from ..conftest import forge, run, write_workflow
 
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILE = "provenance-run-crate-0.5"  # and with it those that it extends: workflow run, process run, workflow, RO-Crate 1.1
 
@@ -59,7 +60,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _crate(workdir: Path, target: Path, *words: str) -> tuple[dict[str, dict[str, Any]], str]:
-    done = subprocess.run([*FORGE, "provenance", str(target), *words], cwd=workdir, capture_output=True, text=True, check=False)
+    done = forge(workdir, "provenance", str(target), *words)
     assert done.returncode == 0, done.stderr
     graph = json.loads((target / "ro-crate-metadata.json").read_text())["@graph"]
     return {entity["@id"]: entity for entity in graph}, done.stdout + done.stderr
@@ -68,7 +69,7 @@ def _crate(workdir: Path, target: Path, *words: str) -> tuple[dict[str, dict[str
 @pytest.mark.parametrize("words", [[], ["--copy", "--license", "CC-BY-4.0"]])
 def test_it_meets_every_requirement_of_the_profile(workdir: Path, tmp_path: Path, validator: str, words: list[str]) -> None:
     _crate(workdir, tmp_path / "crate", *words)
-    done = subprocess.run([validator, REPOSITORY / "tests" / "validate_crate.py", tmp_path / "crate", PROFILE, "REQUIRED"],
+    done = subprocess.run([validator, "-P", REPOSITORY / "tests" / "validate_crate.py", tmp_path / "crate", PROFILE, "REQUIRED"],
                           capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -80,7 +81,7 @@ def test_the_validator_would_have_complained(workdir: Path, tmp_path: Path, vali
     _crate(workdir, tmp_path / "crate")
     path = tmp_path / "crate" / "ro-crate-metadata.json"
     path.write_text(path.read_text().replace('"HowToStep"', '"Step"').replace("mainEntity", "name"))
-    done = subprocess.run([validator, REPOSITORY / "tests" / "validate_crate.py", tmp_path / "crate", PROFILE, "REQUIRED"],
+    done = subprocess.run([validator, "-P", REPOSITORY / "tests" / "validate_crate.py", tmp_path / "crate", PROFILE, "REQUIRED"],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert json.loads(done.stdout.splitlines()[-1])["issues"]
@@ -89,7 +90,7 @@ def test_the_validator_would_have_complained(workdir: Path, tmp_path: Path, vali
 def test_it_says_what_happened(workdir: Path, tmp_path: Path) -> None:
     graph, said = _crate(workdir, tmp_path / "crate", "--copy")
     assert "4 jobs, 6 files." in said
-    assert "2 of the files are not there any more." in said
+    assert "2 of the files no longer exist." in said
     copied = tmp_path / "crate" / "data" / "sum.txt"
     assert copied.read_text() == "HELLO\nHELLO\n"
     assert graph["data/sum.txt"]["sha256"] == hashlib.sha256(copied.read_bytes()).hexdigest()
@@ -117,7 +118,7 @@ def test_versions_of_the_environment_of_a_rule(workdir: Path, tmp_path: Path) ->
     assert environment["name"].startswith("venv ")  # and the file that it was made from, maybe another workflow's
     packages = {graph[part["@id"]]["name"]: graph[part["@id"]]["softwareVersion"] for part in environment["softwareRequirements"]}
     assert packages["six"].startswith("1.")
-    page = subprocess.run([*FORGE, "report", "-o", "-"], cwd=workdir, capture_output=True, text=True, check=True).stdout
+    page = forge(workdir, "report", "-o", "-", check=True).stdout
     assert f"six {packages['six']}" in page
 
 
@@ -135,7 +136,7 @@ def test_a_file_that_has_changed_since_says_so(workdir: Path, tmp_path: Path) ->
 
 def test_a_directory_in_use_is_left_alone(workdir: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
-    done = subprocess.run([*FORGE, "provenance", str(tmp_path)], cwd=workdir, capture_output=True, text=True, check=False)
+    done = forge(workdir, "provenance", str(tmp_path))
     assert (done.returncode, done.stderr) == (2, f"snakemake-forge: {tmp_path} is in use. Name a directory that does not exist yet.\n")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -192,7 +193,7 @@ def test_each_run_leaves_its_crate_in_the_store_which_no_job_sees(tmp_path: Path
     assert run(workdir, "-j2", "--config", f"store={store}").code == 0
     assert {path.name for path in store.iterdir()} == {"old", first.name, second.name}
     # The command finds the store too, and names it where it has the crate already.
-    again = subprocess.run([*FORGE, "provenance", "--run", first.name], cwd=workdir, capture_output=True, text=True, check=False)
+    again = forge(workdir, "provenance", "--run", first.name)
     assert (again.returncode, f"{first} is in use" in again.stderr) == (2, True)
 
 
@@ -205,5 +206,5 @@ def test_a_store_that_cannot_be_used_stops_the_run_before_its_first_job(tmp_path
     assert f"{tmp_path}/forge.yaml: provenance: {tmp_path}/crates is a file; it must be a directory" in done.output
     assert not (tmp_path / "a.txt").exists()
     (tmp_path / "forge.yaml").write_text("version: 1\n")
-    asked = subprocess.run([*FORGE, "provenance"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    asked = forge(tmp_path, "provenance")
     assert asked.returncode == 2

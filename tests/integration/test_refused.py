@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_forge.sandbox.seccomp_table import ABIS, ARCHITECTURES, refused
+from snakemake_executor_plugin_forge.sandbox.seccomp import ABIS, ARCHITECTURES, refused
 
 from .. import ordinary
+from ..conftest import forge
 
-ROOT = Path(__file__).parents[2]
-DOCTOR = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "doctor", "--json"]
 ONLY_V2 = ["unshare", "-m", "--propagation", "private", "bash", "-c",
            """awk '$3 == "cgroup" {print $2}' /proc/self/mounts | xargs -r umount; exec "$@" """, "bash"]  # fmt: skip
 BUS = """<busconfig><type>session</type><listen>unix:path={path}</listen><auth>EXTERNAL</auth><policy context="default">
@@ -32,9 +31,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes cgroups and sys
 
 
 def _doctor(before: list[str], *arguments: str, **variables: str) -> tuple[int, dict[str, Any]]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run([*before, *DOCTOR, *arguments], cwd="/tmp", capture_output=True, text=True, check=False, timeout=60,
-                          env=environment, stdin=subprocess.DEVNULL)
+    done = forge(Path("/tmp"), "doctor", "--json", *arguments, before=before, env=variables)
     assert done.stdout, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, report
@@ -95,7 +92,7 @@ def test_namespaces_without_mounts_are_none(as_user: bool) -> None:
     """Fault 113: to make the namespace succeeds, so only a mount in it shows that nothing can be done there."""
     before = [*(ordinary.prefix() if as_user else []), sys.executable, "-c", _without_mount(os.uname().machine)]
     made = subprocess.run([*before, "unshare", *(["-r"] if as_user else []), "-m", "--propagation", "unchanged", "true"], check=False,
-                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd="/tmp")
+                          capture_output=True, text=True, cwd="/tmp")
     assert made.returncode == 0, made.stderr
     code, report = _doctor(before, "--require", "full")
     assert report["namespaces"]["kind"] == "none"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +15,12 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
 
+from ..conftest import forge
 from ..programs import need
 from ..records import MIB, Made, write_run
 
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
+pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+
 NASTY = "</script><img src=x onerror=alert(1)>"
 MADE = [
     *(Made("map", {"s": f"S{n}"}, start=n, seconds=2.5 + n, cpu_seconds=2.0, memory_bytes=(90 + n) * MIB, threads=2)
@@ -32,7 +32,7 @@ MADE = [
 
 
 def _write(workdir: Path, *words: str) -> Path:
-    done = subprocess.run([*FORGE, "report", *words], cwd=workdir, capture_output=True, text=True, check=False)
+    done = forge(workdir, "report", *words)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
 
@@ -194,6 +194,6 @@ def test_ten_thousand_attempts(browser: webdriver.Chrome, tmp_path: Path) -> Non
 def test_which_run(workdir: Path) -> None:
     assert 'data-rule="old"' in _write(workdir, "--all", "-o", "all.html").read_text()
     assert 'data-rule="old"' not in _write(workdir, "-o", "one.html").read_text()
-    done = subprocess.run([*FORGE, "report", "--run", "20260131-120000-1-aaab"], cwd=workdir, capture_output=True, text=True, check=False)
+    done = forge(workdir, "report", "--run", "20260131-120000-1-aaab")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Did you mean 20260131-120000-1-aaaa?" in done.stderr

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from .. import ordinary
-from ..conftest import Result, command, residue, run, write_workflow
+from ..conftest import Result, residue, run, write_workflow
 
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
 HOLD = "import sys, time; held = bytearray(int(sys.argv[1]) << 20); time.sleep(float(sys.argv[2]))"
 CHECKPOINTS = ".snakemake/forge/checkpoints"
@@ -125,10 +123,7 @@ def run_as(user: str, directory: Path, *arguments: str) -> Result:
     if user == "self":
         return run(directory, *arguments)
     ordinary.hand_over(directory)
-    done = subprocess.run([*ordinary.prefix(namespaces=user == "ordinary"), *command("forge", *arguments)],
-                          cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, check=False, timeout=300,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return Result(done.returncode, done.stdout, directory)
+    return run(directory, *arguments, before=ordinary.prefix(namespaces=user == "ordinary"))
 
 
 @pytest.mark.parametrize("user", ["self", "ordinary", "without namespaces"] if os.geteuid() == 0 else ["self"])

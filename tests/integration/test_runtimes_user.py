@@ -13,7 +13,7 @@ import pytest
 
 from .. import ordinary
 from ..conda.channel import environment_file, make_channel
-from ..conftest import Result, command, residue, write_workflow
+from ..conftest import residue, run, write_workflow
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user, which root alone can")
 
@@ -55,18 +55,14 @@ def test_conda_and_a_root_directory_as_an_ordinary_user(workdir: Path) -> None:
     write_workflow(workdir, WORKFLOW)
     (workdir / "forge.yaml").write_text(CATALOG)
     ordinary.hand_over(workdir)
-    done = subprocess.run(
-        [*ordinary.prefix(), *command("forge", "-j2", "--forge-runtimes-dir", str(workdir / "store"))],
-        cwd=workdir, capture_output=True, text=True, check=False, timeout=120,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stderr
+    result = run(workdir, "-j2", "--forge-runtimes-dir", str(workdir / "store"), before=ordinary.prefix())
+    assert result.code == 0, result.output
     tool, hook = (workdir / "conda.txt").read_text().splitlines()
     assert tool == f"{hook.removeprefix('active in ')}/bin/samtools"
     note, state, scratch, size = (workdir / "image.txt").read_text().splitlines()
     assert (note, state, size) == ("this is the image", "read-only", "small")
     assert scratch.startswith("/tmp/forge-")
     assert (workdir / "root" / "note").read_text() == "this is the image\n"
-    record = Result(0, "", workdir).attempt("image_a")
+    record = result.attempt("image_a")
     assert json.loads(Path(record["directory"], "spec.json").read_text())["runtime_id"].startswith("container-")
     assert residue(workdir) == []

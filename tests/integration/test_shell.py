@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
-import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 
-from ..conftest import PATIENCE, residue, run, write_workflow
+from ..conftest import DEADLINE, FORGE, residue, run, write_workflow
 
-CLI = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "shell"]
+CLI = [*FORGE, "shell"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _shell(place: Path, command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CLI, "call", "s=a", "--run", command], cwd=place, capture_output=True, text=True,
-                          check=False, timeout=60, stdin=subprocess.DEVNULL)
+                          check=False, timeout=DEADLINE, stdin=subprocess.DEVNULL)
 
 
 def test_a_command_sees_what_the_job_saw(place: Path) -> None:
@@ -79,25 +81,61 @@ def test_a_prompt_has_a_terminal_with_job_control(place: Path) -> None:
 
     def until(text: bytes) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 40 * PATIENCE
+        deadline = time.monotonic() + DEADLINE
         while text not in seen:
             assert time.monotonic() < deadline, seen
             if select.select([terminal], [], [], 1)[0]:
                 seen += os.read(terminal, 4096)
 
-    until(b"command.sh")
-    os.write(terminal, b"echo $((40 + 2)) ready\n")
-    until(b"42 ready")
-    os.write(terminal, b"sleep 1000\n")
-    time.sleep(0.5)
-    os.write(terminal, b"\x03")  # Ctrl-C ends the command and not the shell
-    os.write(terminal, b"echo $((50 + 1)) after\n")
-    until(b"51 after")
-    os.write(terminal, b"exit 5\n")
-    _, status = os.waitpid(pid, 0)
+    try:
+        until(b"command.sh")
+        os.write(terminal, b"echo $((40 + 2)) ready\n")
+        until(b"42 ready")
+        # The command says itself that it runs, in the foreground already: Ctrl-C reaches a shell that is about to fork it too early.
+        os.write(terminal, b"sh -c 'echo sleeps$((1 + 1)); exec sleep 1000'\n")
+        until(b"sleeps2")
+        os.write(terminal, b"\x03")  # Ctrl-C ends the command and not the shell
+        os.write(terminal, b"echo $((50 + 1)) after\n")
+        until(b"51 after")
+        os.write(terminal, b"sh -c 'echo sleeps$((1 + 2)); exec sleep 1000'\n")
+        until(b"sleeps3")
+        os.write(terminal, b"\x1a")  # Ctrl-Z stops it, and the shell goes on
+        os.write(terminal, b"jobs; kill -9 %1; tty; ls /dev/pts\n")
+        until(b"Stopped")
+        until(b"/dev/console")
+        until(b"ptmx")
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 41, 133, 0, 0))
+        os.write(terminal, b"until [ \"$(stty size)\" = '41 133' ]; do sleep 0.1; done; echo $((60 + 1)) columns\n")
+        until(b"61 columns")
+        os.write(terminal, b"exit 5\n")
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(terminal)  # which ends the shell, also after a failure
     assert os.waitstatus_to_exitcode(status) == 5
-    os.close(terminal)
     assert residue(place) == []
+
+
+@pytest.mark.parametrize("redirect", ["", "| cat", "2>/dev/null | cat", "</dev/null", "2>err.txt"])
+def test_a_command_does_not_have_the_terminal_of_its_user(place: Path, redirect: str) -> None:
+    """Whatever is redirected: it is in another session, and its streams are another terminal or none."""
+    command = 'echo session $(cut -d" " -f6 /proc/$$/stat); for n in 0 1 2; do readlink /proc/$$/fd/$n; done | sort -u'
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(place)
+        os.execv("/bin/bash", ["bash", "-c", f"tty <&2; {' '.join(CLI)} call s=a --run '{command}' {redirect}"])
+    seen = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            seen += chunk
+    except OSError:  # EIO: nobody has it open any more
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, seen
+    users, session, *streams = seen.decode().split()
+    assert users.startswith("/dev/pts/")
+    assert session == "session"
+    assert streams[0] != "0", "it is in the session of its process in the sandbox"
+    assert users not in streams, seen
 
 
 def test_runs_and_resume_go_on_beside_it(place: Path) -> None:
@@ -109,7 +147,7 @@ def test_runs_and_resume_go_on_beside_it(place: Path) -> None:
     assert shell.stdout.readline() == "ready\n"
     again = run(place, "-j1", "--forcerun", "call")
     assert again.code == 0, again.output
-    resumed = subprocess.run([*CLI[:-1], "resume"], cwd=place, capture_output=True, text=True, check=False, timeout=50 * PATIENCE)
+    resumed = subprocess.run([*CLI[:-1], "resume"], cwd=place, capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     rest, _ = shell.communicate("go on\n")
     assert rest.split()[0] == "mine"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from ..conftest import PATIENCE, Result, command, residue, write_workflow, written
+from ..conftest import DEADLINE, Result, command, ending, forge, residue, wait_until, write_workflow, written
 
 WORKFLOW = """
 rule all:
@@ -32,14 +31,6 @@ rule stubborn:
 OUTPUTS = ("0.out", "1.out", "2.out", "stubborn.out")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
-    """Poll; fail after ``seconds``, which only a hanging run reaches."""
-    deadline = time.monotonic() + seconds * PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
-
-
 @contextmanager
 def started(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A run whose slow jobs have all written half of their outputs."""
@@ -49,14 +40,11 @@ def started(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]
             command("forge", "-j8", "--forge-grace", "1s", *arguments),
             cwd=directory, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
         )
-    try:
+    with ending(process):
         wait_until(lambda: process.poll() is not None or all(written(directory, name) for name in OUTPUTS))
         assert process.poll() is None, (directory / "log.txt").read_text()
         wait_until(lambda: "Finished jobid" in (directory / "log.txt").read_text())
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def descendants(pid: int, name: str) -> list[int]:
@@ -76,7 +64,7 @@ def descendants(pid: int, name: str) -> list[int]:
 def test_stopped_by_signal(workdir: Path, number: signal.Signals) -> None:
     with started(workdir) as process:
         process.send_signal(number)
-        assert process.wait(60) != 0
+        assert process.wait(DEADLINE) != 0
     log = (workdir / "log.txt").read_text()
     assert residue(workdir) == []
     assert not any((workdir / name).exists() for name in OUTPUTS), "half-written outputs were left"
@@ -91,14 +79,15 @@ def test_stopped_by_signal(workdir: Path, number: signal.Signals) -> None:
 
 
 def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:
-    with started(workdir, "--forge-grace", "50s") as process:
+    with started(workdir, "--forge-grace", "1h") as process:
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        assert process.wait(40) != 0
+        assert process.wait(DEADLINE) != 0
     assert residue(workdir) == []
 
 
+@pytest.mark.v2
 @pytest.mark.kernel
 def test_killed_snakemake_takes_its_jobs_with_it(workdir: Path) -> None:
     with started(workdir) as process:
@@ -112,34 +101,27 @@ def test_killed_nursery(workdir: Path) -> None:
     with started(workdir) as process:
         (nursery,) = descendants(process.pid, "forge-nursery")
         os.kill(nursery, signal.SIGKILL)
-        assert process.wait(60) != 0
+        assert process.wait(DEADLINE) != 0
         wait_until(lambda: not residue(workdir))
     assert f"the nursery (pid {nursery}) was killed" in (workdir / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param(("forge-nursery", "forge-launcher", "forge-super"), marks=pytest.mark.kernel, id="all"),
-        pytest.param(("forge-nursery", "forge-super"), id="all but the launcher"),
-    ],
-)
-@pytest.mark.parametrize("with_snakemake", [True, pytest.param(False, marks=pytest.mark.outside)])
-def test_many_killed_at_once(workdir: Path, names: tuple[str, ...], with_snakemake: bool) -> None:
+@pytest.mark.parametrize("names", [
+    pytest.param(("forge-nursery", "forge-launcher", "forge-super", "snakemake"), marks=pytest.mark.kernel, id="all"),
+    pytest.param(("forge-nursery", "forge-super"), marks=pytest.mark.outside, id="all but the launcher"),
+])
+def test_many_killed_at_once(workdir: Path, names: tuple[str, ...]) -> None:
     """Nobody is left who could clear up: the kernel ends the jobs, and resume removes the rest."""
     with started(workdir) as process:
         victims = [pid for name in names for pid in descendants(process.pid, name)]
         assert len(victims) > len(names)
-        for pid in [process.pid, *victims] if with_snakemake else victims:
+        for pid in [process.pid, *victims] if "snakemake" in names else victims:
             os.kill(pid, signal.SIGKILL)
-        assert process.wait(60) != 0
+        assert process.wait(DEADLINE) != 0
         wait_until(lambda: not [what for what in residue(workdir) if what.startswith("process")])
     assert not any((workdir / name).exists() for name in OUTPUTS), "half-written outputs were left"
     assert (workdir / "quick.out").read_text() == "quick\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "resume", "--", "--dry-run"],
-        cwd=workdir, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=100,
-    )
+    done = forge(workdir, "resume", "--", "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert residue(workdir) == []
     assert "rule quick" not in done.stdout + done.stderr
@@ -165,16 +147,13 @@ def test_killed_supervisor_loses_one_job_only(workdir: Path) -> None:
     with (workdir / "log.txt").open("w") as log:
         process = subprocess.Popen(command("forge", "-j8", "-k"), cwd=workdir, stdout=log,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    try:
+    with ending(process):
         wait_until(lambda: written(workdir, "1.begun"))
         (sleeper,) = [p for p in descendants(process.pid, "forge-super") if _runs_victim(p)]
         os.kill(sleeper, signal.SIGKILL)
         wait_until(lambda: "lost" in (workdir / "log.txt").read_text())
         (workdir / "long.go").touch()
-        assert process.wait(60) != 0
-    finally:
-        process.kill()
-        process.wait()
+        assert process.wait(DEADLINE) != 0
     outcomes = {(a["rule"], a["wildcards"].get("i")): a["outcome"] for a in Result(1, "", workdir).attempts()}
     assert outcomes.pop(("victim", "1")) == "lost"
     assert outcomes.pop(("long", None)) == "succeeded"

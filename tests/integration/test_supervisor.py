@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from ..conftest import DEADLINE
+
 PROGRAM = """
-import os, socket, sys, time
-from snakemake_executor_plugin_forge.backends.pool import _Orders
-from snakemake_executor_plugin_forge.backends.wire import Channel, Frame, Kind
-from snakemake_executor_plugin_forge.model import Config, FilePolicy, Host, JobRequest, RunContext
-from snakemake_executor_plugin_forge.plan import plan
-from snakemake_executor_plugin_forge.sandbox.enter import prepare
-from snakemake_executor_plugin_forge.sandbox.inside import Standby
-from snakemake_executor_plugin_forge.sandbox.scratch import Slots
-from snakemake_executor_plugin_forge.supervisor import Tools, supervise
+import os, pickle, socket, sys, time
+from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order
+from snakemake_executor_plugin_forge.workers.pool import ControlChannel
+from snakemake_executor_plugin_forge.workers.channel import Channel, Frame, FrameKind
+from snakemake_executor_plugin_forge.spec.host import Host
+from snakemake_executor_plugin_forge.spec.job import Config, FilePolicy, JobRequest, RunContext
+from snakemake_executor_plugin_forge.spec.plan import plan
+from snakemake_executor_plugin_forge.sandbox.base import prepare
+from snakemake_executor_plugin_forge.sandbox.standby import Standby
+from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import ScratchPool
+from snakemake_executor_plugin_forge.supervisor.prepared import Tools
+from snakemake_executor_plugin_forge.supervisor.supervisor import supervise
 
 place, fault = sys.argv[1:]
 
@@ -42,22 +47,28 @@ if fault == "watch":
     orders = socket.socket()  # never connected: the first look at it is an error
 channel = Channel(orders)
 if fault == "together":
-    other_end.sendall(Frame(Kind.RUN, spec.name).encode() + Frame(Kind.KILL, body=b"Snakemake died").encode())
+    order = pickle.dumps(Order(EndedBy.CONTROLLER, "Snakemake died", grace=False))
+    other_end.sendall(Frame(FrameKind.RUN, spec.name).encode() + Frame(FrameKind.END, body=order).encode())
     received = channel.receive()
-    assert next(received).kind is Kind.RUN
-slots = Slots(base.private)
-standby = Standby(base, execute, slots, as_init=False)
-supervise(spec, b"", Tools(None, slots, standby, _Orders(channel)), lambda verdict: None)
+    assert next(received).kind is FrameKind.RUN
+class Pool(ScratchPool):
+    def take(self, directory):
+        scratch = super().take(directory)
+        if fault == "begin":  # when there is a process, but no order for it yet
+            os.makedirs(scratch.root + "/forge-" + spec.name + "/in the way")
+        return scratch
+standby = Standby(base, execute, Pool(base.private), as_init=False)
+supervise(spec, b"", Tools(None, standby, ControlChannel(channel)), lambda verdict: None)
 """
 
 
 def _reason(place: Path, fault: str, outcome: str = "failed") -> str:
     """The reason of the attempt's verdict."""
-    subprocess.run([sys.executable, "-c", PROGRAM, str(place), fault], check=True, timeout=60, cwd=place)
+    subprocess.run([sys.executable, "-c", PROGRAM, str(place), fault], check=True, timeout=DEADLINE, cwd=place)
     (path,) = place.glob("state/runs/run/*/verdict.json")
     verdict = json.loads(path.read_text())
     assert verdict["outcome"] == outcome
-    assert verdict["seconds"] < 10  # not the 30 s that a supervisor waits for what does not die
+    assert verdict["seconds"] < 30  # not the 30 s that a supervisor waits for what does not die
     reason: str = verdict["reason"]
     return reason
 
@@ -67,8 +78,9 @@ def test_an_order_to_end_that_came_with_the_order_to_start(workdir: Path) -> Non
     assert "Snakemake died" in _reason(workdir, "together", "cancelled")
 
 
-def test_an_error_before_the_start(workdir: Path) -> None:
-    reason = _reason(workdir, "prepare")
+@pytest.mark.parametrize("fault", ["prepare", "begin"])
+def test_an_error_before_the_start(workdir: Path, fault: str) -> None:
+    reason = _reason(workdir, fault)
     assert reason.startswith("the sandbox could not be set up, nothing was run: ")
     assert not (workdir / "begun").exists()
 
@@ -81,13 +93,15 @@ def test_an_error_while_the_job_runs(workdir: Path) -> None:
 
 STANDBY = """
 import os, pickle, sys, time
-from snakemake_executor_plugin_forge.backends.launcher import Command, execute
-from snakemake_executor_plugin_forge.model import Config, FilePolicy, Host, JobRequest, RunContext
-from snakemake_executor_plugin_forge.plan import plan
-from snakemake_executor_plugin_forge.sandbox.enter import prepare
-from snakemake_executor_plugin_forge.sandbox.inside import Standby
-from snakemake_executor_plugin_forge.sandbox.scratch import Slots
-from snakemake_executor_plugin_forge.supervisor import Tools, supervise
+from snakemake_executor_plugin_forge.workers.launcher import Command, execute
+from snakemake_executor_plugin_forge.spec.host import Host
+from snakemake_executor_plugin_forge.spec.job import Config, FilePolicy, JobRequest, RunContext
+from snakemake_executor_plugin_forge.spec.plan import plan
+from snakemake_executor_plugin_forge.sandbox.base import prepare
+from snakemake_executor_plugin_forge.sandbox.standby import Standby
+from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import ScratchPool
+from snakemake_executor_plugin_forge.supervisor.prepared import Tools
+from snakemake_executor_plugin_forge.supervisor.supervisor import supervise
 
 class Control:
     def __init__(self):
@@ -103,8 +117,7 @@ os.mkdir(data)
 base = prepare("root")
 host = Host(2**30, 1, "soft", "", "root", "", ())
 run = RunContext("run", place, place + "/state", (place,))
-slots = Slots(base.private)
-standby = Standby(base, execute, slots, as_init=True)
+standby = Standby(base, execute, ScratchPool(base.private), as_init=True)
 for number in range(1, 7):
     request = JobRequest("a", {}, 1, 1, {"tmpdir": place}, None, (), (data + "/x",))
     spec = plan(request, number, "true", "launcher", Config(files=FilePolicy.OPEN), host, run)
@@ -114,7 +127,7 @@ for number in range(1, 7):
     program = f"echo {number} > {data}/{number}"
     verdicts = []
     command = Command("/bin/sh", ("/bin/sh", "-c", program), place, {}, ())
-    supervise(spec, pickle.dumps(command), Tools(None, slots, standby, Control()), verdicts.append)
+    supervise(spec, pickle.dumps(command), Tools(None, standby, Control()), verdicts.append)
     standby.prepare(spec)
     time.sleep(0.1)  # until it is inside
     assert verdicts[0].ok, verdicts
@@ -127,7 +140,7 @@ print(os.listdir(place))
 def test_a_process_that_waited_is_used_only_where_it_fits(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A directory that was made anew is another one, and what was made ahead for the old one must not be used."""
     place, elsewhere = tmp_path_factory.mktemp("standby"), tmp_path_factory.mktemp("elsewhere")
-    done = subprocess.run([sys.executable, "-c", STANDBY, str(place), str(elsewhere)], check=False, timeout=60,
+    done = subprocess.run([sys.executable, "-c", STANDBY, str(place), str(elsewhere)], check=False, timeout=DEADLINE,
                           cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "forge-run" not in done.stdout

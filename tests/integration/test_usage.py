@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_forge.sandbox.syscalls import kernel_log
+from snakemake_executor_plugin_forge.kernel.syscalls import kernel_log
 
-from ..conftest import PATIENCE, Result, command, residue, run, write_workflow
+from ..conftest import DEADLINE, PATIENCE, Result, command, ending, residue, run, wait_until, write_workflow
 
 pytestmark = pytest.mark.kernel
 
@@ -39,9 +38,8 @@ def throttled():
     return values["nr_throttled"], seconds[0]
 spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
 assert len(statistics) == 1, (statistics, cgroups)
-deadline = time.monotonic() + 10
-time.sleep(1)
-while not throttled()[0] and time.monotonic() < deadline:
+end = time.monotonic() + 10
+while not throttled()[0] and time.monotonic() < end:
     time.sleep(0.2)
 for spinner in spinners:
     spinner.kill()
@@ -92,17 +90,16 @@ def _usage(result: Result, rule: str) -> dict[str, Any]:
     return usage
 
 
-def test_memory_of_a_job_that_is_over_at_once(result: Result) -> None:
+@pytest.mark.v2
+def test_memory_of_a_job_that_is_over_at_once_and_page_cache_that_is_gone_at_the_end(result: Result) -> None:
     usage = _usage(result, "short")
     assert 150 * MIB < usage["memory_anon_peak_bytes"] <= usage["memory_peak_bytes"] < 180 * MIB
-
-
-def test_page_cache_that_is_gone_at_the_end_is_no_anonymous_memory(result: Result) -> None:
     usage = _usage(result, "deleted")
     assert usage["memory_peak_bytes"] > 40 * MIB
     assert usage["memory_anon_peak_bytes"] < 25 * MIB
 
 
+@pytest.mark.v2
 def test_user_and_system_time_add_up(result: Result) -> None:
     usage = _usage(result, "user")
     assert usage["cpu_user_seconds"] + usage["cpu_system_seconds"] == pytest.approx(usage["cpu_seconds"], abs=1e-3)
@@ -110,6 +107,7 @@ def test_user_and_system_time_add_up(result: Result) -> None:
     assert usage["cpu_user_seconds"] > (0.8 if PATIENCE == 1 else 0.4) * usage["cpu_seconds"] > 0
 
 
+@pytest.mark.v2
 def test_throttling_is_counted(result: Result) -> None:
     attempt = result.attempt("throttled")
     usage = attempt["usage"]
@@ -118,21 +116,15 @@ def test_throttling_is_counted(result: Result) -> None:
     assert usage["throttled_seconds"] >= seconds - 1e-6
     assert periods > 0 or usage["cpu_seconds"] < 0.95 * attempt["seconds"], "the limit was used up, and nothing held back"
     assert usage["pids_peak"] >= 5
+    # cgroup v2 has the pressure of each group, unless it is switched off; v1 never has.
+    has_pressure = attempt["isolation"]["limits"] == "cgroup-v2" and Path("/proc/pressure/cpu").exists()
+    assert (usage["cpu_pressure_seconds"] or 0) > 0 if has_pressure else usage["cpu_pressure_seconds"] is None
 
 
+@pytest.mark.v2
 @pytest.mark.parametrize("rule", ["writer", "python_writer"])
 def test_bytes_written_by_children_are_counted(result: Result, rule: str) -> None:
     assert 20 * MIB <= _usage(result, rule)["io_write_bytes"] < 22 * MIB
-
-
-def test_pressure_is_recorded_where_the_kernel_has_it(result: Result) -> None:
-    """cgroup v2 has it for each group, unless it is switched off; v1 never has."""
-    v2 = result.attempt("throttled")["isolation"]["limits"] == "cgroup-v2"
-    pressure = _usage(result, "throttled")["cpu_pressure_seconds"]
-    if v2 and Path("/proc/pressure/cpu").exists():
-        assert pressure > 0
-    else:
-        assert pressure is None
 
 
 def _victim(name: str, attempt: dict[str, Any]) -> tuple[str | None, ...]:
@@ -143,33 +135,29 @@ def _victim(name: str, attempt: dict[str, Any]) -> tuple[str | None, ...]:
     return (name,) if logged else (None,)
 
 
+@pytest.mark.v2
 def test_whose_limit_it_was(workdir: Path) -> None:
-    """The limit of the run, which one job without a limit of its own reaches; the process is named."""
+    """The limit of the run, which one job without a limit of its own reaches, or of the job; the process is named."""
     write_workflow(workdir, """
         rule hog:
             output: "hog.out"
             shell: "python3 -c 'x = bytearray(400 * 2**20)' || true; sleep 0.2; touch {output}"
+        rule limited:
+            output: "limited.out"
+            resources: mem_mb=100
+            run:
+                x = bytearray(400 * 2**20)
         """)
-    attempt = run(workdir, "-j1", "hog.out", "--forge-run-memory", "200MiB").attempt("hog")
+    done = run(workdir, "-j1", "--keep-going", "hog.out", "limited.out", "--forge-run-memory", "200MiB")
+    attempt, limited = done.attempt("hog"), done.attempt("limited")
+    assert (limited["outcome"], limited["evidence"]["scope"]) == ("oom", "job")
+    assert limited["evidence"]["process"] is None  # a fork of Snakemake, which says nothing to the user
+    assert limited["evidence"]["memory_peak_bytes"] <= limited["evidence"]["limit_bytes"] == 100 * MIB
     assert attempt["outcome"] == "oom"
     assert attempt["evidence"]["scope"] == "run"
     assert attempt["evidence"]["process"] in _victim("python3", attempt)
     assert "--forge-run-memory" in attempt["reason"]
     assert residue(workdir) == []
-
-
-def test_the_job_is_named_too(workdir: Path) -> None:
-    write_workflow(workdir, """
-        rule hog:
-            output: "hog.out"
-            resources: mem_mb=100
-            run:
-                x = bytearray(400 * 2**20)
-        """)
-    attempt = run(workdir, "-j1", "hog.out").attempt("hog")
-    assert (attempt["outcome"], attempt["evidence"]["scope"]) == ("oom", "job")
-    assert attempt["evidence"]["process"] in _victim("forge-job", attempt)
-    assert attempt["evidence"]["memory_peak_bytes"] <= attempt["evidence"]["limit_bytes"] == 100 * MIB
 
 
 @pytest.mark.outside
@@ -181,15 +169,17 @@ def test_cpu_shares(workdir: Path) -> None:
         rule one:
             output: "one.out"
             threads: 1
-            shell: "timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
+            resources: forge_files="open"
+            shell: "touch begun.1; until [ -e begun.3 ]; do sleep 0.05; done; timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
         rule three:
             output: "three.out"
             threads: 3
-            shell: "timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
+            resources: forge_files="open"
+            shell: "touch begun.3; until [ -e begun.1 ]; do sleep 0.05; done; timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
         """)
     result = run(workdir, "-j4", "--forge-cpu", "share")
     one, three = (_usage(result, rule)["cpu_seconds"] for rule in ("one", "three"))
-    assert 1.8 < three / one < 5, (one, three)
+    assert 1.5 < three / one < 6, (one, three)
 
 
 # -- benchmark files --------------------------------------------------------------------------------------------------
@@ -260,23 +250,18 @@ def sleeper(workdir: Path) -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
         command("forge", "-j1", "sleeper.out", "--forge-wall", "4s", "--forge-grace", "1s"),
         cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
     )
-    try:
-        yield process, workdir, _pid_in(workdir)
-    finally:
-        process.kill()
-        process.communicate()
+    with ending(process):
+        wait_until(lambda: _sleepers(workdir), process)
+        yield process, workdir, _sleepers(workdir)[0]
 
 
-def _pid_in(directory: Path) -> int:
-    deadline = time.monotonic() + 60 * PATIENCE
-    while time.monotonic() < deadline:
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if (entry.name.isdigit() and os.readlink(entry / "cwd") == str(directory)
-                        and (entry / "cmdline").read_bytes() == b"sleep\00086399\0"):
-                    return int(entry.name)
-        time.sleep(0.02)
-    raise AssertionError("the job did not start")
+def _sleepers(directory: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(entry / "cwd") == str(directory) and (entry / "cmdline").read_bytes() == b"sleep\00086399\0":
+                found.append(int(entry.name))
+    return found
 
 
 def _groups(pid: int) -> list[Path]:
@@ -293,11 +278,12 @@ def _groups(pid: int) -> list[Path]:
 
 
 def _end(process: subprocess.Popen[str], directory: Path) -> dict[str, Any]:
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=DEADLINE)
     assert residue(directory) == [], output
     return Result(process.returncode, output, directory).attempt("sleeper")
 
 
+@pytest.mark.v2
 def test_a_job_that_is_moved_out_of_its_cgroup_is_ended(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
     process, directory, pid = sleeper
     shelters = []
@@ -318,10 +304,14 @@ def test_a_job_that_is_moved_out_of_its_cgroup_is_ended(sleeper: tuple[subproces
     assert any("counters could not be read" in note for note in attempt["notes"])
 
 
+@pytest.mark.v2
 def test_a_frozen_job_dies_all_the_same(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
-    """v1: frozen in the freezer hierarchy; v2: in a sub-cgroup of the job's, which is closed as well."""
+    """v1: frozen in the freezer hierarchy; v2: in a sub-cgroup of the job's. Sub-cgroups are closed, and removed too."""
     process, directory, pid = sleeper
-    (group, *_) = _groups(pid)
+    (group, *others) = _groups(pid)
+    for one in (group, *others):
+        (one / "inner" / "deeper").mkdir(parents=True)
+        (one / "inner" / "deeper" / "cgroup.procs").write_text(str(pid))
     if Path("/sys/fs/cgroup/freezer").is_dir():
         frozen = Path(f"/sys/fs/cgroup/freezer/forge-test-{pid}")
         frozen.mkdir()
@@ -329,28 +319,17 @@ def test_a_frozen_job_dies_all_the_same(sleeper: tuple[subprocess.Popen[str], Pa
         (frozen / "freezer.state").write_text("FROZEN")
     else:
         frozen = group / "inner"
-        (frozen / "deeper").mkdir(parents=True)
-        (frozen / "deeper" / "cgroup.procs").write_text(str(pid))
         (frozen / "cgroup.freeze").write_text("1")
-        frozen.chmod(0)
+    for one in (group, *others):
+        (one / "inner").chmod(0)
     try:
         attempt = _end(process, directory)
     finally:
         with suppress(OSError):
             frozen.rmdir()
     assert attempt["outcome"] == "timeout"
-    assert attempt["seconds"] < 20
     assert not attempt["notes"]
     assert not frozen.exists()
-
-
-def test_a_sub_cgroup_is_removed(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
-    process, directory, pid = sleeper
-    for group in _groups(pid):
-        (group / "inner" / "deeper").mkdir(parents=True)
-        (group / "inner" / "deeper" / "cgroup.procs").write_text(str(pid))
-        (group / "inner").chmod(0)
-    assert _end(process, directory)["outcome"] == "timeout"
 
 
 # -- a full disk ------------------------------------------------------------------------------------------------------
@@ -358,7 +337,7 @@ def test_a_sub_cgroup_is_removed(sleeper: tuple[subprocess.Popen[str], Path, int
 FULL = """
 import os, subprocess, sys
 from pathlib import Path
-from snakemake_executor_plugin_forge.sandbox import syscalls
+from snakemake_executor_plugin_forge.kernel import syscalls
 directory = sys.argv[1]
 syscalls.unshare(syscalls.CLONE_NEWNS)
 syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
@@ -389,7 +368,7 @@ def test_a_full_disk_under_the_records(workdir: Path) -> None:
         """)
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(workdir), *command("forge", "-j1", "--keep-going")],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=100,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=DEADLINE,
     )
     assert (workdir / "big.out").exists(), done.stdout
     assert "the log is incomplete: No space left on device" in done.stdout
@@ -397,6 +376,7 @@ def test_a_full_disk_under_the_records(workdir: Path) -> None:
     assert residue(workdir) == []
 
 
+@pytest.mark.v2
 def test_a_limit_of_one_process_is_one_for_the_job(workdir: Path) -> None:
     """Forge's own process in the job's cgroup does not count."""
     write_workflow(workdir, """

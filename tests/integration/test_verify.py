@@ -8,24 +8,30 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..conftest import Result, command, in_layer, residue, run, write_workflow, written
+from ..conftest import (
+    DEADLINE,
+    Result,
+    command,
+    ending,
+    forge,
+    in_layer,
+    residue,
+    run,
+    wait_until,
+    write_workflow,
+    written,
+)
 from ..programs import need
 from ..property.test_checks import hdf5
 
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
 SAM = "@HD\tVN:1.6\tSO:coordinate\n@SQ\tSN:c\tLN:100\n" + "".join(
     f"r{n}\t0\tc\t{n + 1}\t60\t4M\t*\t0\t0\tACGT\tIIII\n" for n in range(50)
 )
-
-
-def forge(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*FORGE, *words], cwd=directory, capture_output=True, text=True, check=False)
 
 
 def verify(directory: Path, *words: str) -> dict[str, Any]:
@@ -61,9 +67,9 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> Result:
         "h5": ("h5", "cp in.h5 {output}"),
     }
     text = "rule all:\n    input: expand('{how}.{kind}', how=['whole', 'cut'], kind=" + repr([k for k, _ in rules.values()]) + ")\n"
-    for name, (ending, shell) in rules.items():
-        text += f"rule {name}:\n    output: 'whole.{ending}'\n    shell: '{shell} 2>/dev/null'\n"
-        text += f"rule {name}_cut:\n    output: 'cut.{ending}'\n    shell: '{shell} 2>/dev/null; truncate -s -7 {{output}}'\n"
+    for name, (suffix, shell) in rules.items():
+        text += f"rule {name}:\n    output: 'whole.{suffix}'\n    shell: '{shell} 2>/dev/null'\n"
+        text += f"rule {name}_cut:\n    output: 'cut.{suffix}'\n    shell: '{shell} 2>/dev/null; truncate -s -7 {{output}}'\n"
     text += "rule refused:\n    output: 'refused.bam', 'beside.txt'\n    resources: forge_check_formats='fail'\n"
     text += "    shell: 'samtools view -b in.sam -o {output[0]}; truncate -s -28 {output[0]}; echo new > {output[1]}'\n"
     text += "rule quiet:\n    output: directory('quiet')\n    resources: forge_check_formats='off', forge_checksums='off'\n"
@@ -233,13 +239,10 @@ def test_an_input_that_changes_while_a_job_runs_fails_it(tmp_path: Path) -> None
     waiting = ("appended", "replaced", "touched", "removed", "kept")
     process = subprocess.Popen(command("forge", "-j8", "--keep-going"), cwd=tmp_path, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if all(in_layer(tmp_path, f"{name}.out") for name in waiting[1:]) and written(
-                    tmp_path, "opened.out") and len(list(tmp_path.glob(".snakemake/forge/runs/*/*-failing/spec.json"))) == 1:
-                break
-            time.sleep(0.05)
+    with ending(process):
+        wait_until(lambda: all(in_layer(tmp_path, f"{name}.out") for name in waiting[1:])
+                   and written(tmp_path, "opened.out")
+                   and len(list(tmp_path.glob(".snakemake/forge/runs/*/*-failing/spec.json"))) == 1, process)
         with (tmp_path / "appended.in").open("a") as file:
             file.write("more\n")
         (tmp_path / "other").write_text("old\n")
@@ -249,10 +252,7 @@ def test_an_input_that_changes_while_a_job_runs_fails_it(tmp_path: Path) -> None
         (tmp_path / "removed.in").unlink()
         (tmp_path / "directory" / "new").touch()
         (tmp_path / "go.txt").write_text("go\n")
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
+        output, _ = process.communicate(timeout=DEADLINE)
     result = Result(process.returncode, output, tmp_path)
     for name in waiting[:-1]:
         attempt = result.attempt(name)

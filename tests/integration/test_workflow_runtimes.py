@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Result, command, residue
+from ..conftest import DEADLINE, FORGE, Result, command, residue
 
 WORKFLOW = Path(__file__).parents[2] / "workflows" / "runtimes"
 NEEDED = ("podman", "mmdebstrap", "samtools", "bcftools")
 
-pytestmark = pytest.mark.skipif(
+pytestmark = [pytest.mark.busy, pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, NEEDED)),
     reason=f"needs root and {', '.join(NEEDED)}: apt-get install podman runc mmdebstrap samtools bcftools",
-)
+)]
 
 
 def test_three_kinds_of_runtimes_in_one_run(workdir: Path) -> None:
-    subprocess.run([sys.executable, WORKFLOW / "prepare.py", workdir], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, WORKFLOW / "prepare.py", workdir], check=True, capture_output=True, timeout=DEADLINE)
     arguments = ["-j2", "--snakefile", str(WORKFLOW / "Snakefile"), "--forge-runtimes-dir", str(workdir / "store")]
     done = subprocess.run(
-        command("forge", *arguments), cwd=workdir, capture_output=True, text=True, check=False, timeout=300
+        command("forge", *arguments), cwd=workdir, capture_output=True, text=True, check=False, timeout=DEADLINE
     )
     assert done.returncode == 0, done.stderr
     table = dict(line.split("\t") for line in (workdir / "results" / "summary.tsv").read_text().splitlines())
@@ -46,9 +46,9 @@ def test_three_kinds_of_runtimes_in_one_run(workdir: Path) -> None:
     # A prompt like that of a job has its software, and what it writes does not stay.
     for job, program in (("conda_sort sample=HG00101", "samtools"), ("image_depth sample=HG00101", "bedtools"),
                          ("python_summary", "python")):
-        words = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main", "shell", *job.split(), "--run",
+        words = [*FORGE, "shell", *job.split(), "--run",
                  f"command -v {program}; echo $FORGE_RUNTIME $LC_ALL; bash $FORGE_JOB_DIR/command.sh && echo again"]
-        shown = subprocess.run(words, cwd=workdir, capture_output=True, text=True, check=False, timeout=60)
+        shown = subprocess.run(words, cwd=workdir, capture_output=True, text=True, check=False, timeout=DEADLINE)
         place, name, again = shown.stdout.splitlines()
         runtime = used[job.split()[0]]
         assert (name.split()[0], again) == (runtime, "again"), shown.stderr

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, LaunchSpec, Limits, RunContext
-from snakemake_executor_plugin_forge.plan import plan
+from snakemake_executor_plugin_forge.spec.host import Host
+from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, LaunchSpec, Limits, RunContext
+from snakemake_executor_plugin_forge.spec.plan import plan
 
 _PLANNED = plan(
     JobRequest("call", {}, 1, 1, {}, "true"), 1, "true", "launcher", Config(),

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.checksum import (
+from snakemake_executor_plugin_forge.analysis.outputs import newest
+from snakemake_executor_plugin_forge.record.checksum import (
     BYTES_PER_SECOND,
     FREE_BYTES,
     SAMPLED_BYTES,
@@ -28,10 +29,10 @@ from snakemake_executor_plugin_forge.checksum import (
     measure,
     sample_ranges,
 )
-from snakemake_executor_plugin_forge.formats import BGZF_END, problem
-from snakemake_executor_plugin_forge.leftovers import Age, Leftover, decide
-from snakemake_executor_plugin_forge.model import Checksums
-from snakemake_executor_plugin_forge.record.outputs import newest
+from snakemake_executor_plugin_forge.run.garbage import Age, decide
+from snakemake_executor_plugin_forge.spec.job import Checksums
+from snakemake_executor_plugin_forge.staging.formats import BGZF_END, problem
+from snakemake_executor_plugin_forge.staging.recovery import Kind, Leftover
 
 # Files of h5py 3.16 (HDF5 2.0): one data set of 20 numbers, written with libver "earliest" (superblock 0) and
 # "latest" (superblock 3); the last one with a user block of 512 bytes before. Cut by one byte, h5py refuses each:
@@ -78,14 +79,12 @@ WHOLE_FILES: list[tuple[str, Callable[[bytes], bytes]]] = [
 ]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(WHOLE_FILES), st.binary(max_size=3000))
 def test_a_whole_file_is_no_problem(kind: tuple[str, Callable[[bytes], bytes]], data: bytes) -> None:
     name, make = kind
     assert says(name, make(data)) is None
 
 
-@settings(deadline=None)
 @given(st.sampled_from([k for k in WHOLE_FILES if k[0] != "x.fastq.gz"]), st.binary(min_size=50, max_size=3000), st.data())
 def test_any_truncation_is_seen(kind: tuple[str, Callable[[bytes], bytes]], data: bytes, draw: st.DataObject) -> None:
     name, make = kind
@@ -95,7 +94,6 @@ def test_any_truncation_is_seen(kind: tuple[str, Callable[[bytes], bytes]], data
     assert says(name, whole[: draw.draw(st.integers(least, len(whole) - 1))]) is not None
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=100, max_size=2000), st.data())
 def test_a_flipped_bit_in_a_gzip_stream_is_seen(data: bytes, draw: st.DataObject) -> None:
     whole = bytearray(gzip.compress(data))
@@ -104,7 +102,6 @@ def test_a_flipped_bit_in_a_gzip_stream_is_seen(data: bytes, draw: st.DataObject
     assert says("x.gz", bytes(whole)) is not None or gzip.decompress(whole) == data
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["x.bam", "x.gz", "x.cram", "x.h5", "x.nc", "x.txt", "x"]), st.binary(max_size=200), st.sampled_from(
     [b"", b"\x1f\x8b", b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0", b"CRAM\x03\0", b"\x89HDF\r\n\x1a\n\0", b"\x89HDF\r\n\x1a\n\x03"]))
 def test_nothing_that_a_job_writes_breaks_it(name: str, data: bytes, start: bytes) -> None:
@@ -125,7 +122,6 @@ def test_what_is_too_large_to_unpack_and_what_is_empty_is_no_problem() -> None:
 # -- checksums ---------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**12), max_size=30), st.integers(0, 10**12))
 def test_what_is_read_whole_stays_within_the_budget(costs: list[int], budget: int) -> None:
     chosen = fitting(costs, budget)
@@ -137,7 +133,6 @@ def test_what_is_read_whole_stays_within_the_budget(costs: list[int], budget: in
         assert all(chosen)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e7))
 def test_the_budget_grows_with_the_time_of_the_job(seconds: float) -> None:
     assert budget_bytes(Checksums.FULL, seconds) is None
@@ -147,7 +142,6 @@ def test_the_budget_grows_with_the_time_of_the_job(seconds: float) -> None:
     assert FREE_BYTES <= auto <= FREE_BYTES + BYTES_PER_SECOND * seconds
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 50), st.sampled_from([SAMPLED_BYTES, SAMPLED_BYTES // 32]))
 def test_samples_are_within_the_file_and_have_both_ends(size: int, most: int) -> None:
     ranges = sample_ranges(size, most)
@@ -158,7 +152,6 @@ def test_samples_are_within_the_file_and_have_both_ends(size: int, most: int) ->
         assert start + length <= following
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=5000), st.data())
 def test_the_whole_checksum_is_that_of_sha256sum_and_sees_every_bit(data: bytes, draw: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -179,7 +172,6 @@ def test_the_whole_checksum_is_that_of_sha256sum_and_sees_every_bit(data: bytes,
 Trees = st.dictionaries(st.text("abc é\n", min_size=1, max_size=4).filter(lambda n: n.strip(".")), st.binary(max_size=9), max_size=6)
 
 
-@settings(deadline=None)
 @given(Trees, Trees, st.sampled_from([WHOLE, SAMPLES]))
 def test_two_directories_have_the_same_checksum_only_if_they_are_the_same(
     one: dict[str, bytes], other: dict[str, bytes], covers: str
@@ -222,7 +214,6 @@ def test_a_large_file_is_told_by_its_ends_its_size_and_samples(tmp_path: Path) -
 Attempts = st.lists(st.tuples(st.sampled_from(["succeeded", "failed", "oom"]), st.sets(st.sampled_from("abc")), st.integers(0, 9)))
 
 
-@settings(deadline=None)
 @given(Attempts)
 def test_the_newest_attempt_that_succeeded_counts(attempts: list[tuple[str, set[str], int]]) -> None:
     records = [
@@ -239,14 +230,14 @@ def test_the_newest_attempt_that_succeeded_counts(attempts: list[tuple[str, set[
     assert [output.path for output in found] == sorted(expected)
 
 
-def _nothing() -> None:
+def _nothing(by: str) -> list[str]:
+    del by
     pytest.fail("deciding removes nothing")
 
 
-Left = st.builds(Leftover, st.just("scratch"), st.just("/x"), st.integers(0, 100), st.floats(0, 1000), st.booleans(), st.just(_nothing))
+Left = st.builds(Leftover, st.sampled_from(Kind), st.just(("/x",)), st.just("run"), st.integers(0, 100), st.floats(0, 1000), st.just(_nothing))
 
 
-@settings(deadline=None)
 @given(st.lists(Left, max_size=12), st.none() | st.floats(0, 1000), st.none() | st.floats(0, 1000), st.none() | st.integers(0, 500))
 def test_gc_removes_what_is_old_and_of_what_is_wanted_no_more_than_it_must(
     found: list[Leftover], after: float | None, wanted_after: float | None, most: int | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.backends.wire import Channel, Frame, Kind
-from snakemake_executor_plugin_forge.errors import UsageError
-from snakemake_executor_plugin_forge.files import PRIVATE_DIRECTORIES
-from snakemake_executor_plugin_forge.plan import exposures
-from snakemake_executor_plugin_forge.units import parse_bytes, parse_seconds, show_bytes, show_seconds
+from snakemake_executor_plugin_forge.sandbox.namespaces import first_id
+from snakemake_executor_plugin_forge.spec.errors import UsageError
+from snakemake_executor_plugin_forge.spec.file_policy import PRIVATE_DIRECTORIES
+from snakemake_executor_plugin_forge.spec.plan import exposures
+from snakemake_executor_plugin_forge.spec.units import parse_bytes, parse_seconds, show_bytes, show_seconds
+from snakemake_executor_plugin_forge.workers.channel import Channel, Frame, FrameKind
 
 NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=8).filter(
     lambda name: name not in (".", "..")
@@ -56,9 +58,9 @@ def test_exposures_cover_what_is_asked_for_and_nothing_twice(paths: list[str], c
         assert not any(one != other and one.startswith(other + "/") for other in found)
 
 
-@given(st.lists(st.tuples(st.sampled_from(Kind), st.text(max_size=30), st.binary(max_size=5000)), max_size=10),
+@given(st.lists(st.tuples(st.sampled_from(FrameKind), st.text(max_size=30), st.binary(max_size=5000)), max_size=10),
        st.integers(1, 4000))
-def test_frames_survive_any_cut_of_the_stream(frames: list[tuple[Kind, str, bytes]], cut: int) -> None:
+def test_frames_survive_any_cut_of_the_stream(frames: list[tuple[FrameKind, str, bytes]], cut: int) -> None:
     sent = [Frame(kind, name.encode("utf-8", "ignore").decode(), body) for kind, name, body in frames]
     data = b"".join(frame.encode() for frame in sent)
     ours, theirs = socket.socketpair()
@@ -78,6 +80,20 @@ def test_writing_to_a_dead_peer_is_no_error() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
     channel = Channel(ours)
-    channel.send(Frame(Kind.RUN, "x", os.urandom(10)))
+    channel.send(Frame(FrameKind.RUN, "x", os.urandom(10)))
     assert channel.closed
     channel.close()
+
+
+@given(st.sampled_from([1 << 15, 1 << 22, 40_000]), st.integers(1, 1 << 15), st.integers(1, 1 << 15))
+def test_jobs_begin_with_ids_of_their_own(limit: int, one: int, other: int) -> None:
+    room = limit - 301
+    first, second = first_id(one, limit), first_id(other, limit)
+    assert 300 <= first < limit
+    assert (first == second) == (one % room == other % room)
+
+
+@pytest.mark.parametrize(("limit", "apart"), [(1 << 15, 90), (1 << 22, 15_000)])
+def test_jobs_that_run_together_have_room_for_children(limit: int, apart: int) -> None:
+    firsts = sorted(first_id(number, limit) for number in range(7000, 7100))
+    assert min(b - a for a, b in itertools.pairwise(firsts)) > apart

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.sandbox.seccomp import program
-from snakemake_executor_plugin_forge.sandbox.seccomp_table import (
+from snakemake_executor_plugin_forge.sandbox.seccomp import (
     ABIS,
     ARCHITECTURES,
     HARMLESS_PERSONALITY,
+    HUGE_PAGES,
+    NETLINK,
+    NETLINK_OF_NESTED,
     NEW_NAMESPACE_FLAGS,
+    NOTIFIED,
+    SOCK_PACKET,
     TERMINAL_COMMANDS,
     Check,
+    notified,
+    notified_call,
+    program,
     refused,
 )
 
 ALLOW = 0x7FFF0000
 PROGRAMS = {(machine, nested): program(machine, nested=nested) for machine in ABIS for nested in (False, True)}
+LISTENED_TO = {machine: program(machine, nested=False, looked_at=NOTIFIED) for machine in ABIS}
 
 
 def interpret(code: bytes, number: int, architecture: int, arguments: tuple[int, ...]) -> int:
@@ -42,6 +52,8 @@ def interpret(code: bytes, number: int, architecture: int, arguments: tuple[int,
                 place += if_true if accumulator >= constant else if_not
             case 0x45:
                 place += if_true if accumulator & constant else if_not
+            case 0x54:
+                accumulator &= constant
             case 0x06:
                 return int(constant)
             case _:
@@ -55,11 +67,16 @@ def expected(abi: str, nested: bool, number: int, arguments: tuple[int, ...]) ->
     call = next((call for call in refused(abi, nested=nested) if call.number == number), None)
     if call is None:
         return ALLOW
-    first, second = arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF
+    first, second, third = (argument & 0xFFFFFFFF for argument in arguments[:3])
+    internet = first in (socket.AF_INET, socket.AF_INET6) and second & 0xF != SOCK_PACKET
+    netlink = first == socket.AF_NETLINK and third in (NETLINK_OF_NESTED if nested else NETLINK)
     harmless = {
         Check.NOTHING: False,
         Check.NEW_NAMESPACES: not first & NEW_NAMESPACE_FLAGS,
         Check.TERMINAL: second not in TERMINAL_COMMANDS.values(),
+        Check.FAMILY: first == socket.AF_UNIX or internet or netlink,
+        Check.HUGE_PAGES: not arguments[HUGE_PAGES[call.name][0]] & HUGE_PAGES[call.name][1] if call.name in HUGE_PAGES else False,
+        Check.SOCKET_CALL: first not in (1, 8),
         Check.PERSONALITY: first | HARMLESS_PERSONALITY == HARMLESS_PERSONALITY or first == 0xFFFFFFFF,
     }
     return ALLOW if harmless[call.check] else 0x50000 | call.errno
@@ -69,6 +86,8 @@ words = st.one_of(
     st.integers(0, 2**64 - 1),
     st.sampled_from([*TERMINAL_COMMANDS.values(), 0xFFFFFFFF, 0x10000000, 0x8, 0x0040000, 0x0400000, 0x1200011]),
     st.integers(0, 31).map(lambda bit: 1 << bit),
+    st.sampled_from([0x40022, 0o4600, 5]),
+    st.integers(0, 46),  # families, types and protocols of sockets
     st.sampled_from([*TERMINAL_COMMANDS.values()]).map(lambda command: command | 7 << 32),  # the kernel takes the lower half
 )
 arguments = st.tuples(words, words, words, words, words, words)
@@ -98,6 +117,14 @@ def test_every_number_on_every_architecture(which: tuple[str, bool]) -> None:
                 assert answer == expected(abi, nested, number, values), (abi, number)
 
 
+@pytest.mark.parametrize("abi", ["x86_64", "i386"])
+def test_without_a_pool_nobody_looks_at_mappings(abi: str) -> None:
+    code = program("x86_64", nested=False, pool=False)
+    number = {"x86_64": 9, "i386": 192}[abi]
+    assert interpret(code, number, ARCHITECTURES[abi], (0, 0, 0, 0x40000, 0, 0)) == ALLOW
+    assert interpret(PROGRAMS["x86_64", False], number, ARCHITECTURES[abi], (0, 0, 0, 0x40000, 0, 0)) == 0x50000 | errno.ENOMEM
+
+
 @given(st.sampled_from(sorted(PROGRAMS)), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_programs_of_other_architectures_get_nowhere(which: tuple[str, bool], architecture: int, number: int) -> None:
     if architecture not in {ARCHITECTURES[abi] for abi in ABIS[which[0]]}:
@@ -113,3 +140,22 @@ def test_what_nested_leaves_out_is_less(abi: str) -> None:
     assert {"mount", "umount2", "setns", "unshare", "clone", "clone3", "pivot_root"} <= plain - nested
     assert {"bpf", "keyctl", "init_module", "ioctl", "personality"} <= nested
     assert len({call.number for call in refused(abi, nested=False)}) == len(plain)
+
+
+flags = st.one_of(words, st.sampled_from([os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_WRONLY | os.O_TRUNC, os.O_RDONLY, 1, 2, 4, 6, 7, 8, 13, 14, 37, 38]))
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(sorted(ARCHITECTURES)), st.integers(0, 600), st.tuples(flags, flags, flags, flags, flags, flags))
+def test_a_supervisor_is_notified_of_appends_and_exclusive_locks(abi: str, number: int, values: tuple[int, ...]) -> None:
+    machine = next(machine for machine, abis in ABIS.items() if abi in abis)
+    code, architecture = LISTENED_TO[machine], ARCHITECTURES[abi]
+    for call in [number, *(call.number for call in notified(abi))]:
+        name = notified_call(call, architecture)
+        pointer = 2**32 - 1
+        kinds = {None: (0, 0), "open": (1, os.O_APPEND), "openat": (2, os.O_APPEND), "flock": (1, 2), "fcntl": (1, 0), "fcntl64": (1, 0),
+                 "mkdir": (0, pointer), "mkdirat": (1, pointer), "link": (0, pointer), "linkat": (1, pointer)}
+        position, bits = kinds[name]
+        is_lock = name in ("fcntl", "fcntl64") and values[position] & 0xFFFFFFFF in (7, 14, 38)
+        wanted = 0x7FC00000 if values[position] & bits or is_lock else expected(abi, False, call, values)
+        assert interpret(code, call, architecture, values) == wanted

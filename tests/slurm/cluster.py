@@ -1,7 +1,7 @@
 """A real Slurm cluster of this test run's own: munged, slurmctld and some slurmd from Debian's packages, without systemd.
 
 Everything has a name of its own (directory, ports, node names and with them cgroups), so that clusters of several test
-runs live side by side on one machine. ``python -m tests.slurm.cluster COMMAND ARGUMENT...`` runs a command in one.
+runs live side by side on one machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.packages import install as apt_install
 from tests.slurm import machine
 
 PACKAGES = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge"}
@@ -33,14 +33,16 @@ ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd slurm-wlm-mysql-plugin", "mariadbd"
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DEATH_SECONDS = 8.0
+_PATIENCE_SECONDS = 300.0
+"""How long a daemon or a command of Slurm may take: only one that hangs takes longer."""
 _SCRATCH = Path("/tmp")
-_OF_NODE = re.compile(r"forge-\d{5}-.+-[0-9a-f]{8}")
+_OF_NODE = re.compile(r"forge-.+@b\d+\.\d+\.\d+")
 
 
 def _of_dead_nodes() -> set[Path]:
-    """Scratch of copies of Forge's jobs on Slurm that nobody has any more, and cgroups of theirs without a process.
+    """List the scratch of copies of Forge's jobs that no process holds, and their cgroups without a process.
 
-    What a node leaves that is killed: another host cannot remove it, and here it is this machine's.
+    A killed node leaves both. Another host cannot remove them, and here they are this machine's.
     """
     scratch = {
         path
@@ -71,21 +73,19 @@ class ClusterError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a cluster is like."""
+    """The settings of a cluster."""
 
     nodes: int = 2
     cpus: int = 8  # of each node; more than this machine has, so that jobs run side by side
     memory_mb: int = 4000  # of each node
-    cgroups: bool = True  # task/cgroup and proctrack/cgroup; else polling and process lists
     min_job_age_seconds: int = 60  # how long the controller remembers jobs that have ended
     node_timeout_seconds: int = 10  # after which a silent node is down
     accounting: bool = False  # slurmdbd on a MariaDB of its own
     bare: bool = False  # nodes whose kernel gives nobody new namespaces
-    extra: str = ""  # lines of slurm.conf
 
 
 def install(programs: dict[str, str]) -> None:
-    """Install what is missing.
+    """Install the packages of programs that are missing.
 
     Args:
         programs: each with the packages that have it.
@@ -102,22 +102,8 @@ def install(programs: dict[str, str]) -> None:
         return
     command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     advice = f"The Slurm cluster of the tests needs packages. As root, run: {shlex.join(command)}"
-    if shutil.which("apt-get") is None:
-        raise ClusterError(advice)
-    policy = Path("/usr/sbin/policy-rc.d")  # keeps the packages' scripts from starting daemons
-    made = not policy.exists()
-    if made:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    try:
-        for step in (["update"], command[1:]):
-            done = subprocess.run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *step], check=False, text=True,
-                                  capture_output=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
-            if done.returncode != 0:
-                raise ClusterError(f"{advice}\nInstalling them failed: {done.stderr.strip()}")
-    finally:
-        if made:
-            policy.unlink()
+    if why := apt_install(packages):
+        raise ClusterError(f"{advice}\nInstalling them failed: {why}")
 
 
 class Cluster:
@@ -151,7 +137,7 @@ class Cluster:
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """From nothing to idle nodes: about two seconds.
+        """Start all daemons and wait for idle nodes, about two seconds.
 
         Raises:
             ClusterError: with the ends of the daemons' logs.
@@ -163,7 +149,7 @@ class Cluster:
                                f"--key-file={self.root}/munge/key", f"--socket={socket_path}",
                                f"--pid-file={self.root}/munge/pid", f"--log-file={self.root}/log/munged.log",
                                f"--seed-file={self.root}/munge/seed"])
-        self._await("munged answers", 10, lambda: self.ok("munge", "-S", str(socket_path), "-n"))
+        self._await("munged answers", lambda: self.ok("munge", "-S", str(socket_path), "-n"))
         if self.shape.accounting:
             self._start_accounting()
         self.start_controller()
@@ -176,22 +162,22 @@ class Cluster:
         sql, no_defaults = self.root / "sql", "--no-defaults"
         sql.mkdir()
         self.run("mariadb-install-db", no_defaults, "--auth-root-authentication-method=socket", "--skip-test-db",
-                 "--user=root", f"--datadir={sql}/data", timeout=120)
+                 "--user=root", f"--datadir={sql}/data", timeout=_PATIENCE_SECONDS)
         self._spawn("mariadbd", ["mariadbd", no_defaults, "--user=root", f"--datadir={sql}/data",
                                  f"--socket={sql}/sock", f"--pid-file={sql}/pid", "--bind-address=127.0.0.1",
                                  f"--port={self._ports['sql']}", "--skip-name-resolve",
                                  "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"])
         client = ("mariadb", no_defaults, f"--socket={sql}/sock", "-e")
-        self._await("MariaDB answers", 60, lambda: self.ok(*client, "select 1"))
+        self._await("MariaDB answers", lambda: self.ok(*client, "select 1"))
         self.run(*client, "create database slurm_acct; create user slurm@'127.0.0.1' identified by 'slurm'; "
                  "grant all on slurm_acct.* to slurm@'127.0.0.1'")
         self._spawn("slurmdbd", ["slurmdbd", "-D"])
-        self._await("slurmdbd answers", 60, lambda: self.ok("sacctmgr", "-n", "show", "cluster"))
+        self._await("slurmdbd answers", lambda: self.ok("sacctmgr", "-n", "show", "cluster"))
         self.run("sacctmgr", "-i", "add", "cluster", self.token)
 
-    def await_idle(self, seconds: float = 60) -> None:
+    def await_idle(self) -> None:
         """Wait until all nodes are idle."""
-        self._await("all nodes are idle", seconds, lambda: self.states() == dict.fromkeys(self.nodes, "idle"))
+        self._await("all nodes are idle", lambda: self.states() == dict.fromkeys(self.nodes, "idle"))
 
     def stop(self) -> None:
         """Kill the daemons and what their jobs left running, and remove every trace."""
@@ -237,7 +223,7 @@ class Cluster:
     def start_controller(self) -> None:
         """Start slurmctld and wait for its answer."""
         self._spawn("slurmctld", ["slurmctld", "-D"])
-        self._await("slurmctld answers", 30, lambda: self.ok("scontrol", "ping"))
+        self._await("slurmctld answers", lambda: self.ok("scontrol", "ping"))
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of a node."""
@@ -260,18 +246,18 @@ class Cluster:
         self._children[name].send_signal(signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
-        """Let it go on."""
+        """Let a stopped daemon continue."""
         self._children[name].send_signal(signal.SIGCONT)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
-    def run(self, *command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = _PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:
         """Run a command of Slurm in this cluster."""
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False,
                               timeout=timeout)
 
     def ok(self, *command: str) -> bool:
-        """Whether it succeeded."""
+        """Return whether a command succeeded."""
         with suppress(subprocess.TimeoutExpired):
             return self.run(*command).returncode == 0
         return False
@@ -310,12 +296,12 @@ class Cluster:
                 [*machine.prefix(self.root, on, bare=self.shape.bare and on in self.nodes), program, *command[1:]], env=self.environment, stdout=log, stderr=log,
                 stdin=subprocess.DEVNULL, start_new_session=True, cwd=Path(__file__).parents[2])
 
-    def _await(self, what: str, seconds: float, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + seconds
+    def _await(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while not condition():
             dead = [name for name, child in self._children.items() if child.poll() is not None]
             if dead or time.monotonic() > deadline:
-                why = f"{', '.join(dead)} ended by itself" if dead else f"not within {seconds:g} s"
+                why = f"{', '.join(dead)} ended by itself" if dead else f"not within {_PATIENCE_SECONDS:g} s"
                 raise ClusterError(f"The Slurm cluster of the tests: waited until {what}: {why}.\n{self.logs()}")
             time.sleep(0.05)
 
@@ -344,9 +330,6 @@ class Cluster:
 
     def _slurm_conf(self) -> str:
         shape, root, host = self.shape, self.root, socket.gethostname().split(".")[0]
-        tracking = ("ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\nJobAcctGatherType=jobacct_gather/cgroup"
-                    if shape.cgroups else
-                    "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/linux")
         nodes = "\n".join(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={self._ports[node]}"
                           for node in self.nodes)
         accounting = (f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
@@ -369,7 +352,9 @@ SlurmdPidFile={root}/%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/%n.log
 MailProg=/bin/true
-{tracking}
+ProctrackType=proctrack/cgroup
+TaskPlugin=task/cgroup
+JobAcctGatherType=jobacct_gather/cgroup
 JobAcctGatherFrequency=task=1
 {accounting}
 SelectType=select/cons_tres
@@ -392,7 +377,6 @@ MessageTimeout=10
 JobRequeue=1
 PrologFlags=Alloc
 DefMemPerCPU=200
-{shape.extra}
 NodeName=DEFAULT CPUs={shape.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={shape.cpus} ThreadsPerCore=1 \
 RealMemory={shape.memory_mb} State=UNKNOWN
 {nodes}
@@ -409,17 +393,3 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
-
-
-def main() -> None:
-    """Run a command in a cluster of its own."""
-    try:
-        with Cluster() as cluster:
-            code = subprocess.run(sys.argv[1:] or ["sinfo"], env=cluster.environment, check=False).returncode
-    except ClusterError as error:
-        sys.exit(str(error))
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from snakemake_executor_plugin_forge.backends.handover import COPY_NAME, copy_name
-from snakemake_executor_plugin_forge.sandbox.scratch import remove_abandoned
+from snakemake_executor_plugin_forge.backends.slurm.exchange import COPY_NAME, copy_name
+from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import remove_abandoned
 
 # As on a node: it makes and holds the base, has a slot in it, and forks what a job is.
 _HOLDER = """
 import os, sys, time
-from snakemake_executor_plugin_forge.sandbox.scratch import Scratch, hold
+from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import Scratch, hold
 hold(sys.argv[1])
 scratch = Scratch(sys.argv[1], ())
 open(scratch.root + "/big", "w").close()

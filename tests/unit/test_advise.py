@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.record.advise import Advice, advise, profile_block, round_up
+from snakemake_executor_plugin_forge.analysis.advise import Advice, advise, profile_block, round_up
 
 MIB = 2**20
 ROW: dict[str, Any] = {
@@ -38,7 +38,17 @@ def test_too_few() -> None:
     assert not found.enough
     assert found.resources() == {}
     assert found.threads is None
-    assert profile_block([found]) == ""
+    assert yaml.safe_load(profile_block([found])) is None
+
+
+def test_few_jobs_give_tentative_values_that_no_profile_takes() -> None:
+    """A public pipeline asked for 19.5 GiB, used 3.0 in its only job, and got no line."""
+    found = _one({"memory_limit_bytes": 19968 * MIB, "memory_peak_bytes": 3072 * MIB, "seconds": 300.0})
+    assert (found.enough, found.resources(), found.tentative) == (False, {}, {"mem_mb": 7700, "runtime": 20})
+    assert yaml.safe_load(profile_block([found])) is None
+    assert "#   call: {mem_mb: 7700, runtime: 20}  # 1 job(s)" in profile_block([found])
+    assert _one({"memory_peak_bytes": 1700 * MIB, "seconds": 600.0}).tentative == {}  # near enough to the limits
+    assert _one({"outcome": "oom"}, {"memory_limit_bytes": 19968 * MIB}).tentative == {"runtime": 1}
 
 
 def test_page_cache_that_filled_the_limit_is_not_taken_for_need() -> None:

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.catalog import (
+from snakemake_executor_plugin_forge.software.catalog_file import find, load, parse, schema
+from snakemake_executor_plugin_forge.spec.catalog import (
     Allowance,
     Catalog,
-    Kind,
     Paths,
     Runtime,
+    RuntimeKind,
     choose,
     for_runtime,
     with_defaults,
 )
-from snakemake_executor_plugin_forge.catalog_file import find, load, parse, schema
-from snakemake_executor_plugin_forge.errors import UsageError
-from snakemake_executor_plugin_forge.model import Config, FilePolicy, Network
+from snakemake_executor_plugin_forge.spec.errors import UsageError
+from snakemake_executor_plugin_forge.spec.job import Config, FilePolicy, Network
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -63,18 +63,18 @@ def test_the_example_of_the_design_means_what_it_says(place: Path) -> None:
     assert catalog.allowance == Allowance(4 * 1024**3, 100, 86400.0, None)
     assert catalog.network is Network.ON  # YAML has made it True
     assert catalog.runtimes["host"] == Runtime("host")
-    assert catalog.runtimes["py"] == Runtime("py", Kind.VENV, f"{place}/requirements.txt", "python3")
+    assert catalog.runtimes["py"] == Runtime("py", RuntimeKind.VENV, f"{place}/requirements.txt", "python3")
     genomics = catalog.runtimes["genomics"]
-    assert (genomics.kind, genomics.source, genomics.network) == (Kind.CONDA, f"{place}/env.yaml", Network.OFF)
+    assert (genomics.kind, genomics.source, genomics.network) == (RuntimeKind.CONDA, f"{place}/env.yaml", Network.OFF)
     assert genomics.env == {"LC_ALL": "C.UTF-8", "THREADS": "2"}
     assert genomics.paths == Paths((f"{place}/data", "/data/reference"), (f"{place}/cache",))
     callers = catalog.runtimes["callers"]
-    assert (callers.kind, callers.source) == (Kind.CONTAINER, f"oci-archive:{place}/images/callers.tar")
+    assert (callers.kind, callers.source) == (RuntimeKind.CONTAINER, f"oci-archive:{place}/images/callers.tar")
     assert (callers.allowance.memory_bytes, callers.network, callers.files) == (8 * 1024**3, Network.OFF, FilePolicy.STRICT)
     assert callers.env == genomics.env
     assert callers.paths == replace(genomics.paths, hide=("/secret",))
     small = catalog.runtimes["small"]
-    assert (small.kind, small.python, small.allowance) == (Kind.VENV, "python3", Allowance(100_000_000, disk_bytes=10**9))
+    assert (small.kind, small.python, small.allowance) == (RuntimeKind.VENV, "python3", Allowance(100_000_000, disk_bytes=10**9))
     assert catalog.protect == ("/var/lib/postgresql",)
     assert catalog.provenance == f"{place}/crates"
 
@@ -87,7 +87,7 @@ def test_the_example_of_the_design_means_what_it_says(place: Path) -> None:
         ("- a\n", 1, ["mapping that begins with version: 1"]),
         ("version: 1\nruntimes: [\n", 3, ["this is no YAML"]),
         ("version: 1\n? [a]\n: b\n", 2, ["this is no YAML"]),
-        ("version: 1\nx: 2001-99-99\n", 1, ["this is no YAML"]),
+        ("version: 1\nx: 2001-99-99\n", 2, ["this is no YAML"]),
         ("version: 1\nrutimes: {}\n", 2, ["rutimes", "Did you mean runtimes?"]),
         ("version: 1\nruntimes:\n  a:\n    memroy: 1GB\n", 4, ["runtimes.a.memroy", "Did you mean memory?"]),
         ("version: 1\nruntimes:\n  a:\n    memory: lots\n", 4, ["runtimes.a.memory: 'lots'", "not a size"]),

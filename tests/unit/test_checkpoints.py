@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.model import Config, JobRequest, LaunchSpec, RunContext
-from snakemake_executor_plugin_forge.plan import plan
-from snakemake_executor_plugin_forge.sandbox.checkpoints import Checkpoint, CheckpointInUseError, basis, take
+from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, LaunchSpec, RunContext
+from snakemake_executor_plugin_forge.spec.plan import plan
+from snakemake_executor_plugin_forge.staging.checkpoints import Checkpoint, CheckpointInUseError, basis, take
 
 from .test_plan import HOST
 
 HOLDER = """
 import sys
-from snakemake_executor_plugin_forge.sandbox.checkpoints import Checkpoint
+from snakemake_executor_plugin_forge.staging.checkpoints import Checkpoint
 held = Checkpoint(sys.argv[1], b"one")
 open(sys.argv[1] + "/x", "w").close()
 print("has it", flush=True)

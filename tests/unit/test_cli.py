@@ -7,15 +7,17 @@ import os
 import pty
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from snakemake_executor_plugin_forge.cli.commands import COMMANDS
+from snakemake_executor_plugin_forge.cli.show import fitting
+from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order
 
+from ..conftest import FORGE
 from ..records import Made, write_run
-
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
 
 
 def forge(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -38,14 +40,36 @@ def test_help_teaches_by_example(command: str) -> None:
     assert COMMANDS[command][1:] in done.stdout
 
 
+def test_the_search_for_a_record_ends_at_a_catalog_and_where_everybody_may_write(tmp_path: Path) -> None:
+    write_run(tmp_path / "shared", [Made("planted")])
+    project = tmp_path / "shared" / "project"
+    below = project / "results" / "deep"
+    below.mkdir(parents=True)
+    assert "planted" in forge("jobs", cwd=below).stdout
+    (tmp_path / "shared").chmod(0o1777)
+    done = forge("jobs", cwd=below)
+    assert done.returncode == 2
+    assert f"There is no record of Forge in {below}" in done.stderr
+    write_run(project, [Made("own")])
+    assert "own" in forge("jobs", cwd=below).stdout
+    (below / "forge.yaml").write_text("version: 1\n")
+    assert "There is no record of Forge in" in forge("jobs", cwd=below).stderr
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["jbos"], "There is no command 'jbos'. Did you mean jobs?"),
     (["why", "cal"], "Did you mean call?"),
-    (["why", "call", "x=1"], "Rule call has no wildcard 'x'; it has s."),
+    (["why", "call", "x=1"], "Rule call has no wildcard 'x'. Known are s."),
+    (["top", "--interval", "x"], "argument --interval: 'x' is not a number, from 0.1 to 3600"),
+    (["advise", "--min-jobs", "0"], "argument --min-jobs: '0' is not a whole number, 1 or more"),
+    (["jobs", "x=A"], "No rule on record has a wildcard 'x'. Known are s."),
     (["why", "call", "s"], "'s' is no wildcard; write it like sample=A."),
     (["jobs", "--directory", "/"], "There is no record of Forge in /"),
     (["jobs", "--nonsense"], "unrecognized arguments"),
-    (["why"], "required: RULE"),
+    (["logs"], "required: RULE"),
+    (["jobs", "--run", "-3"], "--run -3: 2 runs are on record; -1 is the newest, -2 the oldest."),
+    (["why", "--run", "2026"], "--run 2026: 2 runs begin like this, from 20260130-120000-1-aaaa to 20260131-120000-1-aaaa."),
+    (["advise", "--run", "x"], "--run x: there is no such run. Known are 20260130-120000-1-aaaa, 20260131"),
     ([], "required: COMMAND"),
 ])
 def test_mistakes_are_answered_without_a_traceback(workdir: Path, words: list[str], message: str) -> None:
@@ -54,6 +78,10 @@ def test_mistakes_are_answered_without_a_traceback(workdir: Path, words: list[st
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_version() -> None:
+    assert forge("--version").stdout == f"snakemake-forge {version('snakemake-executor-plugin-forge')}\n"
 
 
 def test_jobs(workdir: Path) -> None:
@@ -69,6 +97,37 @@ def test_jobs(workdir: Path) -> None:
     assert json.loads(forge("jobs", "--running", "--json", cwd=workdir).stdout) == []
 
 
+def test_a_run_is_named_by_its_name_its_beginning_or_its_number(workdir: Path) -> None:
+    for words, rules in ((["--run", "-2"], ["map"]), (["--run", "20260131"], ["map", "call"]), (["--run=-1", "--rule", "map"], ["map"])):
+        assert [r["rule"] for r in json.loads(forge("jobs", "--json", *words, cwd=workdir).stdout)] == rules
+    assert "20260130-120000-1-aaaa/00001-map/stdout.log" in forge("logs", "map", "--run", "-2", cwd=workdir).stdout
+    assert "s=old" in forge("why", "map", "--run", "-2", cwd=workdir).stdout
+    assert [item["jobs"] for item in json.loads(forge("advise", "--run", "-2", "--json", cwd=workdir).stdout)] == [1]
+
+
+def test_runs(workdir: Path, tmp_path: Path) -> None:
+    done = forge("runs", cwd=workdir, env={"TZ": "UTC"}).stdout.splitlines()
+    assert [line.split() for line in done] == [
+        ["RUN", "START", "TIME", "OUTCOME", "JOBS", "COMMAND"],
+        *([f"202601{day}-120000-1-aaaa", "2026-01-31", "12:00:00", "2.00", "s", outcome, *jobs.split(), "snakemake", "--executor", "forge"]
+          for day, outcome, jobs in ((30, "succeeded", "1 succeeded"), (31, "failed", "1 oom, 1 succeeded")))]
+    write_run(tmp_path, [Made("map", evidence={"exit_code": 1}), Made("map"), Made("call", ended=False)], over=False)
+    (found,) = json.loads(forge("runs", "--json", cwd=tmp_path).stdout)
+    assert (found["outcome"], found["jobs"]) == ("running", {"running": 1, "succeeded": 1})
+    file = next(tmp_path.glob(".snakemake/forge/runs/*/run.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"boot_id": "another"}))
+    assert json.loads(forge("runs", "--json", cwd=tmp_path).stdout)[0]["outcome"] == "interrupted"
+
+
+def test_why_without_a_rule_explains_the_newest_failure(workdir: Path, tmp_path: Path) -> None:
+    assert forge("why", cwd=workdir).stdout == forge("why", "call", cwd=workdir).stdout
+    write_run(tmp_path, [Made("map")], "20260130-120000-1-aaaa")
+    done = forge("why", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "No attempt on record has failed.\n")
+    write_run(tmp_path, [Made("call", evidence={"exit_code": 3}), Made("map", evidence={"cancelled": Order(EndedBy.USER, "Ctrl-C")}), Made("map")])
+    assert "call" in forge("why", cwd=tmp_path).stdout.splitlines()[0]
+
+
 def test_why_is_five_lines(workdir: Path) -> None:
     done = forge("why", "call", "s=A", cwd=workdir)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["happened", "evidence", "stderr", "change", "files"]
@@ -76,6 +135,19 @@ def test_why_is_five_lines(workdir: Path) -> None:
     parts = json.loads(forge("why", "call", "--json", cwd=workdir).stdout)
     assert parts["change"].startswith("in rule call:  resources: mem_mb=1024 ")
     assert forge("why", "call", "s=B", cwd=workdir).returncode == 1
+
+
+def test_a_record_is_found_from_a_directory_below_it(workdir: Path) -> None:
+    below = workdir / "results" / "deep"
+    below.mkdir(parents=True)
+    assert forge("jobs", cwd=below).stdout == forge("jobs", cwd=workdir).stdout
+    assert forge("jobs", "--directory", str(below), cwd=workdir).returncode == 2  # a name that somebody gives is meant
+
+
+def test_a_narrow_terminal_shows_what_matters_most() -> None:
+    header, rows = ("RULE", "TRY", "MEMORY", "REASON"), [("call", "1", "100.0 MiB of 200.0 MiB", "a sentence " * 9)]
+    shown = {width: fitting(header, rows, width, ("TRY", "MEMORY")) for width in (80, 65, 40, 10)}
+    assert shown == {80: [0, 1, 2, 3], 65: [0, 2, 3], 40: [0, 3], 10: [0, 3]}
 
 
 def test_a_reader_that_goes_away_is_no_error(workdir: Path) -> None:

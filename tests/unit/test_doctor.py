@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from snakemake_executor_plugin_forge.cli.doctor import Facts, advise, table
-from snakemake_executor_plugin_forge.model import Host, Rung
-from snakemake_executor_plugin_forge.sandbox.weights import NO_CONTROLLER
+from snakemake_executor_plugin_forge.spec.host import Host, Rung
 
 from .test_plan import HOST
 
@@ -31,7 +30,7 @@ BARE = replace(HOST, namespaces="none", namespaces_note="no")
         (BARE, replace(FACTS, uid=0, container="podman"), "podman run --cap-add SYS_ADMIN"),
         (READ_ONLY, replace(FACTS, uid=0), "mount -o remount,rw /sys/fs/cgroup"),
         (replace(HOST, not_enforced=("cpu",)), FACTS, "/etc/systemd/system/user@.service.d/delegate.conf"),
-        (replace(HOST, io_weight_note=NO_CONTROLLER), FACTS, "Delegate=cpu cpuset io memory pids"),
+        (replace(HOST, io_weight_note="x", io_controller=False), FACTS, "Delegate=cpu cpuset io memory pids"),
         (replace(HOST, io_weight_note="no disk"), replace(FACTS, uid=0), "echo bfq > /sys/block/DISK/queue/scheduler"),
         (BARE, replace(FACTS, sysctls={"user.max_user_namespaces": "0"}), "user.max_user_namespaces=10000"),
         (BARE, replace(FACTS, sysctls={"kernel.unprivileged_userns_clone": "0"}), "unprivileged_userns_clone=1"),

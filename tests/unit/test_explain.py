@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.model import Excess, Oom, OomScope, Outcome, Usage, Verdict
-from snakemake_executor_plugin_forge.record.explain import MOST_FAILURES, explain, summary_after_failure, telling_lines
-from snakemake_executor_plugin_forge.record.failures import Failures
-from snakemake_executor_plugin_forge.record.streamfile import read_telling
+from snakemake_executor_plugin_forge.analysis.attempt_log import read_telling, rule_logs
+from snakemake_executor_plugin_forge.analysis.explain import (
+    MOST_FAILURES,
+    Told,
+    explain,
+    summary_after_failure,
+    telling_lines,
+)
+from snakemake_executor_plugin_forge.analysis.failures import Failures
+from snakemake_executor_plugin_forge.analysis.live import newest_line
+from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Excess, Oom, OomScope, Order, Outcome, Usage, Verdict
 
 from ..records import MIB, Made, write_run
 
@@ -31,9 +38,9 @@ CASES: list[tuple[dict[str, object], str, str, str]] = [
      "resources: disk_mb=1400 "),
     ({"exit_code": 1, "full_file": "a.bam"}, "a file (a.bam) grew", "file size: at the limit of 500.0 MiB", "disk_mb=1000 "),
     ({"exit_code": 3}, "exit code 3", "exit code 3; ran", "to try it by hand: bash /"),
-    ({"exit_code": None, "signal": 11}, "killed by SIGSEGV", "signal SIGSEGV", "what stderr says"),
+    ({"exit_code": None, "signal": 11}, "killed by SIGSEGV", "signal SIGSEGV", "the command, which says nothing; to try"),
     ({"setup_error": "mount: no", "exit_code": None}, "nothing was run: mount: no", "before anything of it", "mend that"),
-    ({"cancelled": "Ctrl-C"}, "cancelled after 2.00 s: Ctrl-C", "by Ctrl-C", "run Snakemake again"),
+    ({"cancelled": Order(EndedBy.USER, "Ctrl-C")}, "cancelled after 2.00 s: Ctrl-C", "by Ctrl-C", "snakemake-forge resume"),
 ]
 
 
@@ -44,9 +51,16 @@ def _record(tmp_path: Path, evidence: dict[str, object]) -> dict[str, Any]:
     return record
 
 
+def test_an_exception_is_shown_with_file_and_lines(tmp_path: Path) -> None:
+    error = 'RuleException:\nKeyError in file "/w/Snakefile", line 6:\n\'x\'\n  File "/w/Snakefile", line 12, in __rule_a'
+    explanation = explain(_record(tmp_path, {"exit_code": 1, "error": error, "summary": "KeyError: 'x'"}), Told("noise"))
+    assert explanation.happened == "call s=A: KeyError: 'x'"
+    assert explanation.stderr == 'KeyError in file "/w/Snakefile", line 6: | \'x\' | File "/w/Snakefile", line 12, in __rule_a'
+
+
 @pytest.mark.parametrize(("evidence", "happened", "facts", "change"), CASES)
 def test_each_outcome(tmp_path: Path, evidence: dict[str, object], happened: str, facts: str, change: str) -> None:
-    explanation = explain(_record(tmp_path, evidence), "")
+    explanation = explain(_record(tmp_path, evidence), Told())
     assert happened in explanation.happened
     assert explanation.happened.startswith("call s=A: ")
     assert facts in explanation.evidence
@@ -78,14 +92,31 @@ def test_the_end_of_a_run_names_ten_and_counts_the_rest(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     failures = Failures(str(tmp_path.parent))
     for number in range(MOST_FAILURES + 3):
-        directory = str(tmp_path / f"{number:05d}-call")
+        directory = str(tmp_path / f"{number:05d}-call{number}")
         failures.add(number, Verdict(Outcome.FAILED, "exit code 1", 1, None, Usage(), "", 1.0, directory=directory))
     failures.add("cancelled", Verdict(Outcome.CANCELLED, "cancelled", None, None, Usage(), "", 1.0))
     failures.discard(MOST_FAILURES + 2)
     text = failures.text()
     assert text.startswith("Forge: 12 job(s) failed.")
-    assert text.count(f"next      snakemake-forge why call --directory {tmp_path}") == MOST_FAILURES
-    assert "2 more job(s) failed: snakemake-forge jobs --failed --last" in text
+    assert [line.split()[3] for line in text.splitlines() if line.startswith("next ")] == [f"call{number}" for number in range(MOST_FAILURES)]
+    assert text.count(f" --directory {tmp_path}\n") == MOST_FAILURES + 1
+    assert "2 more job(s) failed: snakemake-forge jobs --failed --run -1 --directory" in text
+
+
+def test_failures_that_are_alike_are_one_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    samples = [f"S{number}" for number in range(40)]
+    made = [Made(wildcards={"s": s}, evidence={"exit_code": 1}, stderr=f"[W] {n} reads\nError: bad read group in {s}.bam\n") for n, s in enumerate(samples)]
+    other = Made("map", {"s": "S1"}, {"exit_code": 2}, stderr="Error: other\n")
+    run = write_run(tmp_path, [*made, other])
+    failures = Failures(str(tmp_path))
+    for number, directory in enumerate(sorted(str(path) for path in run.iterdir() if path.is_dir())):
+        failures.add(number, Verdict(Outcome.FAILED, "exit code 1", 1, None, Usage(), "", 1.0, directory=directory))
+    lines = failures.text().splitlines()
+    assert lines[0] == "Forge: 41 job(s) failed."
+    assert lines[2] == "jobs      40 × call, alike: s=S0, s=S1, s=S2, s=S3, s=S4 and 35 more"
+    assert [line for line in lines if line.startswith("stderr")] == ["stderr    Error: bad read group in S0.bam", "stderr    Error: other"]
+    assert lines[-1] == "next      snakemake-forge why map s=S1"
 
 
 def test_a_job_that_succeeds_in_the_end_is_no_failure(tmp_path: Path) -> None:
@@ -99,18 +130,56 @@ def test_a_log_of_the_rule_is_read_where_stderr_tells_nothing(tmp_path: Path) ->
     (tmp_path / "x.log").write_text("[sort] 3 files\n[sort] fatal: disk quota exceeded\n")
     run = write_run(tmp_path, [
         Made(stderr="working\n", logs=("gone.log", "x.log")), Made(stderr="Error: mine\n", logs=("x.log",)), Made(logs=("gone.log",))])
-    assert telling_lines(read_telling(f"{run}/00001-call")) == ("[sort] fatal: disk quota exceeded",)
-    assert telling_lines(read_telling(f"{run}/00002-call")) == ("Error: mine",)
-    assert read_telling(f"{run}/00003-call") == ""
+    log = read_telling(f"{run}/00001-call")
+    assert (log.source, telling_lines(log.text)) == ("log x.log", ("[sort] fatal: disk quota exceeded",))
+    assert read_telling(f"{run}/00002-call") == Told("Error: mine\n")
+    assert read_telling(f"{run}/00003-call") == Told()
+
+
+def test_what_snakemake_says_of_a_script_is_no_cause(tmp_path: Path) -> None:
+    (tmp_path / "trim.log").write_text("Unknown trimmer: X\nError: giving notice\n")
+    wrapped = ('Traceback (most recent call last):\n  File "/w/.snakemake/scripts/tmp1.wrapper.py", line 9, in <module>\n    raise CalledProcessError(1, x)\n'
+               "subprocess.CalledProcessError: Command 'trimmomatic' returned non-zero exit status 1.\n")
+    run = write_run(tmp_path, [Made(stderr=wrapped, logs=("trim.log",), evidence={"exit_code": 1}), Made(stderr=wrapped, evidence={"exit_code": 1})])
+    record = json.loads((run / "00001-call" / "verdict.json").read_text())
+    fields = dict(explain(record, read_telling(f"{run}/00001-call")).fields())
+    assert fields["log"] == "trim.log: Error: giving notice"
+    assert fields["change"].startswith("what log trim.log says")
+    assert "CalledProcessError" in explain(record, read_telling(f"{run}/00002-call")).stderr  # nothing else says anything
+
+
+def test_a_log_of_a_running_job_is_read_where_it_is_staged(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [Made(logs=("logs/x.log",), ended=False)], over=False)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/x.log").write_text("of the run before\n")
+    spec = run / "00001-call" / "spec.json"
+    upper = tmp_path / "upper"
+    (upper / "logs").mkdir(parents=True)
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | {"staging": {str(tmp_path): str(upper), "/": "/nowhere"}}))
+    assert rule_logs(str(spec.parent)) == []
+    (upper / "logs/x.log").write_text("now\n")
+    assert rule_logs(str(spec.parent)) == [("logs/x.log", f"{upper}/logs/x.log")]
+    assert newest_line(str(spec.parent)) == "now"
 
 
 def test_files_that_are_the_reason_are_named(tmp_path: Path) -> None:
     record = _record(tmp_path, {"exit_code": 0})
     violation = record | {"outcome": "violation", "evidence": {"undeclared_writes": ["a.txt", "b.txt"]}, "remedy": "declare it"}
-    assert explain(violation, "").evidence.startswith("undeclared writes: a.txt, b.txt; ran")
-    assert explain(violation, "").change.startswith("declare it; to try it by hand")
+    assert explain(violation, Told()).evidence.startswith("undeclared writes: a.txt, b.txt; ran")
+    assert explain(violation, Told()).change.startswith("declare it; to try it by hand")
     failed = record | {"outcome": "failed", "evidence": {"exit_code": 0, "missing": ["out.txt"], "changed": []}}
-    assert explain(failed, "").evidence.startswith("exit code 0; missing: out.txt; ran")
+    assert explain(failed, Told()).evidence.startswith("exit code 0; missing: out.txt; ran")
+
+
+def test_a_record_of_slurm_or_of_a_job_may_lack_anything(tmp_path: Path) -> None:
+    record = _record(tmp_path, {"timed_out": True}) | {"evidence": {"by": "Slurm", "slurm_state": "TIMEOUT"}, "remedy": "raise it"}
+    assert explain(record, Told()).evidence.startswith("by: Slurm; slurm state: TIMEOUT; ran")
+    assert explain(record, Told()).change.startswith("raise it; to try it by hand")
+    failures = Failures(str(tmp_path))
+    failures.add(1, Verdict(Outcome.FAILED, "exit code 1", 1, None, Usage(), "", 1.0, directory=f"{tmp_path}/00001-call"))
+    (tmp_path / "00001-call").mkdir()
+    (tmp_path / "00001-call" / "verdict.json").write_text('{"wildcards": 5, "usage": {}, "reason": "forged"}')
+    assert "call: exit code 1" in failures.text()
 
 
 def test_words_of_a_command_are_quoted(tmp_path: Path) -> None:

@@ -10,14 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.config import to_config
-from snakemake_executor_plugin_forge.errors import UsageError
-from snakemake_executor_plugin_forge.model import Config, Host, JobRequest, RunContext
-from snakemake_executor_plugin_forge.plan import check_group, choose_gpus, gpu_count, gpu_number, plan, with_gpus
+from snakemake_executor_plugin_forge.kernel import syscalls
+from snakemake_executor_plugin_forge.plugin.config import to_config
+from snakemake_executor_plugin_forge.plugin.settings import ExecutorSettings
+from snakemake_executor_plugin_forge.sandbox.enter import SandboxKey
+from snakemake_executor_plugin_forge.sandbox.filesystem import mounts
+from snakemake_executor_plugin_forge.sandbox.filesystem.mounts import is_gpu
 from snakemake_executor_plugin_forge.sandbox.gpus import find
-from snakemake_executor_plugin_forge.sandbox.inside import view_of
-from snakemake_executor_plugin_forge.sandbox.mounts import is_gpu
-from snakemake_executor_plugin_forge.settings import ExecutorSettings
+from snakemake_executor_plugin_forge.spec.errors import RequirementError, UsageError
+from snakemake_executor_plugin_forge.spec.host import Host
+from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, Require, RunContext
+from snakemake_executor_plugin_forge.spec.plan import plan, with_gpus
+from snakemake_executor_plugin_forge.spec.resources import (
+    check_group,
+    check_required,
+    choose_gpus,
+    gpu_count,
+    gpu_number,
+)
+
+from ..child import in_child
 
 NVIDIA = ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia10")
 AMD = ("/dev/dri/renderD128", "/dev/dri/renderD129")
@@ -27,23 +39,25 @@ RUN = RunContext("run", "/work", "/work/.snakemake/forge", ())
 
 @pytest.mark.parametrize(
     ("resources", "count"),
-    [({}, 0), ({"gpu": 2}, 2), ({"gpus": 3}, 3), ({"gpu": 0}, 0), ({"gpu": 1, "gpus": 1}, 1), ({"gpu": "<TBD>"}, 0)],
+    [({}, 0), ({"gpu": 2}, 2), ({"gpus": 3}, 3), ({"gpu": 0}, 0), ({"gpu": 1, "gpus": 1}, 1), ({"gpu": "<TBD>"}, 0), ({"gpu": 4}, 3)],
 )
 def test_both_names_count(resources: dict[str, object], count: int) -> None:
     assert gpu_count("r", resources, NVIDIA) == count
 
 
-@pytest.mark.parametrize("resources", [{"gpu": -1}, {"gpus": "a100"}, {"gpu": 1.5}, {"gpu": 4}, {"gpu": 1, "gpus": 2}])
+@pytest.mark.parametrize("resources", [{"gpu": -1}, {"gpus": "a100"}, {"gpu": 1.5}, {"gpu": 1, "gpus": 2}])
 def test_what_cannot_be_had_is_refused(resources: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=r"Rule r: gpus?="):
+    with pytest.raises(UsageError, match=r"Rule r: gpus?=.*(whole number|mean the same)"):
         gpu_count("r", resources, NVIDIA)
 
 
-def test_the_refusal_says_what_there_is() -> None:
-    with pytest.raises(UsageError, match=r"this run has 3 \(/dev/nvidia0, .*--set-resources r:gpu=3"):
-        gpu_count("r", {"gpu": 4}, NVIDIA)
-    with pytest.raises(UsageError, match=r"this run has no GPU: .*--set-resources r:gpu=0"):
-        gpu_count("r", {"gpu": 1}, ())
+def test_too_few_are_a_note_or_refused() -> None:
+    request = JobRequest("r", {}, 1, 1, {"gpu": 4}, "true")
+    assert plan(request, 1, "", "", Config(), HOST, RUN).isolation.not_enforced == ("gpu",)
+    with pytest.raises(RequirementError, match=r"this run has 3 \(/dev/nvidia0, .*--set-resources r:gpu=3"):
+        plan(request, 1, "", "", Config(require=Require.LIMITS), HOST, RUN)
+    with pytest.raises(RequirementError, match=r"this run has no GPU: .*--set-resources r:gpu=0"):
+        check_required("r", {"gpu": 1}, Require.FULL, replace(HOST, gpus=()))
 
 
 def test_only_one_of_a_group_may_have_some() -> None:
@@ -56,7 +70,7 @@ def test_libraries_count_from_zero_and_the_record_has_the_hosts_numbers() -> Non
     spec = plan(JobRequest("r", {}, 1, 1, {"gpu": 2}, "true"), 1, "", "", Config(), HOST, RUN)
     assert (spec.gpu_count, spec.gpus, spec.limits.gpus) == (2, (), ())
     assigned = with_gpus(spec, ("/dev/nvidia1", "/dev/nvidia10"))
-    assert assigned.limits.as_json()["gpus"] == [1, 10]
+    assert assigned.limits.as_json()["gpus"] == (1, 10)
     assert assigned.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "ROCR_VISIBLE_DEVICES" not in assigned.environment
     amd = with_gpus(spec, AMD)
@@ -67,8 +81,8 @@ def test_libraries_count_from_zero_and_the_record_has_the_hosts_numbers() -> Non
 
 def test_a_process_that_waits_is_for_the_same_devices_only() -> None:
     spec = plan(JobRequest("r", {}, 1, 1, {"gpu": 1}, "true"), 1, "", "", Config(), HOST, RUN)
-    assert view_of(with_gpus(spec, NVIDIA[:1])) != view_of(with_gpus(spec, NVIDIA[1:2]))
-    assert view_of(replace(spec, gpu_count=0)).gpus == ()
+    assert SandboxKey.of(with_gpus(spec, NVIDIA[:1])) != SandboxKey.of(with_gpus(spec, NVIDIA[1:2]))
+    assert SandboxKey.of(replace(spec, gpu_count=0)).gpus == ()
 
 
 @pytest.mark.parametrize(
@@ -127,3 +141,20 @@ def test_devices_that_are_wanted_must_be_there(tmp_path: Path) -> None:
     finally:
         os.unlink(node)
     assert find((), {}) == ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_with_the_network_off_there_is_no_infiniband(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traffic leaves the host whatever the network namespace is."""
+    (tmp_path / "uverbs0").touch()
+    monkeypatch.setattr(mounts, "_RDMA", str(tmp_path))
+
+    def seen() -> tuple[list[str], bool]:
+        mounts.enter_namespace("root")
+        syscalls.run(mounts.rdma_steps())
+        return os.listdir(tmp_path), os.access(tmp_path, os.W_OK)
+
+    assert in_child(seen) == ([], False)
+    assert os.listdir(tmp_path) == ["uverbs0"]
+    monkeypatch.setattr(mounts, "_RDMA", str(tmp_path / "none"))
+    assert mounts.rdma_steps() == []

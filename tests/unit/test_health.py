@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.catalog import Kind, Runtime
-from snakemake_executor_plugin_forge.runtimes import conda, venv
-from snakemake_executor_plugin_forge.runtimes.health import Fault, Health, verify
-from snakemake_executor_plugin_forge.runtimes.store import Manifest, Store
+from snakemake_executor_plugin_forge.software import conda, venv
+from snakemake_executor_plugin_forge.software.health import Damage, Health, verify
+from snakemake_executor_plugin_forge.software.store import Manifest, Store
+from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
 
 from ..conda.channel import environment_file, make_channel
 
@@ -30,7 +30,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Runtime, 
     directory = tmp_path_factory.mktemp("health")
     channel = make_channel(directory / "channel")
     (directory / "env.yaml").write_text(environment_file(channel, "many", "bcftools", "hooked"))
-    runtime = Runtime("genomics", Kind.CONDA, str(directory / "env.yaml"))
+    runtime = Runtime("genomics", RuntimeKind.CONDA, str(directory / "env.yaml"))
     store = Store(str(directory / "store"))
     definition = conda.define(runtime)
     assert definition is not None
@@ -46,7 +46,7 @@ def prefix(original: tuple[Store, Runtime, Manifest], tmp_path: Path) -> Path:
 
 
 def _look(prefix: Path, **options: bool) -> Health:
-    return verify(str(prefix), Kind.CONDA, str(prefix.parent / "verified.json"), **options)
+    return verify(str(prefix), RuntimeKind.CONDA, str(prefix.parent / "verified.json"), **options)
 
 
 def _rest(prefix: Path) -> None:
@@ -56,7 +56,7 @@ def _rest(prefix: Path) -> None:
 
 
 def test_sound_environment_with_patched_files_and_links_has_no_problem(original: tuple[Store, Runtime, Manifest]) -> None:
-    health = verify(original[2].prefix, Kind.CONDA, None, fully=True)
+    health = verify(original[2].prefix, RuntimeKind.CONDA, None, fully=True)
     assert health.problems == ()
     assert health.files == 107
     assert health.hashed == 107
@@ -82,14 +82,14 @@ def _make_directory(path: Path) -> None:
     path.mkdir()
 
 
-DAMAGE: list[tuple[str, Callable[[Path], object], Fault]] = [
-    ("share/many/042.txt", lambda p: _flip(p, keep_times=False), Fault.CHANGED),
-    ("share/many/042.txt", lambda p: _flip(p, keep_times=True), Fault.CHANGED),
-    ("bin/bcftools", lambda p: _flip(p, keep_times=True), Fault.CHANGED),
-    ("bin/bcftools.real", lambda p: os.truncate(p, 1000), Fault.CHANGED),
-    ("share/many/007.txt", Path.unlink, Fault.MISSING),
-    ("bin/bcf", _relink, Fault.BROKEN_LINK),
-    ("share/hooked.txt", _make_directory, Fault.CHANGED),
+DAMAGE: list[tuple[str, Callable[[Path], object], Damage]] = [
+    ("share/many/042.txt", lambda p: _flip(p, keep_times=False), Damage.CHANGED),
+    ("share/many/042.txt", lambda p: _flip(p, keep_times=True), Damage.CHANGED),
+    ("bin/bcftools", lambda p: _flip(p, keep_times=True), Damage.CHANGED),
+    ("bin/bcftools.real", lambda p: os.truncate(p, 1000), Damage.CHANGED),
+    ("share/many/007.txt", Path.unlink, Damage.MISSING),
+    ("bin/bcf", _relink, Damage.BROKEN_LINK),
+    ("share/hooked.txt", _make_directory, Damage.CHANGED),
 ]
 
 
@@ -108,7 +108,7 @@ def test_every_kind_of_damage_is_found_also_when_the_environment_was_sound_befor
         backup.rename(prefix)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, 99), position=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found_and_its_repair_believed(prefix: Path, number: int, position: int, bit: int) -> None:
     path = prefix / f"share/many/{number:03d}.txt"
@@ -131,7 +131,7 @@ def test_what_was_changed_a_moment_ago_is_not_remembered(prefix: Path) -> None:
 def test_files_added_by_hand_are_named_and_no_damage(prefix: Path) -> None:
     (prefix / "bin" / "mine").write_text("#!/bin/sh\n")
     health = _look(prefix, fully=True)
-    assert [(p.path, p.fault) for p in health.problems] == [(str(prefix / "bin/mine"), Fault.ADDED)]
+    assert [(p.path, p.fault) for p in health.problems] == [(str(prefix / "bin/mine"), Damage.ADDED)]
     assert health.damage == ()
 
 
@@ -151,17 +151,17 @@ def test_a_second_look_is_many_times_faster(prefix: Path) -> None:
 
 def test_venv_is_checked_against_its_records(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("")
-    runtime = Runtime("py", Kind.VENV, str(tmp_path / "requirements.txt"))
+    runtime = Runtime("py", RuntimeKind.VENV, str(tmp_path / "requirements.txt"))
     store = Store(str(tmp_path / "store"))
     manifest = store.build(venv.define(runtime), lambda p, r: venv.make(runtime, p, r, trust_cache=True), lambda _: None)
     prefix = Path(manifest.prefix)
-    assert verify(manifest.prefix, Kind.VENV, None, fully=True).problems == ()
+    assert verify(manifest.prefix, RuntimeKind.VENV, None, fully=True).problems == ()
     module = next(prefix.glob("lib/python3*/site-packages/pip/__main__.py"))
     _flip(module, keep_times=True)
-    assert [p.path for p in verify(manifest.prefix, Kind.VENV, None).damage] == [str(module)]
+    assert [p.path for p in verify(manifest.prefix, RuntimeKind.VENV, None).damage] == [str(module)]
     (prefix / "bin" / "python").unlink()
-    faults = [p.fault for p in verify(manifest.prefix, Kind.VENV, None).damage]
-    assert Fault.INTERPRETER in faults
+    faults = [p.fault for p in verify(manifest.prefix, RuntimeKind.VENV, None).damage]
+    assert Damage.INTERPRETER in faults
 
 
 def test_repair_never_uses_the_damaged_hard_link(original: tuple[Store, Runtime, Manifest]) -> None:
@@ -171,15 +171,15 @@ def test_repair_never_uses_the_damaged_hard_link(original: tuple[Store, Runtime,
     cached = next(Path(store.packages).glob("pkgs/many-*/share/many/042.txt"))
     assert damaged.stat().st_ino == cached.stat().st_ino
     _flip(damaged, keep_times=True)
-    assert verify(manifest.prefix, Kind.CONDA, None).damage
+    assert verify(manifest.prefix, RuntimeKind.CONDA, None).damage
     definition = conda.define(runtime)
     assert definition is not None
     store.build(definition, lambda p, r: conda.make(runtime, store, p, r), lambda _: None, again=True)
-    assert verify(manifest.prefix, Kind.CONDA, None, fully=True).problems == ()
+    assert verify(manifest.prefix, RuntimeKind.CONDA, None, fully=True).problems == ()
     # Nor does another environment get it.
     other = Path(store.directory, "other")
     asyncio.run(_install_into(runtime, store, other))
-    assert verify(str(other), Kind.CONDA, None).damage == ()
+    assert verify(str(other), RuntimeKind.CONDA, None).damage == ()
 
 
 async def _install_into(runtime: Runtime, store: Store, prefix: Path) -> None:

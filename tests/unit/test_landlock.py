@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.sandbox import landlock, syscalls
+from snakemake_executor_plugin_forge.kernel import syscalls
+from snakemake_executor_plugin_forge.sandbox import landlock
 from snakemake_executor_plugin_forge.sandbox.landlock import Right, Ruleset, Scope
 
 from .. import ordinary
 from ..child import in_child
+from ..conftest import ending
 
 ABI = landlock.abi()
 needs_scopes = pytest.mark.skipif(ABI < 6, reason="this kernel's Landlock has no scopes (ABI 6, Linux 6.12)")
@@ -206,7 +208,7 @@ def test_abstract_sockets_of_others_cannot_be_reached(place: Path, as_user: bool
 def test_processes_of_others_cannot_be_signalled(place: Path) -> None:
     before = [] if os.geteuid() else ["setpriv", "--reuid", str(ordinary.UID), "--regid", str(ordinary.UID), "--clear-groups"]
     sleeper = subprocess.Popen([*before, "sleep", "60"])
-    try:
+    with ending(sleeper):
         def job() -> list[int]:
             allowed = _errno(lambda: os.kill(sleeper.pid, 0))
             _restrict(place)
@@ -217,9 +219,6 @@ def test_processes_of_others_cannot_be_signalled(place: Path) -> None:
             pass
         assert in_child(job, ordinary=True) == [0, errno.EPERM, 0, -signal.SIGKILL]
         assert sleeper.poll() is None
-    finally:
-        sleeper.kill()
-        sleeper.wait()
 
 
 RIGHTS = {0: 0, 1: 0x1FF2, 2: 0x3FF2, 3: 0x7FF2, 4: 0x7FF2, 5: 0x7FF2, 6: 0x7FF2, 7: 0x7FF2, 8: 0x7FF2}

@@ -13,28 +13,28 @@ def _modules(code: str) -> set[str]:
 
 
 def test_the_launcher_loads_neither_snakemake_nor_its_interfaces() -> None:
-    loaded = _modules("import snakemake_executor_plugin_forge.backends.launcher")
+    loaded = _modules("import snakemake_executor_plugin_forge.workers.launcher")
     assert not [name for name in loaded if name.split(".")[0].startswith("snakemake") and
                 not name.startswith("snakemake_executor_plugin_forge")]
 
 
 def test_the_launcher_loads_nothing_large() -> None:
     """What it has in memory is copied for each job; names and versions of packages would take as much as all else."""
-    loaded = _modules("import snakemake_executor_plugin_forge.backends.launcher")
+    loaded = _modules("import snakemake_executor_plugin_forge.workers.launcher")
     bare = _modules("")  # what the environment itself loads
     large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess"}
     assert not (loaded - bare) & large
 
 
 def test_a_run_without_a_catalog_loads_no_libraries_for_it() -> None:
-    loaded = _modules("import snakemake_executor_plugin_forge.engine, snakemake_executor_plugin_forge.deployment")
+    loaded = _modules("import snakemake_executor_plugin_forge.run.engine, snakemake_executor_plugin_forge.plugin.software")
     assert not loaded & {"pydantic", "rattler", "rich"}
 
 
 def test_the_face_loads_no_part_of_the_engine() -> None:
     loaded = _modules("from snakemake_executor_plugin_forge import Executor, ExecutorSettings, common_settings")
     ours = {n.removeprefix("snakemake_executor_plugin_forge.") for n in loaded if "plugin_forge." in n}
-    assert ours == {"executor", "settings", "errors"}
+    assert ours == {"plugin", "plugin.executor", "plugin.settings", "spec", "spec.errors"}
 
 
 def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
@@ -44,7 +44,7 @@ def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
 
 
 def test_where_jobs_are_started_nothing_is_loaded_that_only_reads_records() -> None:
-    loaded = _modules("import snakemake_executor_plugin_forge.engine, snakemake_executor_plugin_forge.supervisor")
+    loaded = _modules("import snakemake_executor_plugin_forge.run.engine, snakemake_executor_plugin_forge.supervisor.supervisor")
     heavy = {"sqlite3", "gzip", "rich", "jinja2", "plotly", "prometheus_client", "rocrate", "argcomplete"}
     assert not heavy & {name.split(".")[0] for name in loaded}
 
@@ -52,4 +52,4 @@ def test_where_jobs_are_started_nothing_is_loaded_that_only_reads_records() -> N
 def test_what_lists_records_does_not_load_what_writes_them() -> None:
     loaded = _modules("import snakemake_executor_plugin_forge.cli.jobs, snakemake_executor_plugin_forge.cli.why")
     assert "snakemake_executor_plugin_forge.record.index" in loaded
-    assert not loaded & {"snakemake_executor_plugin_forge.model", "importlib.metadata", "platform"}
+    assert not loaded & {"snakemake_executor_plugin_forge.spec.job", "importlib.metadata", "platform"}

@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from snakemake_executor_plugin_forge.analysis.live import NOTHING, look, newest_line
 from snakemake_executor_plugin_forge.record.identity import start_time
-from snakemake_executor_plugin_forge.record.live import NOTHING, look, newest_line
+from tests.conftest import DEADLINE
 
 MIB = 2**20
 
@@ -25,7 +26,7 @@ def test_with_soft_limits_a_process_and_its_children_are_summed_up() -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + DEADLINE
         while (found := look(_soft(process.pid, start_time(process.pid)))).cpu_seconds in (None, 0) \
                 or (found.memory_bytes or 0) < 100 * MIB:
             assert time.monotonic() < deadline, found

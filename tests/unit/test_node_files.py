@@ -7,23 +7,26 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from snakemake_executor_plugin_forge import fence
-from snakemake_executor_plugin_forge.backends import handover, node
-from snakemake_executor_plugin_forge.backends.slurm_copies import clear_copies, wrote_in_place
-from snakemake_executor_plugin_forge.files import fitted, plan_files
-from snakemake_executor_plugin_forge.model import (
+from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, node
+from snakemake_executor_plugin_forge.backends.slurm.copies import clear_copies, wrote_in_place
+from snakemake_executor_plugin_forge.record.jsonfile import CLOSED
+from snakemake_executor_plugin_forge.sandbox.cgroups.slurm_step import StepCgroup
+from snakemake_executor_plugin_forge.spec.file_policy import fitted, plan_files
+from snakemake_executor_plugin_forge.spec.host import POLLED, Host
+from snakemake_executor_plugin_forge.spec.job import (
     FilePolicy,
     Files,
-    Host,
     JobRequest,
     LaunchSpec,
     RunContext,
     Target,
     Undeclared,
 )
-from snakemake_executor_plugin_forge.record.layout import CLOSED
-from snakemake_executor_plugin_forge.recovery import may_live, recover_dead_runs
-from tests.unit.test_slurm_text import spec
+from snakemake_executor_plugin_forge.staging import journal
+from snakemake_executor_plugin_forge.staging.journal import Move
+from snakemake_executor_plugin_forge.staging.liveness import may_live
+from snakemake_executor_plugin_forge.staging.recovery import recover_dead_runs
+from tests.unit.test_slurm_parse import spec
 
 ABLE = Host(1 << 30, 4, "cgroup-v1", "", "user", "", ("mount-ns",))
 TARGETS = (Target("/work/out/a.txt", "out/a.txt"), Target("/data/b.txt", "/data/b.txt"))
@@ -49,9 +52,6 @@ def test_a_node_with_other_mounts_has_other_layers() -> None:
     assert got.layers == ("/work", "/data", "/work/out")
     assert got.mounts == ("/work/out", "/work/ref", "/home/me/tools")
     assert fitted(GUARD, replace(ABLE, layers_apart=True), (), "/home/me").apart
-
-
-def test_a_home_that_is_not_there_or_has_no_layer() -> None:
     assert fitted(GUARD, ABLE, ("/home/me/tools",), None) == replace(GUARD, home=None)
     assert fitted(GUARD, replace(ABLE, home_layer=False), (), "/home/me").home is None
 
@@ -66,6 +66,17 @@ def test_a_node_without_layers_is_open_and_says_so() -> None:
         assert "layers" not in got.isolation.mechanisms
         confined = {"/work", "/data", "/home/me", "/tmp", "/cache"}
         assert confined <= set(got.files.writable) if host.namespaces == "none" else got.files.writable == ()
+
+
+def test_slurms_cgroup_stands_in_where_forge_can_make_none() -> None:
+    polled = replace(ABLE, cgroup=POLLED, not_enforced=("cpu", "run"))
+    step = StepCgroup("/c/job_1", "/c", 1, 0, 0, 1 << 30)
+    assert node.within_slurm(polled, None, 4) is polled
+    assert node.within_slurm(polled, replace(step, memory_limit_bytes=None), 4) is polled
+    for host, cpus, cgroup, missing in ((polled, 4, node.SLURM_CGROUP, ()), (polled, 2, node.SLURM_CGROUP, ("cpu",)),
+                                        (ABLE, 4, "cgroup-v1", ())):
+        got = node.within_slurm(host, step, cpus)
+        assert (got.cgroup, got.not_enforced, got.mechanisms[-1]) == (cgroup, missing, node.SLURM_CGROUP)
 
 
 def test_what_is_mounted_in_the_home_directory_is_seen_through_its_layer() -> None:
@@ -92,11 +103,11 @@ class Place:
         self.spec = replace(spec(), workdir=str(root), job_dir=str(self.run / "00001-map"),
                             files=Files(FilePolicy.GUARD, layers=(str(root),)))
 
-    def copy(self) -> tuple[fence.Claim, Path]:
+    def copy(self) -> tuple[fence.CopyClaim, Path]:
         """A copy has started, and has two files in its layer."""
         claim = fence.claim(self.attempt, "test")
         assert claim is not None
-        layer = self.state / "staging" / f"{handover.copy_name('R', self.attempt, claim.number)}-{os.getpid()}-1"
+        layer = self.state / "staging" / f"{exchange.copy_name('R', self.attempt, claim.number)}-{os.getpid()}-1"
         (layer / "upper").mkdir(parents=True)
         for name in "ab":
             (layer / "upper" / name).write_text(f"of copy {claim.number}")
@@ -104,29 +115,15 @@ class Place:
 
     def journal(self, layer: Path) -> None:
         """The copy was ended between two renames."""
-        moves = [[str(layer / "upper" / name), str(self.root / name), (layer / "upper" / name).stat().st_ino]
-                 for name in "ab"]
-        (layer / "journal.json").write_text(json.dumps(moves))
+        moves = tuple(Move.of(str(layer / "upper" / name), str(self.root / name)) for name in "ab")
+        journal.write(str(layer), journal.Journal(moves))
         os.rename(layer / "upper" / "a", self.root / "a")
 
 
-def test_what_a_copy_had_begun_to_publish_is_published(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    stale, stale_layer = place.copy()
-    current, layer = place.copy()
-    assert not fence.take(stale)
-    assert fence.take(current)
-    place.journal(layer)
-    assert clear_copies(place.spec, place.attempt) == [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert [(tmp_path / name).read_text() for name in "ab"] == ["of copy 2"] * 2
-    assert not layer.exists()
-    assert not stale_layer.exists()
-
-
-def test_nothing_of_a_copy_that_was_given_up_is_published(tmp_path: Path) -> None:
+def test_nothing_of_a_forbidden_copy_is_published(tmp_path: Path) -> None:
     place = Place(tmp_path)
     claim, layer = place.copy()
-    assert fence.give_up(place.attempt, "the test")
+    assert fence.forbid(place.attempt, "the test")
     assert not fence.is_current(claim)
     assert fence.process_of(place.attempt, 1) == os.getpid()
     assert clear_copies(place.spec, place.attempt) == []
@@ -140,19 +137,15 @@ def test_copies_of_a_dead_run_are_left_alone_until_it_is_closed(tmp_path: Path) 
     assert fence.take(claim)
     place.journal(layer)
     assert may_live(f"{place.state}/runs/R@b1.0.1", 1)
-    assert recover_dead_runs(str(place.state), str(tmp_path), "test").kept == (layer.name,)
+    assert recover_dead_runs(str(place.state), str(tmp_path), "test").removed == 0
     assert not (tmp_path / "b").exists()
+    for record, alive in (({"ended": "now"}, False), ({"ended": "now", "declared_dead": True}, True)):
+        (place.run / "run.json").write_text(json.dumps(record))
+        assert may_live(f"{place.state}/runs/R@b1.0.1", 1) is alive
     (place.run / CLOSED).touch()
     recovered = recover_dead_runs(str(place.state), str(tmp_path), "test")
     assert recovered.published == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert not layer.exists()
-
-
-def test_a_run_that_has_ended_has_no_copies_but_one_that_was_declared_dead_may(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    for record, alive in (({"ended": "now"}, False), ({"ended": "now", "declared_dead": True}, True)):
-        (place.run / "run.json").write_text(json.dumps(record))
-        assert may_live(f"{place.state}/runs/R@b1.0.1", 1) is alive
 
 
 def test_a_copy_that_wrote_in_place_is_known_by_its_record(tmp_path: Path) -> None:

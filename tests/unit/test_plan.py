@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_forge.errors import RequirementError, UsageError
-from snakemake_executor_plugin_forge.model import (
+from snakemake_executor_plugin_forge.spec.errors import RequirementError, UsageError
+from snakemake_executor_plugin_forge.spec.file_policy import inside_outputs
+from snakemake_executor_plugin_forge.spec.host import Host, check_requirement, isolation_line
+from snakemake_executor_plugin_forge.spec.job import (
     Config,
     CpuMode,
     FilePolicy,
-    Host,
     JobRequest,
     Network,
+    OnDisconnect,
     Require,
     RunContext,
     Target,
+    TargetKind,
 )
-from snakemake_executor_plugin_forge.plan import check_requirement, check_resources, exposures, isolation_line, plan
+from snakemake_executor_plugin_forge.spec.plan import exposures, plan
+from snakemake_executor_plugin_forge.spec.resources import capped, check_resources, without_tiny
 
 GIB = 1024**3
 HOST = Host(7 * GIB, 4, "cgroup-v2", "/sys/fs/cgroup/x", "root", "", ("mount-ns", "landlock", "seccomp"))
@@ -74,6 +79,21 @@ def test_outputs_directly_in_tmp_are_carried_and_others_exposed() -> None:
     assert spec.exposed == ("/tmp/d", "/tmp/in.txt")
 
 
+@pytest.mark.parametrize(("changes", "files", "here", "elsewhere"), [
+    ({}, "guard", True, True), ({}, "open", False, False), ({"targets": ()}, "guard", False, False),
+    ({"targets": (Target("/work/a.log", "a.log", TargetKind.LOG),)}, "guard", False, False),
+    ({"together": True}, "guard", False, False), ({"shadow": True}, "guard", False, False),
+    ({"live": ("/work/d/fifo",)}, "guard", False, False), ({"outputs": ("a", "/tmp/o")}, "guard", True, False)])
+def test_a_later_run_adopts_only_what_is_staged_and_shared_with_nobody(
+    changes: dict[str, Any], files: str, here: bool, elsewhere: bool
+) -> None:
+    request = replace(REQUEST, targets=(Target("/work/a", "a"),), outputs=("a",), resources={"forge_files": files})
+    config = Config(on_disconnect=OnDisconnect.FINISH)
+    for remote, adoptable in ((False, here), (True, elsewhere)):
+        spec = plan(replace(request, **changes), 1, "", "", config, HOST, RUN, remote=remote)
+        assert (spec.adoptable, spec.detachable) == (adoptable, adoptable and not remote)
+
+
 def test_exposures_keep_only_the_outermost() -> None:
     assert exposures(["/tmp/a/b/c", "/tmp/a/x"], ("/tmp/a",), set()) == ("/tmp/a",)
 
@@ -83,9 +103,13 @@ def test_values_that_are_not_known_yet_are_not_judged(value: object) -> None:
     check_resources("r", {"mem_mb": value, "gpu": None}, HOST)
 
 
-@pytest.mark.parametrize("resources", [{"mem_mb": 1}, {"mem_mb": 0}, {"mem_mb": 2000}, {"runtime": 0}, {"disk_mb": -1}])
-def test_absurd_values_are_refused(resources: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="Rule r: "):
+@pytest.mark.parametrize(("resources", "words"), [
+    ({"mem_mb": 1}, "mem_mb=1 is less than the 4 MB"), ({"mem_mb": -1}, "mem_mb=-1"), ({"disk_mb": -1}, "disk_mb=-1"),
+    ({"mem_mb": 99999999}, "mem_mb=99999999 is more than .*--set-resources r:mem_mb=1024, .* --resources mem_mb=1024; or raise --forge-run-memory"), ({"runtime": -5}, "runtime=-5 must be above zero"),
+    ({"forge_network": "of"}, "forge_network='of' is not one of on, off"),
+    ({"forge_nice": -5}, "resource forge_nice=-5 must be a whole number between 0 and 19")])
+def test_absurd_values_are_refused(resources: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=f"Rule r: .*{words}"):
         check_resources("r", resources, replace(HOST, run_memory_bytes=GIB))
 
 
@@ -119,3 +143,35 @@ def test_what_is_mounted_in_a_layer_is_not_seen_through_it() -> None:
     assert files.layers == ("/work", "/data", "/work/big/x")
     assert files.mounts == ("/work/big",)
     assert files.inputs == ("/work/i", "/work/big/x/i", "/data/i")
+
+
+def test_limits_next_to_zero_are_left_out() -> None:
+    """What functions of the size of the input give for small inputs."""
+    asked = {"mem_mb": 3, "disk_mb": 0, "runtime": 1, "x": 0}
+    kept, said = without_tiny(asked)
+    assert kept == {"runtime": 1, "x": 0} and said is not None and "mem_mb=3 and disk_mb=0" in said
+    assert without_tiny(kept) == (kept, None)
+    assert plan(replace(REQUEST, resources={"mem_mb": 0}), 1, "", "", Config(), HOST, RUN).limits.memory_bytes is None
+
+
+def test_a_later_try_gets_what_the_run_has() -> None:
+    kept, said = capped({"mem_mb": 8000}, 3, 7 * GIB)
+    assert kept == {"mem_mb": 7 * 1024} and said == "asks for mem_mb=8000 at attempt 3; it has mem_mb=7168, all that this run may use"
+    assert capped({"mem_mb": 7168}, 3, 7 * GIB) == ({"mem_mb": 7168}, None)
+    assert capped({"mem_mb": "<TBD>"}, 3, 7 * GIB)[1] is None
+
+
+def test_devices_are_not_staged() -> None:
+    paths = ("/dev/null", "/proc/7/fd/1", "/dev/pts/0", "/dev/shm/d/o", "/device/o")
+    request = replace(REQUEST, targets=tuple(Target(path, path) for path in paths))
+    files = plan(request, 1, "", "", Config(), HOST, RUN).files
+    assert files.layers == ("/work", "/dev/shm/d", "/device")
+    assert [target.path for target in files.targets] == ["/dev/shm/d/o", "/device/o"]
+
+
+def test_targets_inside_an_output_directory_belong_to_the_outermost() -> None:
+    directories = {"/w/d", "/w/d/e", "/w/u"}
+    targets = [Target(path, path, directory=path in directories, update=path == "/w/u")
+               for path in ("/w/d/e/a", "/w/d/e", "/w/d", "/w/dd", "/w/u", "/w/u/a")]
+    found = inside_outputs(targets)
+    assert {top: [target.path for target in inside] for top, inside in found.items()} == {"/w/d": ["/w/d/e/a", "/w/d/e"], "/w/u": ["/w/u/a"]}

@@ -9,12 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.config import to_config
-from snakemake_executor_plugin_forge.errors import RequirementError, UsageError
-from snakemake_executor_plugin_forge.model import Config, CpuMode, FilePolicy, Network, Priority, Require
-from snakemake_executor_plugin_forge.plan import check_requirement, check_resources, isolation_line, plan
-from snakemake_executor_plugin_forge.priority import check_priority, priority_of_run
-from snakemake_executor_plugin_forge.sandbox.weights import (
+from snakemake_executor_plugin_forge.plugin.config import to_config
+from snakemake_executor_plugin_forge.plugin.settings import ExecutorSettings
+from snakemake_executor_plugin_forge.sandbox.cgroups.weights import (
     NICE_STEP,
     NO_CONTROLLER,
     cpu_shares,
@@ -23,7 +20,11 @@ from snakemake_executor_plugin_forge.sandbox.weights import (
     scope_properties,
     write_io_weight,
 )
-from snakemake_executor_plugin_forge.settings import ExecutorSettings
+from snakemake_executor_plugin_forge.spec.errors import RequirementError, UsageError
+from snakemake_executor_plugin_forge.spec.host import check_requirement, isolation_line
+from snakemake_executor_plugin_forge.spec.job import Config, CpuMode, FilePolicy, Network, Priority, Require
+from snakemake_executor_plugin_forge.spec.plan import plan
+from snakemake_executor_plugin_forge.spec.resources import check_required, check_resources, priority_of_run
 
 from .test_plan import HOST, REQUEST, RUN
 
@@ -146,11 +147,11 @@ def test_a_weight_without_effect_is_on_record_and_told_and_can_be_refused() -> N
     assert line.endswith("; no weights for I/O (no disk); more: snakemake-forge doctor.")
     assert "I/O" not in isolation_line(WITHOUT, Network.ON, FilePolicy.GUARD)
     check_requirement(Require.FULL, WITHOUT)
-    check_priority("r", {}, Require.FULL, WITHOUT)
-    check_priority("r", asked, Require.NONE, WITHOUT)
-    check_priority("r", asked, Require.FULL, HOST)
+    check_required("r", {}, Require.FULL, WITHOUT)
+    check_required("r", asked, Require.NONE, WITHOUT)
+    check_required("r", asked, Require.FULL, HOST)
     with pytest.raises(RequirementError, match=r"Rule r asks for forge_io_weight=50, .*\(no disk\)"):
-        check_priority("r", asked, Require.LIMITS, WITHOUT)
+        check_required("r", asked, Require.LIMITS, WITHOUT)
     with pytest.raises(RequirementError, match=r"--forge-io-weight=50 asks for \(no disk\)"):
         check_requirement(Require.LIMITS, WITHOUT, 50)
     with pytest.raises(RequirementError, match="Rule call asks for"):  # a function's value

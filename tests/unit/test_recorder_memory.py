@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.attempts import Attempts, Order
-from snakemake_executor_plugin_forge.backends.fake import FakeBackend, Scripted
-from snakemake_executor_plugin_forge.model import Config, JobRequest, LaunchSpec, Outcome, RunContext, Verdict
-from snakemake_executor_plugin_forge.plan import plan
-from snakemake_executor_plugin_forge.record.failures import Failures
+from snakemake_executor_plugin_forge.analysis.failures import Failures
+from snakemake_executor_plugin_forge.analysis.metrics import MetricsFile
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
-from snakemake_executor_plugin_forge.record.metrics import MetricsFile
-from snakemake_executor_plugin_forge.retries import OomPolicy
+from snakemake_executor_plugin_forge.run.attempts import Attempts, Submission
+from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, LaunchSpec, RunContext
+from snakemake_executor_plugin_forge.spec.oom_retry import OomPolicy
+from snakemake_executor_plugin_forge.spec.plan import plan
+from snakemake_executor_plugin_forge.spec.verdict import Outcome, Verdict
+from tests.contract.fake import FakeBackend, Scripted
 
 from ..records import Made, write_run
 from .test_plan import HOST
@@ -42,7 +43,7 @@ def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monk
                 if not verdict.ok:
                     failures.add(number, verdict)
 
-            attempts.start(Order(backend, b"x" * 1000, True, done, (), HOST.run_memory_bytes, OomPolicy()), spec)
+            attempts.start(Submission(backend, b"x" * 1000, True, done, (), HOST.run_memory_bytes, OomPolicy()), spec)
         assert backend.wait_idle(60)
 
     run(0, 500)  # what is made once

@@ -1,9 +1,9 @@
-"""Which Slurm jobs of a dead run keep `snakemake-forge resume` from going on."""
+"""Which Slurm jobs of a dead run may be alive: `snakemake-forge resume` waits for them."""
 
 from __future__ import annotations
 
-from snakemake_executor_plugin_forge.backends.slurm_text import parse_squeue
-from snakemake_executor_plugin_forge.resume import still_queued
+from snakemake_executor_plugin_forge.backends.slurm.adoption import run_of
+from snakemake_executor_plugin_forge.backends.slurm.parse import parse_squeue
 
 RUN = "20261122-230528-1573-ef85"
 QUEUE = f"""\
@@ -19,7 +19,5 @@ QUEUE = f"""\
 
 
 def test_what_may_live_of_a_run() -> None:
-    rows = parse_squeue(QUEUE)
-    assert still_queued(rows, {RUN}) == ["12", "13_0", "17", "18"]
-    assert still_queued(rows, {"20261122-230529-1574-0000"}) == ["19"]
-    assert still_queued(rows, {"another"}) == []
+    for run, ids in ((RUN, ["12", "13_0", "17", "18"]), ("20261122-230529-1574-0000", ["19"]), ("another", [])):
+        assert [row.job_id for row in parse_squeue(QUEUE) if not row.ended and run_of(row.name) == run] == ids

@@ -1,4 +1,4 @@
-"""Retention: what is given up when, and that nothing is lost that should be kept."""
+"""Retention: what is removed when, and that nothing is lost that should be kept."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from snakemake_executor_plugin_forge.record import retention
 from snakemake_executor_plugin_forge.record.index import open_index
 from snakemake_executor_plugin_forge.record.retention import Action, Policy, RunSize, compact, decide
 
+from ..conftest import forge
 from ..records import Made, write_run
 
-FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
 DAY = 86400
 OLD = "20250101-120000-1-aaaa"
 MADE = [
@@ -67,52 +67,36 @@ def _age(run: Path, days: float) -> None:
 
 
 def _answers(workdir: Path) -> list[str]:
-    found = []
-    for words in (["jobs", "--json"], ["why", "call"], ["advise", "--json"], ["logs", "map"]):
-        done = subprocess.run([*FORGE, *words], cwd=workdir, capture_output=True, text=True, check=True)
-        found.append(done.stdout)
-    return found
+    questions = (["jobs", "--json"], ["why", "call"], ["advise", "--json"], ["logs", "map"])
+    return [forge(workdir, *words, check=True).stdout for words in questions]
 
 
-def test_a_compacted_run_answers_as_before(tmp_path: Path) -> None:
-    run = write_run(tmp_path, MADE, OLD)
-    before = _answers(tmp_path)
-    names = sorted(run.iterdir())
-    freed = compact(str(run))
-    assert freed > 0
-    assert sorted(p.name for p in run.iterdir()) == ["attempts.jsonl.gz", "run.json"]
-    assert len(names) == 4
-    assert _answers(tmp_path) == before
-    assert subprocess.run([*FORGE, "gc", "--reindex"], cwd=tmp_path, capture_output=True, text=True,
-                          check=True).stdout == "3 attempts are in the index.\n"
-    assert _answers(tmp_path) == before
-    logs = subprocess.run([*FORGE, "logs", "call", "--stderr"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert logs.startswith("begin\n")
-    assert logs.endswith("boom: Error\n")
-    assert "bytes were given up" in logs
-    assert compact(str(run)) == 0  # nothing more to do
-    assert _answers(tmp_path) == before
-
-
-def test_killed_between_archive_and_removal(tmp_path: Path) -> None:
+def test_a_compacted_run_answers_as_before_also_when_that_was_killed_between_archive_and_removal(tmp_path: Path) -> None:
     run = write_run(tmp_path, MADE * 5, OLD)
     before = _answers(tmp_path)
     code = (
         "import os, snakemake_executor_plugin_forge.record.retention as r\n"
-        "old, seen = r.shutil.rmtree, []\n"
-        "def rmtree(*a, **k):\n"
-        "    old(*a, **k); seen.append(1)\n"
+        "old, seen = r.remove_tree, []\n"
+        "def remove(*a, **k):\n"
+        "    seen.append(old(*a, **k))\n"
         "    if len(seen) == 7: os.kill(os.getpid(), 9)\n"
-        "r.shutil.rmtree = rmtree\n"
+        "r.remove_tree = remove\n"
         f"r.compact({str(run)!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert len(list(run.iterdir())) == 15 - 7 + 2
     (tmp_path / ".snakemake/forge/index.db").unlink()
     assert _answers(tmp_path) == before
-    compact(str(run))
+    assert compact(str(run)) > 0
     assert sorted(p.name for p in run.iterdir()) == ["attempts.jsonl.gz", "run.json"]
     assert _answers(tmp_path) == before
+    assert forge(tmp_path, "gc", "--reindex", check=True).stdout == "15 attempts are in the index.\n"
+    assert compact(str(run)) == 0  # nothing more to do
+    assert _answers(tmp_path) == before
+    logs = forge(tmp_path, "logs", "call", "--stderr", check=True).stdout
+    assert logs.startswith("begin\n")
+    assert logs.endswith("boom: Error\n")
+    assert "bytes were removed with the directory" in logs
 
 
 def test_nothing_is_removed_when_the_archive_cannot_be_written(tmp_path: Path) -> None:
@@ -134,7 +118,7 @@ def test_gc_says_what_it_does(tmp_path: Path) -> None:
     for run in (old, new, going):
         _age(run, 100)
     def gc(*words: str) -> str:
-        return subprocess.run([*FORGE, "gc", "--keep-runs", "1", *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return forge(tmp_path, "gc", "--keep-runs", "1", *words, check=True).stdout
     assert "Nothing was changed" in gc("--dry-run")
     assert (old / "00001-map").is_dir()
     (done,) = json.loads(gc("--json"))
@@ -142,11 +126,11 @@ def test_gc_says_what_it_does(tmp_path: Path) -> None:
     assert done["bytes"] > 0
     assert (going / "00001-map").is_dir()
     assert (new / "00001-map").is_dir()
-    assert gc() == "Nothing to give up.\n"
+    assert gc() == "Nothing to remove.\n"
     assert "remove" in gc("--remove-after", "50d")
     assert not old.exists()
     with open_index(str(tmp_path)) as index:
         assert len(index.runs()) == 2
-    bad = subprocess.run([*FORGE, "gc", "--compact-after", "soon"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    bad = forge(tmp_path, "gc", "--compact-after", "soon")
     assert (bad.returncode, bad.stderr) == (2, "snakemake-forge: --compact-after=soon: not a time; write it like 90s, 30m, 24h or 2d.\n")
     shutil.rmtree(going)

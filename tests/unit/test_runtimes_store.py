@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.catalog import Kind, Runtime
-from snakemake_executor_plugin_forge.errors import BrokenRuntimeError, UsageError
-from snakemake_executor_plugin_forge.runtimes import container, venv
-from snakemake_executor_plugin_forge.runtimes.activation import capture, prepend
-from snakemake_executor_plugin_forge.runtimes.health import Fault
-from snakemake_executor_plugin_forge.runtimes.programs import broken
-from snakemake_executor_plugin_forge.runtimes.store import Definition, Report, Store
-from snakemake_executor_plugin_forge.runtimes.surroundings import Room, clock_problem, room
+from snakemake_executor_plugin_forge.software import container, venv
+from snakemake_executor_plugin_forge.software.activation import capture, prepend
+from snakemake_executor_plugin_forge.software.health import Damage
+from snakemake_executor_plugin_forge.software.programs import broken
+from snakemake_executor_plugin_forge.software.store import Definition, Report, Store
+from snakemake_executor_plugin_forge.software.surroundings import FreeSpace, clock_problem, room
+from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
+from snakemake_executor_plugin_forge.spec.errors import BrokenRuntimeError, UsageError
 
-DEFINITION = Definition(Kind.VENV, "r.txt", {"a": "b"})
+DEFINITION = Definition(RuntimeKind.VENV, "r.txt", {"a": "b"})
 
 
 def _make(prefix: str, report: Report) -> tuple[dict[str, str], dict[str, str]]:
@@ -81,11 +81,11 @@ def test_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
         (tmp_path / name / "r.txt").write_text(text)
     (tmp_path / "d" / "inner.txt").write_text("y==1\n")
     (tmp_path / "e" / "inner.txt").write_text("y==2\n")
-    of = {n: venv.define(Runtime("v", Kind.VENV, str(tmp_path / n / "r.txt"))).identity for n in "abcde"}
+    of = {n: venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / n / "r.txt"))).identity for n in "abcde"}
     assert of["a"] == of["b"]
     assert len(set(of.values())) == 4
     with pytest.raises(UsageError, match="requirements"):
-        venv.define(Runtime("v", Kind.VENV, str(tmp_path / "nowhere.txt")))
+        venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / "nowhere.txt")))
 
 
 def test_an_activation_is_captured_whatever_it_prints_and_sets(tmp_path: Path) -> None:
@@ -108,15 +108,15 @@ def test_programs_that_cannot_be_started_are_named(tmp_path: Path) -> None:
     assert name in body
     (tmp_path / "bin" / "cripple").write_bytes(body.replace(name, b"libforgeno.so.1"))
     found = {(Path(p.path).name, p.fault, p.detail) for p in broken(str(tmp_path))}
-    assert found == {("bad", Fault.INTERPRETER, "/opt/nowhere/python3"), ("cripple", Fault.LIBRARY, "libforgeno.so.1")}
+    assert found == {("bad", Damage.INTERPRETER, "/opt/nowhere/python3"), ("cripple", Damage.LIBRARY, "libforgeno.so.1")}
 
 
 def test_room_and_clock(tmp_path: Path) -> None:
     (here,) = room({"working directory": str(tmp_path / "not" / "there")})
     assert here.free_bytes > 0
     assert clock_problem(str(tmp_path)) is None
-    assert "only 1.0 MiB are free" in str(Room("scratch", "/x", 1 << 20, None).problem)
-    assert "inodes" in str(Room("scratch", "/x", 1 << 40, 5).problem)
+    assert "only 1.0 MiB are free" in str(FreeSpace("scratch", "/x", 1 << 20, None).problem)
+    assert "inodes" in str(FreeSpace("scratch", "/x", 1 << 40, 5).problem)
     assert clock_problem("/nowhere-of-forge") is not None
 
 

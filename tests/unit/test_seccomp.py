@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.sandbox import seccomp, syscalls
-from snakemake_executor_plugin_forge.sandbox.seccomp_table import ABIS, Call, Check, refused
+from snakemake_executor_plugin_forge.kernel import syscalls
+from snakemake_executor_plugin_forge.sandbox import seccomp
+from snakemake_executor_plugin_forge.sandbox.seccomp import ABIS, HUGE_PAGES, Check, RefusedCall, refused
+from tests.conftest import DEADLINE
 
 from ..child import in_child
 
@@ -28,6 +31,12 @@ BAD = ctypes.c_void_p(1)  # no call that is let through finds anything there
 MARK = 1000  # added to the filter's answers, so that they are not taken for the kernel's own
 
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture(autouse=True)
+def pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host has a pool of huge pages here, so that the filter is whole."""
+    monkeypatch.setattr(seccomp, "_has_pool", lambda: True)
 
 
 def _install(*, nested: bool) -> None:
@@ -46,31 +55,37 @@ def _install_marked(*, nested: bool) -> None:
     assert libc.prctl(22, 2, ctypes.byref(filled), 0, 0) == 0, os.strerror(ctypes.get_errno())
 
 
-def _arguments(call: Call) -> tuple[int, int]:
+def _arguments(call: RefusedCall) -> tuple[int, int, int, int]:
     """Such that the call is refused, and does nothing if it is not."""
-    return {
+    if call.check is Check.HUGE_PAGES:
+        position, bits = HUGE_PAGES[call.name]
+        return (0, 0, 0, bits) if position == 3 else (0, 0, bits, 1) if position == 2 else (0, bits, 1, 1)
+    first, second = {
         Check.NOTHING: (-1, 1),
         Check.NEW_NAMESPACES: (0x10000000, 1),  # CLONE_NEWUSER
         Check.TERMINAL: (-1, 0x5412),
         Check.PERSONALITY: (0x0400000, 1),  # READ_IMPLIES_EXEC
+        Check.FAMILY: (socket.AF_VSOCK, 1),
+        Check.SOCKET_CALL: (1, 1),
     }[call.check]
+    return first, second, 1, 1
 
 
-def _native(number: int, first: int, second: int) -> int:
-    result = libc.syscall(ctypes.c_long(number), ctypes.c_long(first), ctypes.c_long(second), BAD, BAD, BAD, BAD)
+def _native(number: int, first: int, second: int, third: int = 1, fourth: int = 1) -> int:
+    result = libc.syscall(*map(ctypes.c_long, (number, first, second, third, fourth)), BAD, BAD)
     return ctypes.get_errno() if result == -1 else 0
 
 
-def _i386() -> Callable[[int, int, int], int]:
-    """A 32-bit call from this 64-bit process: push rbx; eax, ebx, ecx = arguments; int 0x80; pop rbx; ret."""
+def _i386() -> Callable[[int, int, int, int, int], int]:
+    """A 32-bit call from this 64-bit process: push rbx; eax, ebx, ecx, edx, esi = arguments; int 0x80; pop rbx; ret."""
     page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    page.write(bytes.fromhex("53 89f8 89f3 89d1 ba01000000 be01000000 cd80 5b c3"))
+    page.write(bytes.fromhex("53 89f8 89f3 87d1 4489c6 cd80 5b c3"))
     start = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    stub = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)(start)
+    stub = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, *[ctypes.c_uint] * 4)(start)
 
-    def call(number: int, first: int, second: int) -> int:
+    def call(number: int, first: int, second: int, third: int, fourth: int) -> int:
         assert page  # the code must live as long
-        result = int(stub(number, first & 0xFFFFFFFF, second))
+        result = int(stub(number, first & 0xFFFFFFFF, second, third, fourth))
         return -result if -4096 < result < 0 else 0
 
     return call
@@ -120,6 +135,44 @@ def test_a_32_bit_program_runs(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (7, "ok\n"), done.stderr
 
 
+def _families(nested: bool) -> tuple[list[int], list[int], dict[str, int | str]]:
+    """Families and netlink protocols of which there are sockets under the filter, and what single calls answer."""
+    _install(nested=nested)
+
+    def answer(*arguments: int) -> int:
+        try:
+            socket.socket(*arguments).close()
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    families = [family for family in range(64) if answer(family, socket.SOCK_DGRAM) != errno.EAFNOSUPPORT]
+    protocols = [number for number in range(32) if answer(socket.AF_NETLINK, socket.SOCK_RAW, number) != errno.EAFNOSUPPORT]
+    found: dict[str, int | str] = {
+        "packets by their old name": answer(socket.AF_INET, 10 | socket.SOCK_CLOEXEC, 0),
+        "a pair": len(socket.socketpair()),
+        "a name": socket.getaddrinfo("127.0.0.1", 80)[0][4][0],
+        "interfaces": len(socket.if_nameindex()) > 0,
+    }
+    for name, kind in (("a pair of TIPC", 30), ("a pair of VSOCK", socket.AF_VSOCK)):
+        try:
+            socket.socketpair(kind, socket.SOCK_STREAM)
+            found[name] = "made"
+        except OSError as error:
+            found[name] = error.errno or 0
+    return families, protocols, found
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+def test_only_the_families_of_the_list(nested: bool) -> None:
+    families, protocols, found = in_child(lambda: _families(nested))
+    assert families == [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK]
+    assert protocols == ([0, 12] if nested else [0])
+    none = errno.EAFNOSUPPORT
+    assert found == {"packets by their old name": none, "a pair": 2, "a name": "127.0.0.1", "interfaces": True,
+                     "a pair of TIPC": none, "a pair of VSOCK": none}
+
+
 def _namespaces() -> dict[str, int]:
     _install(nested=False)
     flags = {"user": 0x10000000, "mount": 0x20000, "files": 0x400}
@@ -156,12 +209,13 @@ def _filtered(command: list[str], text: str = "") -> subprocess.CompletedProcess
     """A command under the filter, installed in between by Python."""
     code = (
         "import os, sys\n"
-        "from snakemake_executor_plugin_forge.sandbox import seccomp, syscalls\n"
+        "from snakemake_executor_plugin_forge.kernel import syscalls\n"
+        "from snakemake_executor_plugin_forge.sandbox import seccomp\n"
         "syscalls.run([syscalls.prctl_step(38, 1), *seccomp.steps(nested=False)])\n"
         "os.execvp(sys.argv[1], sys.argv[1:])\n"
     )
     return subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, input=text,
-                          check=False, timeout=120)
+                          check=False, timeout=DEADLINE)
 
 
 PROGRAMS = {
@@ -172,6 +226,8 @@ PROGRAMS = {
     "gcc": (["gcc", "-x", "c", "-E", "-P", "-"], ""),
     "R": (["R", "--vanilla", "-s", "-e", "cat(sum(unlist(parallel::mclapply(1:4, sqrt, mc.cores=2))) > 6)"], "TRUE"),
     "java": (["java", "-Xmx64m", "-version"], ""),
+    "getent": (["getent", "ahosts", "localhost"], "127.0.0.1"),
+    "curl": (["curl", "-s", "-o", "/dev/null", "-w", "%{errormsg}", "http://127.0.0.1:1/", "--next", "file:///dev/null"], "onnect"),
     "samtools": (["samtools", "view", "-c", "-"], "0"),
     "gdb": (["gdb", "-batch", "-ex", "run", "-ex", "info program", "--args", "true"], "exited normally"),
     "strace": (["strace", "-f", "-o", "/dev/null", "bash", "-c", "echo ok | cat"], "ok"),
@@ -211,6 +267,7 @@ def test_the_numbers_are_those_of_the_headers(abi: str) -> None:
     found = {name: int(number) for name, number in
              re.findall(r"#define\s+__NR(?:3264)?_(\w+)\s+(\d+)", header.read_text())}
     ours = {call.name: call.number for call in refused(abi, nested=False)}
+    ours |= {call.name: call.number for call in seccomp.notified(abi)}
     known = {name: number for name, number in ours.items() if name in found}
     assert known == {name: found[name] for name in known}
     assert len(known) >= len(ours) - 3  # the newest ones may be missing in old headers

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_forge.config import to_config
-from snakemake_executor_plugin_forge.model import (
+from snakemake_executor_plugin_forge.plugin.config import to_config
+from snakemake_executor_plugin_forge.plugin.settings import ExecutorSettings
+from snakemake_executor_plugin_forge.spec.errors import UsageError
+from snakemake_executor_plugin_forge.spec.job import (
     CheckFormats,
     Checksums,
     Config,
@@ -18,13 +22,13 @@ from snakemake_executor_plugin_forge.model import (
     Network,
     OnDisconnect,
     Require,
+    RunBlocks,
     Undeclared,
 )
-from snakemake_executor_plugin_forge.settings import ExecutorSettings
 
 ENUMS = {
     "files": FilePolicy, "undeclared": Undeclared, "nested": Nested, "require": Require, "cpu": CpuMode, "network": Network, "keep_scratch": KeepScratch,
-    "checksums": Checksums, "check_formats": CheckFormats, "on_disconnect": OnDisconnect,
+    "run_blocks": RunBlocks, "checksums": Checksums, "check_formats": CheckFormats, "on_disconnect": OnDisconnect,
 }  # fmt: skip
 
 
@@ -38,8 +42,18 @@ def test_defaults_agree() -> None:
 
 
 @pytest.mark.parametrize("field", fields(ExecutorSettings), ids=lambda f: f.name)
-def test_every_flag_has_help_and_a_variable(field: object) -> None:
-    metadata = field.metadata  # type: ignore[attr-defined]
+def test_every_flag_has_help_and_a_variable(field: Field[Any]) -> None:
+    metadata = field.metadata
     assert len(metadata["help"]) > 20
     assert "%" not in metadata["help"]
+    assert ("Default: " in metadata["help"]) == (field.name not in ("audit", "metrics_file"))  # which are off, or need a name
     assert metadata["env_var"] is True
+
+
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("io_weight", 0, "--forge-io-weight=0: must be between 1 and 10000"), ("pids", "0", "--forge-pids=0: must be between 1 and"),
+    ("scratch_dir", Path("/nonexistent"), "--forge-scratch-dir=/nonexistent: there is no such directory"),
+    ("grace", "soon", "--forge-grace=soon: not a time"), ("run_memory", "150%", "--forge-run-memory=150%.*between 1% and 100%")])
+def test_values_that_cannot_be_are_refused(field: str, value: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        to_config(replace(ExecutorSettings(), **{field: value}))

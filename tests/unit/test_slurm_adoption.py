@@ -1,4 +1,4 @@
-"""What is taken over of a run whose Snakemake was killed, and what is given up. With real files and no cluster."""
+"""Which jobs of a killed run a later one adopts, and which it forbids to publish. With real files and no cluster."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_forge import fence
-from snakemake_executor_plugin_forge.backends import handover
-from snakemake_executor_plugin_forge.backends.slurm_adoption import TICKET, Earlier, adopt, success, write_ticket
-from snakemake_executor_plugin_forge.backends.slurm_job import Job, batch_name
-from snakemake_executor_plugin_forge.backends.slurm_leftovers import forbid_earlier
-from snakemake_executor_plugin_forge.backends.slurm_text import Row, parse_squeue
-from snakemake_executor_plugin_forge.model import FilePolicy, Files, LaunchSpec, Outcome, Target, Usage, Verdict
+from snakemake_executor_plugin_forge.backends.slurm import exchange, fence
+from snakemake_executor_plugin_forge.backends.slurm.adoption import (
+    TICKET,
+    Earlier,
+    adopt,
+    forbid_earlier,
+    success,
+    write_ticket,
+)
+from snakemake_executor_plugin_forge.backends.slurm.job import Job, batch_name
+from snakemake_executor_plugin_forge.backends.slurm.parse import QueueRow, parse_squeue
 from snakemake_executor_plugin_forge.record.reader import read_run
-from tests.unit.test_slurm_text import spec
+from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, LaunchSpec, Target
+from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
+from tests.unit.test_slurm_parse import spec
 
 SUCCESS = Verdict(Outcome.SUCCEEDED, "succeeded", 0, None, Usage(cpu_seconds=2.0), "2026-01-01T00:00:00+00:00", 3.0)
 
@@ -39,7 +45,8 @@ class Past:
         files = Files(FilePolicy.GUARD, layers=(str(self.root),), targets=(Target(f"{self.root}/{name}.txt", f"{name}.txt"),))
         planned = replace(spec(), workdir=str(self.root), job_dir=str(self.runs / "old" / f"00001-{name}"), files=files,
                           rule=name, outputs=(f"{name}.txt",), inputs=("in.txt",))
-        return replace(planned, **changes)  # type: ignore[arg-type]
+        planned = replace(planned, **changes)  # type: ignore[arg-type]
+        return replace(planned, adoptable=planned.files.staged)
 
     def submitted(self, index: int = 0, name: str = "a", **changes: object) -> Job:
         """One of that run."""
@@ -56,10 +63,10 @@ class Past:
         verdict = replace(SUCCESS, outcome=outcome, directory=job.spec.job_dir)
         Path(job.spec.job_dir).mkdir()
         Path(job.spec.job_dir, "verdict.json").write_text(json.dumps(
-            {"outcome": str(outcome), "reason": "by the record", "usage": {"cpu_seconds": 2.0, "of_later": 1},
+            {"outcome": str(outcome), "reason": "by the record", "later": 1, "usage": {"cpu_seconds": 2.0, "of_later": 1},
              "seconds": 3.0, "started": "2026-01-01T00:00:00+00:00"}))
         if result:
-            handover.write_result(handover.state_of(job.attempt), job.attempt, verdict)
+            exchange.write_result(exchange.state_of(job.attempt), job.attempt, verdict)
         for target in job.spec.files.targets:
             Path(target.path).write_text("written")
 
@@ -68,17 +75,9 @@ class Past:
         return Earlier(str(self.runs), "new", self.notices.append)
 
 
-def queue(*states: str) -> list[Row]:
+def queue(*states: str) -> list[QueueRow]:
     text = "".join(f"{n + 10}|9|{n}|{state}|None|2026-01-01T00:00:00|n1|{batch_name('old', 'b1')}\n" for n, state in enumerate(states))
     return parse_squeue(text)
-
-
-def test_without_a_past_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
-    past = Past(tmp_path)
-    (past.runs / "old/slurm/closed").touch()
-    earlier = past.earlier()
-    assert not earlier.blocking
-    assert not earlier.open
 
 
 @pytest.mark.parametrize(("record", "counts"), [
@@ -90,6 +89,7 @@ def test_which_runs_may_have_left_jobs(tmp_path: Path, record: dict[str, Any], c
     assert read_run(str(past.runs / "old")).over is (not counts or record.get("ended") is not None)
     (past.runs / "old/slurm/closed").touch()
     assert not past.earlier().open
+    assert not past.earlier().blocking
     assert read_run(str(past.runs / "old")).over
 
 
@@ -111,33 +111,25 @@ def test_the_same_job_is_taken_over_once(tmp_path: Path) -> None:
     assert "left 1 Slurm job(s) that wait or run:" in past.notices[0]
 
 
-def test_another_job_that_writes_the_same_is_given_up_and_waited_for_to_be_gone(tmp_path: Path) -> None:
+def test_another_job_that_writes_the_same_is_forbidden_and_waited_for_to_be_gone(tmp_path: Path) -> None:
     past = Past(tmp_path)
     changes: list[tuple[dict[str, Any], str]] = [
         ({"recipe": "other"}, "its code or params have changed"), ({"inputs": ()}, "other inputs"),
-        ({"files": Files()}, "not staged now")]
+        ({"files": Files()}, "not staged now"), ({}, "in.txt changed meanwhile")]
     for number, (change, words) in enumerate(changes):
         old = past.submitted(number, f"rule{number}")
         earlier = past.earlier()
         rows = queue(*["COMPLETED"] * number, "PENDING")
         assert earlier.meet(rows) == []
+        if not change:
+            (tmp_path / "in.txt").write_text("another")
         assert earlier.claim(past.spec(f"rule{number}", **change)) is None
         assert words in past.notices[-1]
-        assert "given up by run new" in str(fence.holder(old.attempt))
+        assert "forbidden by run new" in str(fence.holder(old.attempt))
         assert earlier.blocking
         assert earlier.meet(rows) == [f"9_{number}"]
         assert earlier.meet(queue(*["CANCELLED"] * (number + 1))) == []
         assert not earlier.blocking
-
-
-def test_an_input_that_has_changed_makes_it_another_job(tmp_path: Path) -> None:
-    past = Past(tmp_path)
-    past.submitted()
-    earlier = past.earlier()
-    earlier.meet(queue("RUNNING"))
-    (tmp_path / "in.txt").write_text("another")
-    assert earlier.claim(past.spec()) is None
-    assert "in.txt changed meanwhile" in past.notices[-1]
 
 
 def test_what_succeeded_meanwhile_counts_by_result_or_record(tmp_path: Path) -> None:
@@ -183,9 +175,9 @@ def test_what_cannot_be_taken_over_is_ended_first(tmp_path: Path) -> None:
     never_sent = past.submitted(2, "c")
     earlier = past.earlier()
     assert earlier.meet(queue("RUNNING", "PENDING")) == ["9_0", "9_1"]
-    assert "2 Slurm job(s) that cannot be taken over" in past.notices[-1]
+    assert "2 Slurm job(s) that cannot be adopted" in past.notices[-1]
     for job in (in_place, damaged, never_sent):
-        assert "given up by run new" in str(fence.holder(job.attempt))
+        assert "forbidden by run new" in str(fence.holder(job.attempt))
     assert earlier.meet(queue("COMPLETING", "CANCELLED")) == ["9_0"]
     assert earlier.blocking
     assert earlier.meet(queue("CANCELLED")) == []
@@ -198,7 +190,7 @@ def test_the_end_of_a_run_closes_the_past(tmp_path: Path) -> None:
     earlier = past.earlier()
     earlier.meet(queue("RUNNING"))
     earlier.spare()
-    assert "the next run in this directory takes them over" in past.notices[-1]
+    assert "the next run in this directory adopts them" in past.notices[-1]
     assert fence.holder(job.attempt) is None
     assert earlier.dismiss(queue("RUNNING")) == ["9_0"]
     assert "no job of this run is the same" in past.notices[-1]

@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from snakemake_executor_plugin_forge.record.undeclared import undeclared, with_wildcards
+from snakemake_executor_plugin_forge.analysis.undeclared import undeclared
+from snakemake_executor_plugin_forge.spec.wildcards import with_wildcards
 
 
 def _record(rule: str, wildcards: dict[str, str], reads: list[str] | None, writes: list[str]) -> dict[str, Any]:
@@ -38,12 +39,15 @@ def test_the_last_attempt_of_each_job_counts() -> None:
         ("A-B/A.x", {"s": "A", "p": "A-B"}, "{p}/{s}.x"),  # the longer one first
         ("x{1}.txt", {"n": "1"}, "x{{{n}}}.txt"),
         ("x.txt", {"n": ""}, "x.txt"),
+        ("chunk7.idx", {"n": "7"}, "chunk{n}.idx"),  # a number at the end of a word
+        ("s7/chunk7.idx", {"n": "7"}, "s7/chunk7.idx"),  # which one?
+        ("s7/7.idx", {"n": "7"}, "s7/{n}.idx"),
     ],
 )
 def test_wildcards_take_the_place_of_their_values(path: str, wildcards: dict[str, str], expected: str) -> None:
     assert with_wildcards(path, wildcards) == expected
 
 
-@given(st.text("aB1{}./-", max_size=20), st.dictionaries(st.sampled_from(["x", "y"]), st.text("aB1-", max_size=3)))
+@given(st.text("aB12{}./-", max_size=20), st.dictionaries(st.sampled_from(["x", "y"]), st.text("aB12-", max_size=3)))
 def test_filled_in_again_it_is_the_path(path: str, wildcards: dict[str, str]) -> None:
     assert with_wildcards(path, wildcards).format(**wildcards) == path

@@ -1,6 +1,7 @@
-"""Run Snakemake's own tests with both executors and compare.
+"""Run Snakemake's own feature tests with Forge, and compare with what they do with Snakemake's local executor.
 
-The tests come from the source distribution of the Snakemake that is installed.
+The tests come from the source distribution of the Snakemake that is installed. What ``local`` does is in local.json, for
+each version of Snakemake: ``--afresh`` runs the tests with ``local`` too, and rewrites that file.
 """
 
 from __future__ import annotations
@@ -14,54 +15,72 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from tests.packages import install
 
 HERE = Path(__file__).resolve().parent
-KNOWN = HERE / "known.toml"
+KNOWN, LOCAL = HERE / "known.toml", HERE / "local.json"
 PLUGIN_SUITE = HERE / "plugin_suite.py"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "forge-upstream"
-GOOD = ("passed", "skipped")
+PACKAGES = {"rsync": "rsync", "dot": "graphviz", "stress-ng": "stress-ng", "Rscript": "r-base-core"}
+"""Program that the tests call to the Debian package that has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How one test ended with one executor; the last line of its record counts."""
+    """How one test ended."""
 
-    outcome: str  # passed, failed, skipped or died (pytest ended with it)
-    seconds: float
-    text: str
+    outcome: str  # passed, failed or skipped
+    text: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """1 if a test fails with forge only and nobody has said why it should."""
+    """Return 1 if a test fails with Forge only and known.toml does not say why it should."""
     options = _parser().parse_args(arguments)
-    executors = ["forge"] if options.only_forge else ["local", "forge"]
-    source = _source(importlib.metadata.version("snakemake"))
-    work = CACHE / "run"
-    shutil.rmtree(work, ignore_errors=True)
-    with ThreadPoolExecutor(len(executors) if options.parallel else 1) as pool:
-        runs = {e: pool.submit(_run, e, source, work / e, options) for e in executors}
-        results = {e: run.result() for e, run in runs.items()}
-    for name, result in _plugin_suite(work, options.timeout).items():
-        results["forge"][name] = result
-    return _report(results, tomllib.loads(KNOWN.read_text(encoding="utf-8")), work)
+    _install()
+    version = importlib.metadata.version("snakemake")
+    source = _source(version)
+    shutil.rmtree(options.work, ignore_errors=True)
+    recorded: dict[str, list[str]] = json.loads(LOCAL.read_text(encoding="utf-8"))
+    if options.afresh:
+        local = _run("local", source, options)
+        recorded[version] = sorted(test for test, result in local.items() if result.outcome == "failed")
+        if not options.expression:
+            LOCAL.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    elif version not in recorded:
+        print(f"local.json does not know Snakemake {version}: `make upstream` runs the tests with the local executor too")
+    known = tomllib.loads(KNOWN.read_text(encoding="utf-8"))
+    forge = _run("forge", source, options) | _plugin_suite(options)
+    expected = {*known, *recorded.get(version, ())}
+    lost = [test for test, result in forge.items() if result.outcome == "failed" and test not in expected]
+    if alone := [test for test in lost if test.startswith("tests/")]:  # many measure time, and two run at once
+        again = _run("forge", source, options, again=alone)
+        print(*(f"failed once, passed alone: {test}" for test in alone if again[test].outcome != "failed"), sep="\n")
+        forge |= again
+        lost = [test for test in lost if forge[test].outcome == "failed"]
+    _report(forge, known, recorded.get(version, []), lost)
+    print(f"Details: {options.work}")
+    return 1 if lost else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.upstream", description=__doc__)
-    parser.add_argument("--only-forge", action="store_true", help="do not compare: every failure counts")
-    parser.add_argument("--parallel", action="store_true", help="both executors at the same time")
-    parser.add_argument("--timeout", type=int, default=180, help="seconds for one test (default: 180)")
+    parser.add_argument("--afresh", action="store_true", help="with the local executor too; rewrites local.json")
+    parser.add_argument("--workers", type=int, default=2, help="tests at the same time (default: 2)")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds for one test (default: 600)")
+    parser.add_argument("--work", type=Path, default=CACHE / "run", help="an empty directory for the tests")
     parser.add_argument("-k", dest="expression", default="", help="choose tests, as for pytest")
-    parser.add_argument("files", nargs="*", default=["tests/tests.py"], help="default: tests/tests.py")
     return parser
+
+
+def _install() -> None:
+    """Install the programs that the tests call, where this is possible."""
+    missing = sorted({package for program, package in PACKAGES.items() if shutil.which(program) is None})
+    if missing and (why := install(missing)):
+        print(f"Some tests will fail: {' '.join(missing)} could not be installed: {why}")
 
 
 def _source(version: str) -> Path:
@@ -75,21 +94,24 @@ def _source(version: str) -> Path:
     return source
 
 
-def _run(executor: str, source: Path, work: Path, options: argparse.Namespace) -> dict[str, Result]:
-    """All tests, each begun once: pytest is started again behind a test that ended it."""
+def _run(executor: str, source: Path, options: argparse.Namespace, again: Sequence[str] = ()) -> dict[str, Result]:
+    """Run all tests, or some of them again, one after the other."""
+    work: Path = options.work / (f"{executor}-again" if again else executor)
     work.mkdir(parents=True)
     shutil.copytree(source / "tests", work / "tests")  # some tests write into their own directory
-    arguments = [*options.files, *(["-k", options.expression] if options.expression else [])]
-    results: dict[str, Result] = {}
-    while True:
-        _pytest(executor, work, options.timeout, arguments)
-        now = _read(work / "results.jsonl")
-        if not any(now[test].outcome == "died" for test in now.keys() - results.keys()):
-            return now
-        results = now
+    chosen = list(again) or ["tests/tests.py", *(["-k", options.expression] if options.expression else [])]
+    return _pytest(executor, work, options.timeout, 1 if again else options.workers, chosen)
 
 
-def _pytest(executor: str, work: Path, timeout: int, arguments: list[str]) -> None:
+def _plugin_suite(options: argparse.Namespace) -> dict[str, Result]:
+    """Run the tests that Snakemake has for executor plugins."""
+    work: Path = options.work / "plugin"
+    work.mkdir(parents=True)
+    shutil.copy(PLUGIN_SUITE, work / "test_plugin_suite.py")
+    return _pytest("forge", work, options.timeout, 1, ["test_plugin_suite.py"])
+
+
+def _pytest(executor: str, work: Path, timeout: int, workers: int, arguments: list[str]) -> dict[str, Result]:
     environment = os.environ | {
         "FORGE_UPSTREAM_EXECUTOR": executor,
         "FORGE_UPSTREAM_RESULTS": str(work / "results.jsonl"),
@@ -97,65 +119,39 @@ def _pytest(executor: str, work: Path, timeout: int, arguments: list[str]) -> No
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "GIT_CEILING_DIRECTORIES": str(work.parent),
     }
-    command = [sys.executable, "-m", "pytest", "-p", "use_executor", "-p", "no:cacheprovider"]
+    environment.pop("CI", None)  # with it Snakemake's tests that need the network do not skip themselves
+    command = [sys.executable, "-m", "pytest", "-p", "use_executor", "-p", "no:cacheprovider", "-n", str(workers)]
     command += ["-c", os.devnull, "--rootdir", str(work), "--timeout", str(timeout), *arguments]
-    with (work / "pytest.log").open("ab") as log:
-        subprocess.run(command, cwd=work, env=environment, stdout=log, stderr=log, check=False)
-
-
-def _plugin_suite(work: Path, timeout: int) -> dict[str, Result]:
-    """Run the tests that Snakemake has for executor plugins."""
-    directory = work / "plugin"
-    directory.mkdir(parents=True)
-    shutil.copy(PLUGIN_SUITE, directory / "test_plugin_suite.py")
-    _pytest("forge", directory, timeout, ["test_plugin_suite.py"])
-    return _read(directory / "results.jsonl")
-
-
-def _read(path: Path) -> dict[str, Result]:
-    if not path.exists():
-        raise SystemExit(f"pytest did not even start a test; see {path.with_name('pytest.log')}")
+    with (work / "pytest.log").open("wb") as log:
+        code = subprocess.run(command, cwd=work, env=environment, stdout=log, stderr=log, check=False).returncode
+    if code not in (0, 1):
+        end = "\n".join((work / "pytest.log").read_text(errors="replace").splitlines()[-20:])
+        raise SystemExit(f"pytest ended with status {code}; see {work}/pytest.log:\n{end}")
     results: dict[str, Result] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in (work / "results.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        old = results.get(record["test"])
-        if old is None or old.outcome != "failed":
-            results[record["test"]] = Result(record["outcome"], record["seconds"], record["text"])
+        if record["test"] not in results or results[record["test"]].outcome != "failed":  # what failed stays failed
+            results[record["test"]] = Result(record["outcome"], record["text"])
     return results
 
 
-def _report(results: dict[str, dict[str, Result]], known: dict[str, str], work: Path) -> int:
-    forge, local = results["forge"], results.get("local", {})
-    groups: dict[str, list[str]] = {}
-    for test, result in forge.items():
-        groups.setdefault(_group(result, local.get(test), test in known), []).append(test)
-    print(f"{'outcome':<30}{'tests':>6}")
-    for group, tests in sorted(groups.items()):
-        print(f"{group:<30}{len(tests):>6}")
-    for test in groups.get("known difference", []):
-        print(f"\nknown: {test}\n    {known[test].strip()}")
-    for test in sorted(t for t in known if forge.get(t, Result("", 0, "")).outcome == "passed"):
-        print(f"\nlisted in known.toml, but passes: {test}")
-    for test in groups.get("FAILED ONLY WITH FORGE", []):
-        print(f"\nFAILED ONLY WITH FORGE: {test} ({forge[test].outcome})")
+def _report(forge: dict[str, Result], known: dict[str, str], local: list[str], lost: list[str]) -> None:
+    failed = {test for test, result in forge.items() if result.outcome == "failed"}
+    for test in sorted(failed & known.keys()):
+        print(f"known difference: {test}\n    {known[test].strip()}")
+    for test in sorted(test for test in known if test in forge and forge[test].outcome == "passed"):
+        print(f"listed in known.toml, but passes: {test}")
+    for test in sorted(lost):
         reasons = [line for line in forge[test].text.splitlines() if line.startswith("E  ")]
-        print("\n".join(f"    {line}" for line in reasons[:3]))
-    print(f"\nSeconds in all: {dict(_seconds(results))}. Details: {work}/*/results.jsonl")
-    return 1 if groups.get("FAILED ONLY WITH FORGE") else 0
-
-
-def _group(forge: Result, local: Result | None, is_known: bool) -> str:
-    if forge.outcome in GOOD:
-        if local is not None and local.outcome not in GOOD:
-            return "failed only with local"
-        return f"{forge.outcome} with both" if local is not None else f"{forge.outcome} with forge"
-    if local is not None and local.outcome not in GOOD:
-        return "failed with both"
-    return "known difference" if is_known else "FAILED ONLY WITH FORGE"
-
-
-def _seconds(results: dict[str, dict[str, Result]]) -> Counter[str]:
-    return Counter({e: round(sum(r.seconds for r in tests.values())) for e, tests in results.items()})
+        print("\n    ".join([f"FAILED ONLY WITH FORGE: {test}", *reasons[:3]]))
+    groups = {
+        "passed": sum(result.outcome == "passed" for result in forge.values()),
+        "skipped": sum(result.outcome == "skipped" for result in forge.values()),
+        "failed with local too": len(failed & set(local)),
+        "known differences": len(failed & known.keys()),
+        "failed only with Forge": len(lost),
+    }
+    print("Snakemake's own tests: " + ", ".join(f"{count} {group}" for group, count in groups.items()))
 
 
 if __name__ == "__main__":

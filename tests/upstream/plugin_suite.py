@@ -2,7 +2,7 @@
 
 import snakemake.common.tests
 
-from snakemake_executor_plugin_forge import ExecutorSettings
+from snakemake_executor_plugin_forge.plugin.settings import ExecutorSettings
 
 
 class TestForge(snakemake.common.tests.TestWorkflowsLocalStorageBase):  # type: ignore[misc]

@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -80,51 +79,25 @@ def _turn_api() -> None:
     setattr(DAGApi, "execute_workflow", execute_workflow)  # noqa: B010 - mypy forbids the plain assignment
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Turn the API."""
-    del config
     if EXECUTOR != "local":
         _turn_api()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what has been run; turn what the test modules call, as they have all been imported now."""
-    done = _done()
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
-    items[:] = [item for item in items if item.nodeid not in done]
+def pytest_collection_modifyitems() -> None:
+    """Turn what the test modules call: they have all been imported by now."""
     if EXECUTOR != "local":
         for name in TEST_MODULES:
             if name in sys.modules:
                 _turn_module(sys.modules[name])
 
 
-def _done() -> set[str]:
-    """Read which tests an earlier pytest has begun: one that died is not tried again."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return {json.loads(line)["test"] for line in lines}
-
-
-def _append(record: dict[str, object]) -> None:
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Record the end of a test, in the process that hears from all workers, also of the death of one."""
+    if "PYTEST_XDIST_WORKER" in os.environ or (report.passed and report.when != "call"):
+        return
+    text = "\n".join([str(report.longrepr), *(f"--- {name}\n{body}" for name, body in report.sections)]) if report.failed else ""
+    record = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2), "text": text}
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def pytest_runtest_logstart(nodeid: str, location: object) -> None:
-    """Say which test has begun: one that takes pytest with it has a beginning and no end."""
-    del location
-    _append({"test": nodeid, "outcome": "died", "seconds": 0, "text": f"begun {time.ctime()}, never ended"})
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """One line per test, in the order of importance: what failed stays failed."""
-    del call
-    outcome = yield
-    report = outcome.get_result()
-    if report.when == "call" or not report.passed:
-        text = ""
-        if report.failed:
-            sections = [f"--- {name}\n{body}" for name, body in report.sections]
-            text = "\n".join([str(report.longrepr), *sections])
-        seconds = round(report.duration, 2)
-        _append({"test": item.nodeid, "outcome": report.outcome, "seconds": seconds, "text": text})

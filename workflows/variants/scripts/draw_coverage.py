@@ -86,9 +86,7 @@ def steps(depths: list[int]) -> tuple[list[int], list[float]]:
     return [depth for depth, _ in runs], [end + 0.5 for end in ends]
 
 
-def draw_sample(
-    axes: Axes, sample: str, depths: list[int], variants: list[Row], colour: str, top: int
-) -> None:
+def draw_sample(axes: Axes, sample: str, depths: list[int], variants: list[Row], colour: str, top: int) -> None:
     """Draw one panel: the depth as an area, and each variant at the depth it was found with."""
     mean = sum(depths) / len(depths)
     heights, edges = steps(depths)

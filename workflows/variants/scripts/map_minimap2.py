@@ -73,9 +73,7 @@ def edit_distance(cigar: list[tuple[int, int]], sequence: str, reference: str) -
     return distance
 
 
-def record(
-    read: Read, hit: mappy.Alignment | None, sample: str, aligner: mappy.Aligner
-) -> pysam.AlignedSegment:
+def record(read: Read, hit: mappy.Alignment | None, sample: str, aligner: mappy.Aligner) -> pysam.AlignedSegment:
     """The BAM record of one read; what concerns its mate is added later."""
     segment = pysam.AlignedSegment()
     segment.query_name = read.name

@@ -1,0 +1,77 @@
+"""Readers for the words of an attempt: its streams, from its directory or its run's archive, and its rule's logs."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from typing import Any
+
+from ..record import sound
+from ..record.archive import read_entries
+from ..record.jsonfile import SPEC, STDERR, VERDICT, load
+from ..record.plain_files import read_end
+from .explain import Told, tells
+
+_TAIL_BYTES = 16384
+
+
+def read_tail(directory: str, name: str, limit_bytes: int = _TAIL_BYTES) -> str:
+    """The end of a stream; "" if there is none.
+
+    Args:
+        directory: the job directory, which may no longer exist.
+        name: ``stdout.log`` or ``stderr.log``.
+    """
+    return read_end(f"{directory}/{name}", limit_bytes) or (archived_stream(directory, name) or "")[-limit_bytes:]
+
+
+def read_telling(directory: str) -> Told:
+    """The end of the text that explains a failure: stderr or, if that does not, a file of the rule's ``log:``."""
+    stderr = Told(read_tail(directory, STDERR))
+    if tells(stderr.text):
+        return stderr
+    logs = [Told(read_end(path, _TAIL_BYTES, straight=True), name) for name, path in rule_logs(directory)]
+    logs = [log for log in logs if log.text.strip()]
+    return next((log for log in logs if tells(log.text)), logs[0] if logs else stderr)
+
+
+def rule_logs(directory: str) -> list[tuple[str, str]]:
+    """The existing files of the rule's ``log:``, by their names in the rule, each where it is now.
+
+    While the job runs they are staged: ``spec.json`` has the directories. No link is on the way but those of the user
+    to their places, which are resolved; it must be read so (``straight``), because the job may make some meanwhile.
+    """
+    spec = read_spec(directory) or {}
+    staging = {} if os.path.exists(f"{directory}/{VERDICT}") else spec.get("staging") or {}
+    found = []
+    for name in spec.get("logs", ()):
+        place = os.path.join(spec["workdir"], name)
+        roots = [root for root in staging if place.startswith(f"{root}/")]
+        root = max(roots, key=len, default=None)
+        parent, last = os.path.split(place)
+        path = f"{os.path.realpath(parent)}/{last}"
+        if root is not None:
+            path = f"{os.path.realpath(staging[root])}/{place.removeprefix(f'{root}/')}"
+        with suppress(OSError):
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                found.append((name, path))
+    return found
+
+
+def archived_stream(directory: str, name: str) -> str | None:
+    """A stream from the archive; None if the archive lacks it."""
+    entry = _archived(directory)
+    streams = (entry or {}).get("streams")
+    return str(streams.get(name, "")) if isinstance(streams, dict) else None
+
+
+def read_spec(directory: str) -> dict[str, Any] | None:
+    """``spec.json`` of an attempt; None if the archive lacks it too."""
+    found = load(f"{directory}/{SPEC}") or (_archived(directory) or {}).get("spec")
+    return sound.spec(found) if isinstance(found, dict) else None
+
+
+def _archived(directory: str) -> dict[str, Any] | None:
+    run_dir, _, attempt = directory.rpartition("/")
+    return next((entry for entry in read_entries(run_dir) if entry["name"] == attempt), None)

@@ -1,0 +1,1 @@
+"""This host: admission, GPUs, adoption. Runs in Snakemake's process, in threads of its own."""

@@ -1,0 +1,289 @@
+"""The local backend: Snakemake's side of the nursery."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import queue
+import select
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import assert_never
+
+from ...kernel import inherited
+from ...kernel.failpoints import reached
+from ...kernel.shortage import REMEDY, Patience
+from ...spec.backend import Done
+from ...spec.errors import ZygoteError
+from ...spec.host import Host
+from ...spec.job import LaunchSpec
+from ...spec.resources import check_resources
+from ...spec.verdict import Order, Verdict
+from ...supervisor.reaper import lost
+from ...workers import zygote
+from ...workers.channel import Channel, FrameKind, Mailbox
+from ...workers.zygote import ZygoteSetup
+from .jobs import Instruction, LocalJob, LocalJobs, Send, Tell, TellLost
+
+_READY_SECONDS = 60.0
+_ORPHAN_SECONDS = 40.0
+
+
+class LocalBackend:
+    """Runs jobs on this host. One thread of its own reads all messages and calls ``done``."""
+
+    name = "local"
+
+    def __init__(self, setup: ZygoteSetup) -> None:
+        """Fork the nursery. Call it while Snakemake has no threads.
+
+        Raises:
+            ZygoteError: if the process from which jobs are forked does not get ready.
+        """
+        inherited.accept_signals()
+        inherited.open_streams()
+        ours, theirs = socket.socketpair()
+        self._mailbox, writers = Mailbox.pair()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        # The objects of now (the workflow) will stay: a collection in the nursery would copy all of them, and one in
+        # Snakemake takes 70 ms.
+        gc.freeze()
+        self._pid = _fork()
+        if self._pid == 0:
+            ours.close()
+            zygote.run(setup, theirs, writers)
+        theirs.close()
+        writers.close()
+        self._channel = Channel(ours)
+        try:
+            self.host = self._await_ready()
+        except ZygoteError:  # it may hang, so it is not waited for
+            self._channel.close()
+            self._mailbox.close()
+            raise
+        self._jobs = LocalJobs()  # with the lock of the condition
+        self._idle = threading.Condition()
+        self._outgoing: queue.SimpleQueue[Callable[[], list[Instruction]] | Instruction | None] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._sending = threading.Lock()
+        self._death = f"the nursery (pid {self._pid}) was killed"
+        self._thread = threading.Thread(target=self._pump, name="forge-backend", daemon=True)
+        self._thread.start()
+
+    def _await_ready(self) -> Host:
+        if not self._wait_for_mail(time.monotonic() + _READY_SECONDS):
+            raise ZygoteError(f"the nursery (pid {self._pid}) did not get ready within {_READY_SECONDS:.0f} s")
+        frame = self._mailbox.receive()
+        if frame is None:
+            raise ZygoteError(f"the nursery (pid {self._pid}) died while it probed this host; see its message above")
+        if frame.kind is FrameKind.REFUSED:
+            raise ZygoteError(frame.body.decode())
+        host: Host = pickle.loads(frame.body)
+        return host
+
+    # -- called by Snakemake's threads: they never block, and no signal can cut a frame in two ---------------------
+
+    def check(self, rule: str, resources: dict[str, object]) -> None:
+        """See :class:`...spec.backend.Backend`.
+
+        Raises:
+            UsageError: see :func:`...spec.resources.check_resources`.
+        """
+        check_resources(rule, resources, self.host)
+
+    def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
+        """See :class:`...spec.backend.Backend`."""
+        job = LocalJob(spec, payload, done, is_command)
+        for instruction in self._decide(partial(self._jobs.submitted, job)):
+            self._put(instruction)
+
+    def cancel(self, name: str, order: Order) -> None:
+        """See :class:`...spec.backend.Backend`."""
+        self._later(partial(self._jobs.cancelled, name, order))
+
+    def cancel_all(self, order: Order) -> None:
+        """See :class:`...spec.backend.Backend`."""
+        self._later(partial(self._jobs.cancelled, "", order))
+
+    def leave(self, order: Order) -> None:
+        """See :class:`...spec.backend.Leaves`."""
+        self._later(partial(self._jobs.left, order))
+
+    def wait_idle(self, timeout_seconds: float) -> bool:
+        """See :class:`...spec.backend.Backend`."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._jobs, timeout_seconds)
+
+    def close(self) -> None:
+        """See :class:`...spec.backend.Backend`."""
+        self._later(self._jobs.closed)
+        self._later(None)
+        self._thread.join()
+        self._close_sockets()
+        os.close(self._wake_read)
+        wake_write, self._wake_write = self._wake_write, -1  # a late caller must not write into another file
+        os.close(wake_write)
+
+    def _close_sockets(self) -> None:
+        """Let the nursery end, and wait until it and its supervisors have."""
+        self._channel.close()
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        while self._wait_for_mail(deadline) and self._mailbox.receive() is not None:
+            pass
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+        self._mailbox.close()
+
+    def _wait_for_mail(self, deadline: float) -> bool:
+        poll = select.poll()  # select(2) takes no descriptor above 1023
+        poll.register(self._mailbox, select.POLLIN)
+        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+
+    def _decide(self, event: Callable[[], list[Instruction]]) -> list[Instruction]:
+        with self._idle:
+            instructions = event()
+            if not self._jobs:
+                self._idle.notify_all()
+            return instructions
+
+    def _put(self, instruction: Instruction) -> None:
+        """Send a frame at once if that takes one call that cannot block; else the thread does it in its turn.
+
+        To wake the thread means to hand it the interpreter and to wait to get it back: 1 to 2 ms of Snakemake's time.
+        """
+        if isinstance(instruction, Send):
+            with self._sending:
+                if self._outgoing.empty() and self._channel.send_at_once(instruction.frame):
+                    return
+        self._later(instruction)
+
+    def _later(self, what: Callable[[], list[Instruction]] | Instruction | None) -> None:
+        """Have the thread decide on an event, carry out an instruction, or end."""
+        self._outgoing.put(what)
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b"x")
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Serve until close(). A bug of Forge ends the nursery and all jobs, so that the run does not wait for ever."""
+        poll = select.poll()
+        for readable in (self._channel, self._mailbox, self._wake_read):
+            poll.register(readable, select.POLLIN)
+        while True:
+            try:
+                if not self._serve(poll):
+                    return
+            except Exception as error:
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        traceback.print_exc()
+        self._death = f"a thread of Forge failed: {error!r}"
+        self._channel.hang_up()
+
+    def _serve(self, poll: select.poll) -> bool:
+        """Serve the descriptors that can be read now; False after close()."""
+        for fd, _ in poll.poll():
+            if fd == self._wake_read:
+                os.read(self._wake_read, 4096)
+                if not self._carry_out_queued():
+                    return False
+            elif fd == self._channel.fileno() or not self._read_mail():
+                poll.unregister(self._channel)
+                poll.unregister(self._mailbox)
+                self._nursery_died()
+                return True  # the rest of this poll may be about the other one
+        return True
+
+    def _read_mail(self) -> bool:
+        """Take one message; False if there will be none."""
+        frame = self._mailbox.receive()
+        if frame is None:
+            return False
+        if frame.kind is FrameKind.REFUSED:
+            self._handle(partial(self._jobs.refused, frame.name, frame.body.decode()))
+        else:
+            self._handle(partial(self._jobs.ended, frame.name, pickle.loads(frame.body)))
+        return True
+
+    def _carry_out_queued(self) -> bool:
+        """Empty the queue; False after close()."""
+        while True:
+            with self._sending:
+                try:
+                    item = self._outgoing.get_nowait()
+                except queue.Empty:
+                    return True
+                if isinstance(item, Send):  # with the lock: no later frame overtakes it
+                    self._channel.send(item.frame)
+                    continue
+            if item is None:
+                return False
+            try:
+                if callable(item):
+                    self._handle(item)
+                else:
+                    self._carry_out(item)
+            except Exception as error:  # the rest of the queue still counts
+                self._fail(error)
+
+    def _handle(self, event: Callable[[], list[Instruction]]) -> None:
+        for instruction in self._decide(event):
+            try:
+                self._carry_out(instruction)
+            except Exception as error:  # the instructions that follow are about other jobs
+                self._fail(error)
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Send(frame):
+                with self._sending:
+                    self._channel.send(frame)
+            case Tell(job, verdict):
+                self._tell(job, verdict)
+            case TellLost(job, cause, detail):
+                self._tell(job, lost(job.spec, cause, detail))
+            case _:
+                assert_never(instruction)
+
+    def _tell(self, job: LocalJob, verdict: Verdict) -> None:
+        reached("arrived", job.spec.rule)
+        try:
+            job.done(verdict)
+            reached("told", job.spec.rule)
+        finally:
+            with self._idle:
+                self._jobs.told(job.spec.name)
+                self._idle.notify_all()
+
+    def _nursery_died(self) -> None:
+        """Wait for the last verdicts: supervisors end their jobs when the nursery is gone."""
+        with self._idle:
+            self._jobs.died(self._death)
+        begin = time.monotonic()
+        try:
+            while self._wait_for_mail(begin + _ORPHAN_SECONDS) and self._read_mail():
+                pass
+        finally:
+            self._handle(partial(self._jobs.silent, time.monotonic() - begin))
+
+
+def _fork() -> int:
+    patience = Patience()
+    while True:
+        try:
+            return os.fork()
+        except OSError as error:
+            if not patience.waits(error):
+                raise ZygoteError(
+                    f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}."
+                ) from error

@@ -1,0 +1,174 @@
+"""Files through which a controller and its nodes talk, on the file system that both see.
+
+::
+
+    <run>/slurm/<batch>/<index>/     one attempt, and its fence (see fence.py)
+        launch                       from the controller, before it is submitted
+        claims/  taken
+        terminated.<copy>            the verdict of a copy that Slurm has ended, which may be run again
+        batch-<job id>.out           the output of the batch script itself; empty after success
+    <run>/slurm/results/             verdicts that the controller has not seen yet: <batch>.<index>.json
+
+The verdict is JSON and not a pickle: jobs run with the rights of the node's part of Forge, and no file that a job wrote
+may run code in the controller. The launch is a pickle, whose checksum stands in the batch script, which Slurm keeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ...record.codec import encode, load_verdict
+from ...record.jsonfile import replace_file
+from ...spec.errors import HostError
+from ...spec.job import LaunchSpec, Require
+from ...spec.outcome import shortened
+from ...spec.paths import run_name
+from ...spec.verdict import Verdict
+from ...staging.liveness import COPY_SIGN
+from . import fence
+
+LAUNCH, RESULTS, TERMINATED_COPY = "launch", "results", "terminated."
+NODE_PROCESS = "forge-node"
+"""The name of the process that runs an attempt on a node; it is the ancestor of the attempt's processes."""
+
+_MAX_RESULT_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The order of the controller to the node."""
+
+    spec: LaunchSpec
+    payload: bytes  # a pickled .launcher.Command
+    rendered_scratch: str  # the $TMPDIR that the command was rendered with
+    require: Require
+    run_pids: int | None
+    gpus: tuple[str, ...] | None  # --forge-gpus; None: the GPUs of the Slurm job
+    state: str  # <run>/slurm
+
+
+def attempt_directory(state: str, batch: str, index: int) -> str:
+    """Return the directory in which the controller and the copies of one attempt meet."""
+    return f"{state}/{batch}/{index}"
+
+
+def copy_directory(job_dir: str, number: int) -> str:
+    """Return the directory of a copy's record; the first copy has the attempt's own."""
+    return job_dir if number == 1 else f"{job_dir}.copy{number}"
+
+
+def place_name(attempt: str) -> str:
+    """Return the name of an attempt directory within its run."""
+    batch, index = attempt.rsplit("/", 2)[1:]
+    return f"{batch}.{index}"
+
+
+COPY_NAME = re.compile(rf"forge-.+{COPY_SIGN}.+\.\d+\.\d+")
+"""The names that :func:`copy_name` makes."""
+
+
+def copy_name(run_id: str, attempt: str, number: int) -> str:
+    """Return the name of a copy's scratch and layers: staging/recovery.py knows them by the sign in it."""
+    return f"{run_name(run_id)}{COPY_SIGN}{place_name(attempt)}.{number}"
+
+
+def state_of(attempt: str) -> str:
+    """Return the directory of the backend in the run of an attempt."""
+    return attempt.rsplit("/", 2)[0]
+
+
+def result_name(attempt: str) -> str:
+    """Return the name of an attempt's file in RESULTS."""
+    return f"{place_name(attempt)}.json"
+
+
+def write_launch(attempt: str, launch: Launch) -> str:
+    """Write the order for a node, completely or not at all, and return its checksum for the batch script.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    os.makedirs(attempt, exist_ok=True)
+    data = pickle.dumps(launch, protocol=pickle.HIGHEST_PROTOCOL)
+    replace_file(f"{attempt}/{LAUNCH}", data, durable=True)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_launch(attempt: str, checksum: str) -> Launch:
+    """Return the order that :func:`write_launch` wrote.
+
+    Args:
+        checksum: of the file, which Slurm has kept with the batch script: a job may have written another pickle.
+
+    Raises:
+        HostError: if it cannot be read here, or was changed.
+    """
+    try:
+        with open(f"{attempt}/{LAUNCH}", "rb") as file:
+            data = file.read()
+        if hashlib.sha256(data).hexdigest() != checksum:
+            raise HostError(f"{attempt}/{LAUNCH} is not what Snakemake has submitted: it was changed. Nothing was run.")
+        launch = pickle.loads(data)
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
+        raise HostError(
+            f"{attempt}/{LAUNCH} cannot be read on this node: {error}. The working directory and the environment of "
+            "Snakemake must be on a file system that the nodes share with the host that submits."
+        ) from error
+    assert isinstance(launch, Launch)
+    return launch
+
+
+def write_result(state: str, attempt: str, verdict: Verdict) -> None:
+    """Leave a verdict for the controller.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    os.makedirs(f"{state}/{RESULTS}", exist_ok=True)
+    replace_file(f"{state}/{RESULTS}/{result_name(attempt)}", _text(verdict), durable=True)
+
+
+def write_terminated(attempt: str, copy: int, verdict: Verdict) -> None:
+    """Leave the verdict of a copy that Slurm ended. Only Slurm knows whether there will be another copy.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    replace_file(f"{attempt}/{TERMINATED_COPY}{copy}", _text(verdict), durable=True)
+
+
+def _text(verdict: Verdict) -> str:
+    """Return a verdict in JSON, shortened if the controller would not read all of it: the record has it whole."""
+    text = json.dumps(encode(verdict))
+    return text if len(text) <= _MAX_RESULT_BYTES else json.dumps(encode(shortened(verdict)))
+
+
+def terminated(attempt: str) -> Verdict | None:
+    """Return the verdict that :func:`write_terminated` left for the newest copy; None if it left none."""
+    return load_verdict(f"{attempt}/{TERMINATED_COPY}{fence.latest(attempt)}", _MAX_RESULT_BYTES)
+
+
+def new_results(state: str) -> list[str]:
+    """Return the names of the results: it reads one directory, however many jobs there are."""
+    with suppress(FileNotFoundError):
+        return [name for name in os.listdir(f"{state}/{RESULTS}") if not name.startswith(".")]
+    return []
+
+
+def take_result(state: str, name: str) -> Verdict | None:
+    """Read a result and remove it; None if it is damaged or not there."""
+    verdict = read_result(state, name)
+    with suppress(FileNotFoundError):
+        os.unlink(f"{state}/{RESULTS}/{name}")
+    return verdict
+
+
+def read_result(state: str, name: str) -> Verdict | None:
+    """Read a result and leave it there; None if it is damaged or not there."""
+    return load_verdict(f"{state}/{RESULTS}/{name}", _MAX_RESULT_BYTES)

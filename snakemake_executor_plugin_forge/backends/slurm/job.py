@@ -1,0 +1,196 @@
+"""One attempt in Slurm: its state in the controller, its hand-over to a node, and its verdict if it left none."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from ...kernel.imports import own_command
+from ...record.attempt_dir import write_verdict
+from ...sandbox.filesystem.scratch import seen_path
+from ...spec import words
+from ...spec.backend import Done
+from ...spec.job import LaunchSpec
+from ...spec.paths import run_name
+from ...spec.verdict import Cause, Order, Outcome, Verdict
+from ..registry import Services
+from . import exchange, fence
+from .copies import clear_copies, wrote_in_place
+from .parse import QueueRow, Used
+from .polling import Traces
+from .states import TABLE
+from .verdicts import ended, ended_by_controller, memory_scope, needs_state, reconcile
+
+_OUTPUT_BYTES = 2000
+
+
+@dataclass(slots=True)
+class Job:
+    """One attempt, as the controller knows it."""
+
+    spec: LaunchSpec
+    payload: bytes
+    done: Done
+    shape: tuple[str, ...]
+    since: float  # when it began to wait to be submitted
+    attempt: str = ""  # its directory, once it was submitted
+    name: str = ""  # of its batch in Slurm
+    batch: str = ""
+    index: int = 0
+    checksum: str = ""  # of its launch
+    slurm_id: str = ""
+    submissions: int = 0
+    row: QueueRow | None = None
+    same_since: float = 0.0  # when a query saw it first as the newest one did; or when the controller answered again
+    cancelled: Order | None = None
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the controller still has to submit it."""
+        return not self.attempt and self.cancelled is None
+
+    @property
+    def result(self) -> tuple[str, str]:
+        """The place of its result: state directory and file."""
+        return exchange.state_of(self.attempt), exchange.result_name(self.attempt)
+
+    def note(self, row: QueueRow | None, now: float) -> bool:
+        """Remember the row that a query returned for it. Return whether that is news."""
+        before, self.row = self.row, row
+        news = (before and (before.state, before.job_id)) != (row and (row.state, row.job_id))
+        if news:
+            self.same_since = now
+        if row is not None:
+            self.slurm_id = row.job_id
+        return news
+
+    def traces(self) -> Traces:
+        """See what the job has left in its attempt directory."""
+        terminated = exchange.terminated(self.attempt) is not None
+        return Traces(fence.latest(self.attempt), terminated, output=bool(_outputs(self.attempt)))
+
+
+def batch_name(run_id: str, batch: str) -> str:
+    """Return a name that stays unique in a cluster. An id does not: a controller that crashed may give it twice."""
+    return f"{run_name(run_id)}.{batch}"
+
+
+def hand_over(job: Job, services: Services, state: str, batch: str, index: int) -> None:
+    """Write the files that the node needs.
+
+    Raises:
+        ForgeError, OSError: if that is impossible; the job is unchanged.
+    """
+    scratch = seen_path(job.spec.name)
+    config = services.config
+    attempt = exchange.attempt_directory(state, batch, index)
+    command, how = services.to_command(job.payload, scratch)
+    spec = replace(job.spec, how=how)
+    launch = exchange.Launch(spec, pickle.dumps(command), scratch, config.require, config.run_pids, config.gpus, state)
+    job.checksum = exchange.write_launch(attempt, launch)
+    job.spec, job.batch, job.index, job.attempt = spec, batch, index, attempt
+    job.name = batch_name(services.run_id, batch)
+
+
+def own_arguments(name: str, state: str, jobs: list[Job], *, is_array: bool) -> list[str]:
+    """Return the options of sbatch for a batch, beside those for the resources of its jobs."""
+    batch = jobs[0].batch
+    rules = ",".join(sorted({job.spec.rule for job in jobs}))
+    output = "%a/batch-%A_%a.out" if is_array else "0/batch-%j.out"
+    return [
+        f"--job-name={name}",
+        f"--comment=forge {rules}",
+        f"--chdir={jobs[0].spec.workdir}",
+        f"--output={state}/{batch}/{output}",
+        "--open-mode=append",
+        "--requeue",
+        "--export=ALL",
+        *([f"--array={_ranges([job.index for job in jobs])}"] if is_array else []),
+    ]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return the indexes of an array: "0-99", or "0,2,3" if some are missing."""
+    whole = numbers == list(range(len(numbers)))
+    return f"0-{len(numbers) - 1}" if whole else ",".join(map(str, numbers))
+
+
+def script(state: str, batch: str, checksums: Mapping[int, str]) -> str:
+    """Return the batch script.
+
+    Args:
+        checksums: index to the checksum of the launch, for each job.
+    """
+    command = shlex.join(own_command(f"{__package__}.node"))
+    directory = shlex.quote(f"{state}/{batch}")
+    cases = "".join(f"  {index}) launch={checksum} ;;\n" for index, checksum in sorted(checksums.items()))
+    return (
+        f'#!/bin/sh\nindex="${{SLURM_ARRAY_TASK_ID:-0}}"\nlaunch=\ncase "$index" in\n{cases}esac\n'
+        f'exec {command} {directory}/"$index" "$launch"\n'
+    )
+
+
+def verdict_without_result(job: Job, row: QueueRow | None, used: Used | None = None) -> Verdict:
+    """Return and record the verdict on a job that ended without a result, after the fence closed it.
+
+    Args:
+        job: a submitted job.
+        row: its row in the queue; None if Slurm does not know the job.
+        used: its usage by the accounting; None if there is none.
+    """
+    spec = replace(job.spec, job_dir=exchange.copy_directory(job.spec.job_dir, max(1, fence.latest(job.attempt))))
+    try:
+        published = clear_copies(job.spec, job.attempt)
+        notes = [words.PUBLISHED_TO_THE_END.format(", ".join(published))] if published else []
+    except OSError as error:
+        notes = [words.HALF_PUBLISHED.format(error)]
+    verdict = _verdict(job, spec, row, used)
+    return replace(verdict, notes=(*verdict.notes, *notes), in_place=wrote_in_place(job.spec, job.attempt))
+
+
+def _verdict(job: Job, spec: LaunchSpec, row: QueueRow | None, used: Used | None) -> Verdict:
+    facts: dict[str, object]
+    told = exchange.terminated(job.attempt)
+    state = row.state if row is not None else None
+    if told is not None and needs_state(told):
+        verdict = reconcile(told, state) if job.cancelled is None else ended_by_controller(told, job.cancelled)
+        with suppress(OSError):
+            write_verdict(spec, verdict)
+        return verdict
+    if job.cancelled is not None and (state is None or TABLE[state].outcome is Outcome.CANCELLED):
+        cause, by = Cause.SCANCELLED, job.cancelled.words
+        said = words.unseen(cause, by)
+        return ended(spec, Outcome.CANCELLED, cause, said, {"by": by}, ended_by=job.cancelled.ended_by)
+    if row is None or state is None:
+        cause = Cause.UNKNOWN_TO_SLURM
+        return ended(spec, Outcome.LOST, cause, words.unseen(cause, job.slurm_id), {})
+    meaning, seen = TABLE[state], f"{state}, job {job.slurm_id}"
+    outcome = meaning.outcome or Outcome.LOST
+    said = words.slurm_state(outcome, meaning.words, meaning.remedy, seen, _last_line(job.attempt))
+    facts = {"slurm_state": str(state), "slurm_job": job.slurm_id, "nodes": row.nodes}
+    if outcome is Outcome.OOM:
+        facts |= {"scope": memory_scope(spec), "where": "the Slurm job", "limit_bytes": spec.limits.memory_bytes}
+    return ended(spec, outcome, Cause.SLURM_STATE, said, facts, used=used)
+
+
+def _outputs(attempt: str) -> list[str]:
+    """Return the names of the files with the output of its batch scripts."""
+    try:
+        return [name for name in os.listdir(attempt) if name.startswith("batch-")]
+    except OSError:
+        return []
+
+
+def _last_line(attempt: str) -> tuple[str, str] | None:
+    """Return the last line that the batch script wrote, and the file that it is in."""
+    try:
+        (name,) = _outputs(attempt)
+        with open(f"{attempt}/{name}", encoding="utf-8", errors="replace") as file:
+            lines = file.read()[-_OUTPUT_BYTES:].strip().splitlines()
+    except (OSError, ValueError):
+        return None
+    return (lines[-1].strip(), f"{attempt}/{name}") if lines else None

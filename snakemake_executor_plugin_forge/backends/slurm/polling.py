@@ -1,0 +1,210 @@
+"""When Slurm's controller is called, and what a query says about jobs without a result. Pure.
+
+Times are in seconds, all of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .parse import QueueRow
+from .states import SlurmState
+
+CALL_SECONDS = 1.0
+"""At most one call in that time, whatever for: sites ask for it, and some enforce it."""
+
+BATCH_SECONDS = 0.05
+"""Jobs that become ready within this time of each other are submitted together."""
+
+_BATCH_AT_MOST_SECONDS = 0.5
+
+MIN_POLL_SECONDS = 2.0
+MAX_POLL_SECONDS = 60.0
+_POLL_GROWTH = 1.5
+_OUTAGE_POLL_SECONDS = 10.0
+_OVERDUE_SECONDS = 5.0  # a query that has waited this long for its turn goes before new jobs
+
+RESULT_SECONDS = 10.0
+"""How long the result of a job that Slurm says has ended may take to appear on a network file system."""
+
+WRITTEN_RESULT_SECONDS = 90.0
+"""How long it may take if the job's script ended well and so has written it: NFS remembers old answers for 60 s."""
+
+ABSENT_SECONDS = 8.0
+"""How long a job may be unknown to a controller that answers: right after sbatch, and after a restart."""
+
+MAX_SUBMISSIONS = 5
+"""How often Forge submits a job that Slurm loses before anything of it runs."""
+
+
+class Limiter:
+    """Lets one call pass in every interval."""
+
+    def __init__(self, interval_seconds: float = CALL_SECONDS) -> None:
+        self._interval = interval_seconds
+        self._last: float | None = None
+
+    def wait_seconds(self, now: float) -> float:
+        """How long until a call may be made; 0 if it may be made now."""
+        return 0.0 if self._last is None else max(0.0, self._last + self._interval - now)
+
+    def take(self, now: float) -> bool:
+        """Use the right to make a call, if there is one now."""
+        if self.wait_seconds(now) > 0:
+            return False
+        self._last = now
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """When the queue is asked next.
+
+    Results come through the file system; the queue only tells of jobs that died without one. So Forge asks often while
+    there is news in the queue, and less and less while there is none, or no answer.
+    """
+
+    interval_seconds: float = MIN_POLL_SECONDS
+    due: float = 0.0
+    out_since: float | None = None  # when the controller stopped answering; None: it answers
+
+    def answered(self, now: float, *, news: bool) -> Polling:
+        """Plan the next query after an answer."""
+        interval = MIN_POLL_SECONDS if news else self._longer()
+        return Polling(interval, now + interval)
+
+    def unanswered(self, now: float) -> Polling:
+        """Plan the next query after a call without an answer."""
+        interval = self._longer()
+        since = now if self.out_since is None else self.out_since
+        return Polling(interval, now + min(interval, _OUTAGE_POLL_SECONDS), since)
+
+    def _longer(self) -> float:
+        return min(self.interval_seconds * _POLL_GROWTH, MAX_POLL_SECONDS)
+
+    def at_latest(self, due: float) -> Polling:
+        """Ask soon, because something has changed: at the given time, or earlier if that was planned."""
+        return Polling(MIN_POLL_SECONDS, min(self.due, due) if self.due else due, self.out_since)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that is to be submitted."""
+
+    name: str
+    shape: tuple[str, ...]
+    since: float
+
+
+class Call(enum.Enum):
+    """A call to Slurm's commands."""
+
+    CANCEL = enum.auto()
+    SUBMIT = enum.auto()
+    QUERY = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What waits for calls to Slurm."""
+
+    unsent: tuple[Waiting, ...]
+    sent: bool  # there are submitted jobs
+    to_cancel: bool  # some of them are to be ended
+    blocked: bool  # nothing is submitted before the next answer: there was none, or earlier runs may have left jobs
+    due: float  # when the queue is to be asked
+    dropped: bool = False  # some jobs were cancelled before they were submitted
+
+    def next_call(self, now: float) -> Call | None:
+        """Decide which call to make now; None if none is due."""
+        if self.to_cancel:
+            return Call.CANCEL
+        overdue = self.sent and now > self.due + _OVERDUE_SECONDS
+        if not self.blocked and not overdue and is_complete(self.unsent, now):
+            return Call.SUBMIT
+        return Call.QUERY if (self.sent or self.blocked) and now >= self.due else None
+
+    def pause_seconds(self, now: float, turn_seconds: float) -> float | None:
+        """How long nothing has to be done; None if there is nothing to wait for.
+
+        Args:
+            turn_seconds: how long until a call may be made.
+        """
+        if self.dropped:  # they need no call
+            return 0.0
+        if self.to_cancel or (self.unsent and not self.blocked):
+            return max(BATCH_SECONDS / 2, turn_seconds)
+        return max(BATCH_SECONDS / 2, turn_seconds, self.due - now) if self.sent or self.unsent else None
+
+
+def is_complete(waiting: Iterable[Waiting], now: float) -> bool:
+    """Whether a batch can be submitted: no job came for a moment, or the first one has waited long enough."""
+    times = [job.since for job in waiting]
+    return bool(times) and (now - max(times) >= BATCH_SECONDS or now - min(times) >= _BATCH_AT_MOST_SECONDS)
+
+
+def next_batch(waiting: Iterable[Waiting], max_array: int) -> tuple[Waiting, ...]:
+    """Choose the jobs of the next submission: of the shape that most jobs have, the oldest first.
+
+    Args:
+        waiting: all jobs that are to be submitted.
+        max_array: how many jobs an array may have.
+    """
+    shapes: dict[tuple[str, ...], list[Waiting]] = {}
+    for job in waiting:
+        shapes.setdefault(job.shape, []).append(job)
+    if not shapes:
+        return ()
+    largest = max(shapes.values(), key=lambda jobs: (len(jobs), -min(job.since for job in jobs)))
+    return tuple(sorted(largest, key=lambda job: job.since)[:max_array])
+
+
+class Step(enum.Enum):
+    """What the controller does about a job without a result."""
+
+    WAIT = enum.auto()
+    CONCLUDE = enum.auto()  # it will leave none, and what Slurm says of it is enough
+    ASK_USAGE = enum.auto()  # it will leave none: conclude with what Slurm's accounting says it used
+    ASK_STATE = enum.auto()  # Slurm does not know it (any more); its accounting may
+    SUBMIT_AGAIN = enum.auto()  # Slurm has lost it before anything of it ran
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What a submitted job has left in its attempt directory."""
+
+    claims: int = 0  # how many copies have started
+    terminated: bool = False  # the newest of them has left word that Slurm has ended it
+    output: bool = False  # the file for the output of the batch script is there: Slurm makes it before it runs that
+
+
+def next_step(row: QueueRow | None, seconds: float, traces: Traces, *, cancelled: bool) -> Step:
+    """Decide on a job without a result, after a query that was answered: unknown is not dead.
+
+    Args:
+        row: the job in that answer; None if it was not there.
+        seconds: how long Slurm has said so (or nothing) of it.
+        traces: what it has left, if Slurm says that it has ended.
+        cancelled: whether the controller has asked for its end.
+    """
+    if row is None:
+        return Step.ASK_STATE if seconds >= ABSENT_SECONDS else Step.WAIT
+    if not row.ended:
+        return Step.WAIT
+    completed = row.state is SlurmState.COMPLETED
+    if seconds >= (WRITTEN_RESULT_SECONDS if completed else RESULT_SECONDS):
+        return Step.ASK_USAGE
+    if traces.terminated or (cancelled and traces.claims == 0):
+        return Step.CONCLUDE
+    # Slurm 22.05 takes jobs for completed of which not even the batch script was started.
+    began = traces.claims > 0 or traces.output
+    return Step.SUBMIT_AGAIN if completed and not began and seconds >= RESULT_SECONDS else Step.WAIT
+
+
+def step_after_accounting(row: QueueRow | None, traces: Traces) -> Step:
+    """Decide on a job that the controller does not know, by what the accounting says of it (None: nothing)."""
+    if row is None and traces.claims == 0:
+        return Step.SUBMIT_AGAIN
+    return Step.ASK_USAGE if row is None or row.ended else Step.WAIT

@@ -1,0 +1,1 @@
+"""The one door to the kernel: system calls, files of /proc and of cgroups, process trees."""

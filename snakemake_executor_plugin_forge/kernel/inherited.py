@@ -1,0 +1,56 @@
+"""What a process inherits from its parent, whatever that is: signals, streams, the limit of open files.
+
+Batch systems, terminal programs and services start Snakemake with ignored and blocked signals, closed streams, and more
+descriptors than it knows of. Jobs get what an interactive shell gives its commands.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from contextlib import suppress
+
+DEFAULT_SIGNALS = frozenset(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+"""The signals whose action a process can set: signal(7)."""
+
+
+def accept_signals() -> None:
+    """Unblock all signals, and let this process wait for its children: with SIGCHLD ignored, wait(2) finds none.
+
+    A signal that is ignored for a purpose, as SIGHUP by nohup, stays ignored.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def open_streams() -> None:
+    """Put /dev/null at those of the descriptors 0 to 2 that are closed: no other file shall get these numbers."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        if fd > 2:
+            os.close(fd)
+            return
+        os.set_inheritable(fd, True)
+
+
+def close_beyond(limit: int) -> None:
+    """Close the descriptors from ``limit`` on: they were opened before RLIMIT_NOFILE was lowered to it."""
+    with suppress(OSError):  # without /proc
+        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if fd >= limit:
+                os.closerange(fd, fd + 1)
+
+
+def raise_open_files() -> int:
+    """Let this process open as many files as its hard limit permits (RLIMIT_NOFILE); return the soft limit it had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
+
+
+def limit_open_files(soft: int) -> None:
+    """Give this process, and all that it starts, that soft limit again."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

@@ -1,0 +1,1 @@
+"""All that touches Snakemake. Runs in Snakemake's process."""

@@ -1,0 +1,44 @@
+"""All of Forge that a run needs, imported when it starts: later, the workflow could have a module of the same name.
+
+See kernel/imports.py. What only a few runs need is imported when they do.
+"""
+
+from __future__ import annotations
+
+from ..analysis import explain
+from ..analysis.crates import check_store, leave_crate
+from ..analysis.failures import Failures
+from ..analysis.notes import Notes
+from ..run.engine import Engine, RunRequest
+from ..run.resource_checks import RefusedError
+from ..spec.catalog import with_defaults
+from .config import to_config
+from .groups import Group
+from .left_modules import left_modules
+from .run_blocks import RunBlockStarts
+from .run_wrapper import CallRunner
+from .settings import ExecutorSettings
+from .snakemake_internals import forget_failures
+from .software import Deployment
+from .submission import Submitter
+
+__all__ = [
+    "CallRunner",
+    "Deployment",
+    "Engine",
+    "ExecutorSettings",
+    "Failures",
+    "Group",
+    "Notes",
+    "RefusedError",
+    "RunBlockStarts",
+    "RunRequest",
+    "Submitter",
+    "check_store",
+    "explain",
+    "forget_failures",
+    "leave_crate",
+    "left_modules",
+    "to_config",
+    "with_defaults",
+]

@@ -1,0 +1,450 @@
+"""Parts of Snakemake that Forge uses although Snakemake does not document them, and differences of its versions.
+
+Read from the sources of Snakemake 9.0.0 to 9.27.1 (docs/reference/versions.md): "all" means all of these.
+
+==================================================  ===========  ===================================================
+part                                                versions     what Forge does where it is missing
+==================================================  ===========  ===================================================
+``Job.remove_existing_output``, ``Job.cleanup``     all          Snakemake deletes the outputs of earlier runs
+``Persistence.finished``                            all          fails at the start of a run
+``Persistence._unmark_incomplete``, ``_get_key``    from 9.17.0  ``_delete_record`` with ``_incomplete_path``
+``FilePersistence._get_recorded_starttime``         from 9.17.0  trusts the starts that Snakemake records
+``JobScheduler._schedule_reevalutation`` (sic),     all          the scheduler looks as often as it likes
+``JobScheduler.job_rate_limiter``
+``JobScheduler._finish_jobs``, ``_tofinish``,       all          forgets jobs that end just before Ctrl-C
+``_toerror``, ``_lock``
+``Workflow._localrules``                            all          fails at the start of a run
+``Workflow.runtime_paths``                          from 9.14.0  shows no such paths to jobs
+``Workflow.async_run``                              from 9.14.7  ``snakemake.common.async_run``
+``Workflow._async_runners``                         from 9.14.7  has no event loops to take away
+``LoggerManager.queue_listener``                    all          takes its thread for one of the Snakefile
+``Workflow.get_cache_mode``, ``output_file_cache``  until 9.16   ``Rule.cache``, which is the cache from 9.17.0
+``Rule.run_func_src``                               from 9.11.0  leaves the code of ``run:`` out of the recipe
+``get_path_or_uri(secret_free=…)``                  from 9.13.5  calls it without the argument
+``Resource.is_evaluable``, ``Resource.value``       from 9.16.3  ``Rule.resources`` has values and functions
+``Resource._evaluator``                             from 9.16.3  ``Rule.resources`` has the function itself
+``Workflow.global_resources``, ``linemaps``         all          fails at the start of a run
+``DAG.needrun``, ``.dependencies``, ``Rule.expand_resources``
+``run_wrapper`` of the local executor               all          fails when Snakemake makes the executor
+``sp`` in ``snakemake.shell``                       all          the job's own process works its command out
+``STDOUT`` in ``snakemake.shell``                   all          setting it has no effect
+``Conda`` in ``snakemake.shell``                    until 9.16   replaces ``snakemake.deployment.conda.Conda`` only
+``.snakemake/scripts``                              all          ``--skip-script-cleanup`` keeps nothing
+``PythonScript._get_python_version``                all          Snakemake starts the environment's Python
+==================================================  ===========  ===================================================
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from snakemake.exceptions import CacheMissException
+from snakemake.executors.local import run_wrapper
+from snakemake.io import is_flagged
+from snakemake.shell import shell
+
+from ..kernel.tree import remove_tree
+from ..staging.owners import keep_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+
+    from ..spec.verdict import Verdict
+
+# -- outputs of earlier runs, which Snakemake would delete although a staged job has not touched them ------------------
+
+
+def keep_until_success(job: Any, absent: Sequence[str] = ()) -> None:
+    """Keep Snakemake from deleting the present outputs before a job.
+
+    Args:
+        absent: output directories that are not there, and that Snakemake makes for what lies in them.
+    """
+    job.remove_existing_output = _nothing
+    job.absent_outputs = absent
+
+
+_DEVICES = ("/dev/std", "/dev/fd/", "/dev/null", "/dev/tty", "/dev/pts/", "/dev/zero", "/proc/")
+
+
+def spare_devices(job: Any) -> None:
+    """Keep Snakemake from deleting a device that is a job's log or output: as root, /dev/stdout of the host."""
+    files = [*job.output, *job.log]
+    kept = [file for file in files if not str(file).startswith(_DEVICES)]
+    if len(kept) < len(files):
+        job.remove_existing_output = partial(_remove, kept)
+
+
+async def _remove(files: Sequence[Any]) -> None:
+    """Do what ``Job.remove_existing_output`` does, for some files."""
+    for file in files:
+        if not is_flagged(file, "update"):
+            with suppress(FileNotFoundError):
+                await file.remove(remove_non_empty_dir=False)
+
+
+async def _nothing(*_: object, **__: object) -> None:
+    """Stand in for a method of a job that would delete its outputs."""
+
+
+def _is_spared(job: Any) -> bool:
+    return "cleanup" in job.__dict__
+
+
+def spare(job: Any, verdict: Verdict) -> None:
+    """Keep Snakemake from deleting the outputs of a failed job, if they are the ones from before it."""
+    if getattr(job, "remove_existing_output", None) is not _nothing:
+        return
+    if not verdict.ok and not verdict.in_place:
+        job.cleanup = partial(_clean_up_absent, job.absent_outputs)
+    elif _is_spared(job):  # of an earlier attempt
+        del job.cleanup
+
+
+async def _clean_up_absent(absent: Sequence[str], *_: object, **__: object) -> None:
+    """Remove what Snakemake alone has made for a failed job: empty logs in a directory, which would count as output."""
+    for path in absent:
+        remove_tree(path)
+
+
+def forget_failures(persistence: Any, is_marked: Callable[[Any], bool]) -> None:
+    """Keep Snakemake from noting a failed job as the origin of its outputs, if they are the ones from before it.
+
+    Snakemake notes every job that has ended, with the checksums of its inputs, and relies on deleting outputs and note
+    of those that failed. The next run would believe that the present inputs made the previous version.
+
+    Args:
+        is_marked: whether Snakemake has marked a job's outputs as incomplete, which these are not.
+    """
+    finished = persistence.finished
+
+    async def note(job: Any, *arguments: Any, **options: Any) -> None:
+        if not _is_spared(job):
+            await finished(job, *arguments, **options)
+            return
+        for file in job.output if is_marked(job) else ():
+            if hasattr(persistence, "_unmark_incomplete"):
+                persistence._unmark_incomplete(persistence._get_key(file))
+            else:
+                persistence._delete_record(persistence._incomplete_path, file)
+
+    persistence.finished = note
+    _keep_windows(persistence)
+
+
+def _keep_windows(persistence: Any) -> None:
+    """Keep begin and end of jobs of other executors, whose records Snakemake is about to overwrite.
+
+    By these times, staging/owners.py knows what they have left undeclared. A job of Forge must not get the start of the
+    earlier job, which Snakemake would take from the record: that is a window in which users have made files, too.
+    """
+    recorded = getattr(persistence, "_get_recorded_starttime", None)
+    if recorded is None or not hasattr(persistence, "_incomplete_path"):
+        return
+
+    def start(key: str) -> Any:
+        if os.path.exists(persistence._record_path(persistence._incomplete_path, key)):
+            return recorded(key)
+        before = persistence._read_record(key)
+        if before is not None and None not in (before.starttime, before.endtime) and before.starttime <= before.endtime:
+            end = os.stat(persistence._record_path(persistence._metadata_path, key)).st_mtime
+            keep_window(f"{persistence.path}/forge", key, before.starttime, end)
+        return None
+
+    persistence._get_recorded_starttime = start
+
+
+SCRIPTS = ".snakemake/scripts"
+
+
+# -- the scheduler -----------------------------------------------------------------------------------------------------
+
+_SHARE = 0.1  # of the time span: two looks that are nearer to each other become one
+
+
+def make_sparse(scheduler: Any) -> None:
+    """Have a scheduler look again only if the limit of jobs has been reached: nothing else changes with time.
+
+    The end of a job, the only other change, makes it look by itself.
+    """
+    limiter = getattr(scheduler, "job_rate_limiter", None)
+    look_again = getattr(scheduler, "_schedule_reevalutation", None)
+    if limiter is None or look_again is None:
+        return
+    due = 0.0
+
+    def look_again_if_necessary(delay: float) -> None:
+        nonlocal due
+        if delay == limiter.timespan:
+            wanted = time.monotonic() + delay
+            if limiter.get_free_jobs() > 0 or wanted - due < delay * _SHARE:
+                return
+            due = wanted
+        look_again(delay)
+
+    scheduler._schedule_reevalutation = look_again_if_necessary
+
+
+def finish_ended_jobs(workflow: Any) -> None:
+    """Do what the scheduler does not do any more after an interrupt.
+
+    It would leave half-written outputs and incomplete markers of jobs that were ended, and forget jobs that had
+    finished just before.
+    """
+    scheduler = workflow.scheduler
+    with getattr(scheduler, "_lock", threading.Lock()):
+        if hasattr(scheduler, "_finish_jobs") and getattr(scheduler, "_tofinish", None):
+            # The interrupt may have come inside _finish_jobs, which clears the list last: such a job runs no more.
+            scheduler._tofinish[:] = [job for job in scheduler._tofinish if job in scheduler.running]
+            scheduler._finish_jobs()
+        for job in list(getattr(scheduler, "_toerror", ())):
+            _run_async(workflow, job.postprocess(error=True))
+
+
+# -- the workflow and its rules ----------------------------------------------------------------------------------------
+
+
+def _run_async(workflow: Any, coroutine: Coroutine[Any, Any, None]) -> None:
+    if hasattr(workflow, "async_run"):
+        workflow.async_run(coroutine)
+        return
+    from snakemake import common
+
+    common.async_run(coroutine)
+
+
+def is_local(workflow: Any, rule: Any) -> bool:
+    """Whether a cluster executor would run a rule on the submitting host: ``Workflow.is_local()``."""
+    return bool(rule.name in workflow._localrules or rule.norun or rule.is_template_engine)
+
+
+def runtime_paths(workflow: Any) -> list[Any]:
+    """Paths that Snakemake shows to jobs in containers."""
+    return list(getattr(workflow, "runtime_paths", None) or ())
+
+
+def leave_event_loops(workflow: Any) -> list[Any]:
+    """Take Snakemake's event loops away from a forked process, which shares their sockets with it.
+
+    Returns:
+        The loops. Their destructors would close the sockets, so that the caller has to keep them.
+    """
+    runners = getattr(workflow, "_async_runners", {})
+    kept = list(runners.values())
+    runners.clear()
+    return kept
+
+
+def own_descriptors(workflow: Any) -> set[int]:
+    """Descriptors of Snakemake's event loops."""
+    loops = [getattr(runner, "_loop", None) for runner in getattr(workflow, "_async_runners", {}).values()]
+    parts = [getattr(loop, name, None) for loop in loops for name in ("_selector", "_ssock", "_csock")]
+    return {part.fileno() for part in parts if part is not None}
+
+
+def own_threads(workflow: Any) -> set[int]:
+    """Kernel ids of the threads that Snakemake itself has when it makes its executor."""
+    listener = getattr(getattr(workflow, "logger_manager", None), "queue_listener", None)
+    threads = (threading.main_thread(), threading.current_thread(), getattr(listener, "_thread", None))
+    return {thread.native_id for thread in threads if thread is not None and thread.native_id is not None}
+
+
+def uses_cache(workflow: Any, rule: Any) -> bool:
+    """Whether the between-workflow cache has the outputs of a rule's jobs."""
+    if workflow.workflow_settings.cache is None:
+        return False
+    if hasattr(workflow, "get_cache_mode"):
+        return bool(workflow.get_cache_mode(rule))
+    return bool(rule.cache and rule.cache.output)
+
+
+def call_cache(workflow: Any, job: Any, name: str) -> bool:
+    """Have the between-workflow cache ``fetch`` or ``store`` a job's outputs; False if it does not have them."""
+    if hasattr(workflow, "get_cache_mode"):
+        call = getattr(workflow.output_file_cache, name)(job, workflow.get_cache_mode(job.rule))
+    else:
+        call = getattr(job.rule.cache, name)(job)
+    try:
+        _run_async(workflow, call)
+    except CacheMissException:
+        return False
+    return True
+
+
+def known_resources(rule: Any) -> dict[str, object]:
+    """The resources of a rule that are known without a job: plain values, no functions.
+
+    A number is at most what ``--resources`` says, as Snakemake gives it to the job.
+    """
+    known: dict[str, object] = {}
+    for name, resource in rule.resources.items():
+        if not _is_function(resource):
+            value, most = getattr(resource, "value", resource), rule.workflow.global_resources.get(name)
+            most = getattr(most, "value", most)
+            known[name] = min(value, most) if isinstance(value, int) and isinstance(most, int) else value
+    return known
+
+
+def jobs_to_ask(rule: Any, names: Collection[str], jobs: Iterable[Any]) -> list[Any]:
+    """The jobs of a rule for which functions give some of these resources, and can be called before the run.
+
+    A function that looks at the inputs cannot, where the run makes them: what is there now may be an old version.
+    """
+    functions = [f for name, resource in rule.resources.items() if name in names and (f := _function(resource))]
+    if not any("input" in inspect.signature(function).parameters for function in functions):
+        return list(jobs) if functions else []
+    dag = rule.workflow.dag
+    return [job for job in jobs if not any(map(dag.needrun, dag.dependencies[job]))]
+
+
+def resources_ahead(job: Any, names: Collection[str]) -> dict[str, object]:
+    """Some resources of a job, before the run; Snakemake's exceptions are its own."""
+    others = {name for name in job.rule.resources if name not in names and name != "_cores"}
+    return dict(job.rule.expand_resources(job.wildcards_dict, job.input, job.attempt, skip_evaluation=others).items())
+
+
+def _is_function(resource: Any) -> bool:
+    return bool(resource.is_evaluable()) if hasattr(resource, "is_evaluable") else callable(resource)
+
+
+def _function(resource: Any) -> Any:
+    return (getattr(resource, "_evaluator", None) or resource) if _is_function(resource) else None
+
+
+def declared_at(rule: Any) -> str:
+    """File and line of a rule, relative to the working directory if it is in it."""
+    line = rule.workflow.linemaps.get(rule.snakefile, {}).get(rule.lineno, rule.lineno)
+    return f"{str(rule.snakefile).removeprefix(f'{os.getcwd()}/')}:{line}"
+
+
+def code_of(rule: Any) -> tuple[object, ...]:
+    """All that a rule can have as its code; None for each kind that it does not have."""
+    return rule.shellcmd, getattr(rule, "run_func_src", None), rule.script, rule.notebook, rule.wrapper, rule.cwl
+
+
+def has_script(rule: Any) -> bool:
+    """Whether Snakemake writes a script of its own for a rule's jobs, into :data:`SCRIPTS`."""
+    return bool(rule.script or rule.notebook or rule.wrapper)
+
+
+def source_directory(rule: Any) -> str:
+    """The directory or URI of the file that has a rule; "" if it has none."""
+    if not rule.basedir:
+        return ""
+    get = rule.basedir.get_path_or_uri
+    return str(get(secret_free=False) if "secret_free" in inspect.signature(get).parameters else get())
+
+
+# -- run_wrapper and the shell, which run in the process of a job ------------------------------------------------------
+
+_POSITIONS = {name: number for number, name in enumerate(inspect.signature(run_wrapper).parameters)}
+SHELL_MODULE: dict[str, Any] = shell.__new__.__globals__
+"""The variables of snakemake/shell.py. Not by import: the package binds ``snakemake.shell`` to the class."""
+
+
+def argument(arguments: tuple[Any, ...], name: str) -> Any:
+    """One of the arguments of ``run_wrapper``."""
+    return arguments[_POSITIONS[name]]
+
+
+def in_environment(arguments: tuple[Any, ...], prefix: str | None) -> tuple[Any, ...]:
+    """Arguments of ``run_wrapper`` for another conda environment, or for none.
+
+    execute_script() in snakemake/script/__init__.py looks for a script's interpreter there.
+    """
+    changed = list(arguments)
+    changed[_POSITIONS["conda_env"]] = prefix
+    base = _POSITIONS["conda_base_path"]
+    changed[base] = arguments[base] or prefix  # without any conda it is None, of which no path can be made
+    return tuple(changed)
+
+
+def set_tmpdir(arguments: tuple[Any, ...], scratch: str) -> None:
+    """Set the resource ``tmpdir``, which Snakemake's ``shell()`` puts into the environment as TMPDIR."""
+    resources = argument(arguments, "resources")
+    if hasattr(resources, "tmpdir"):
+        resources.tmpdir = scratch
+
+
+class _Intercepted(SystemExit):
+    """Carries a call of Popen out of run_wrapper, which lets a SystemExit pass."""
+
+    def __init__(self, call: dict[str, Any]) -> None:
+        super().__init__()
+        self.call = call | {"cwd": os.getcwd()}
+
+
+class _Interceptor:
+    """Stands in for the subprocess module in snakemake/shell.py: all of it is real but Popen."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+    @staticmethod
+    def Popen(arguments: Any, **options: Any) -> None:  # noqa: N802
+        raise _Intercepted({"arguments": arguments} | options)
+
+
+def popen_of(arguments: tuple[Any, ...]) -> dict[str, Any] | None:
+    """Let Snakemake work out the first process that a job starts, without starting it.
+
+    Returns:
+        The arguments of Popen by name, with the first as "arguments" and the working directory as "cwd". None if
+        ``run_wrapper`` ends without a process.
+    """
+    if SHELL_MODULE.get("sp") is not subprocess:  # nothing may start here, whatever this Snakemake does
+        return None
+    SHELL_MODULE["sp"] = _Interceptor()
+    try:
+        run_wrapper(*arguments)
+    except _Intercepted as start:
+        return start.call
+    except BaseException:  # the job's own process will meet it too, and can report it
+        return None
+    finally:
+        SHELL_MODULE["sp"] = subprocess
+    return None
+
+
+def discard_script(text: str) -> bool:
+    """Delete the script into which Snakemake has put a command of more than 64 KB; False if there is none."""
+    script = re.match(r'"[^"]+" "([^"]*/\.snakemake/shell_tmp\.[^"/]+)/script\.sh"', text)
+    if script is not None:
+        remove_tree(script[1])
+    return script is not None
+
+
+class _Active:
+    """Stands in for ``snakemake.deployment.conda.Conda`` in a job whose environment is active already."""
+
+    def __init__(self, container_img: Any = None, prefix_path: Any = None, check: bool = False) -> None:
+        pass
+
+    def shellcmd(self, env_address: str, command: str) -> str:
+        """Return the command as it is: the environment needs no activation in front of it."""
+        del env_address
+        return command
+
+
+def skip_activation(python: tuple[int, int] | None) -> None:
+    """Keep Snakemake from activating the conda environment of a job, in which the process is already.
+
+    Args:
+        python: the version of the environment's Python, for which Snakemake would start it; None if there is none.
+    """
+    from snakemake import script  # not above: Snakemake's own process needs it only for scripts
+    from snakemake.deployment import conda
+
+    conda.Conda = _Active
+    if "Conda" in SHELL_MODULE:
+        SHELL_MODULE["Conda"] = _Active
+    if python is not None:
+        script.PythonScript._get_python_version = lambda _: python

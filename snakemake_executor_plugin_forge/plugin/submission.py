@@ -1,0 +1,241 @@
+"""How a job of Snakemake gets to the engine: prepared, with its software environment, encoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from snakemake.executors.local import Executor as LocalExecutor
+from snakemake_interface_executor_plugins.executors.real import RealExecutor
+
+from ..kernel.tree import remove_tree, walk
+from ..run.engine import Engine
+from ..spec import misnamed
+from ..spec.errors import UsageError
+from ..spec.file_policy import inside_outputs
+from ..spec.job import JobRequest
+from ..spec.resources import FORGE_NUMBERS, FORGE_RESOURCES, GPU_RESOURCES, all_at_once, without_tiny
+from ..spec.verdict import EndedBy, Order, Verdict
+from .declarations import Declarations
+from .job_request import Translator
+from .later_changes import LaterChanges
+from .log_file import expect_a_full_disk
+from .run_blocks import RunBlockStarts
+from .run_wrapper import UNPICKLABLE, encode_call, encode_command, encode_remote
+from .snakemake_internals import (
+    SCRIPTS,
+    declared_at,
+    has_script,
+    is_local,
+    jobs_to_ask,
+    keep_until_success,
+    known_resources,
+    resources_ahead,
+    spare_devices,
+    uses_cache,
+)
+from .software import Deployment, Place
+
+_CHECKED = ("mem_mb", "disk_mb", "runtime", *GPU_RESOURCES, *FORGE_RESOURCES, *FORGE_NUMBERS)
+_MOST_CALLS = 200  # jobs of a rule whose functions are called before the run; the others are checked when they start
+_MOST_RECORDS = 100  # jobs of a rule that get a record when they are refused before the run
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job of Snakemake that is ready to run."""
+
+    request: JobRequest
+    staged: bool  # the present versions of its outputs still exist
+    arguments: tuple[Any, ...]  # of the local executor's run_wrapper
+
+
+class Submitter:
+    """Prepares the jobs of one run and hands them over to the engine."""
+
+    def __init__(self, executor: RealExecutor, engine: Engine, deployment: Deployment, starts: RunBlockStarts) -> None:
+        expect_a_full_disk(executor.logger)
+        self._executor = executor  # for the commands of inner Snakemakes
+        self._workflow = executor.workflow
+        self._engine = engine
+        self._deployment = deployment
+        self._starts = starts
+        self._changes = LaterChanges(self._workflow)
+        self.declarations = Declarations(self._workflow, engine.directory)
+        self._translator = Translator(self._workflow, partial(is_local, self._workflow))
+
+    def runs_elsewhere(self, job: Any) -> bool:
+        """Whether a job runs on another host than this one."""
+        return self._engine.has_remote and not is_local(self._workflow, job.rule)
+
+    def prepare(self, job: Any) -> PreparedJob:
+        """Prepare a job as the local executor does; but present versions of staged outputs stay until it succeeds."""
+        request, staged = None, False
+        if has_script(job.rule):  # so that it is there, empty or not, as with the local executor
+            os.makedirs(SCRIPTS, exist_ok=True)
+        if not job.is_norun and not job.is_shadow:  # Snakemake makes a shadow directory only below
+            request = self._translator.request(job)
+            cached = uses_cache(self._workflow, job.rule)
+            staged = not cached and self._engine.stages(request, self._deployment.runtime(job))
+        spare_devices(job)
+        absent: list[str] = []
+        if staged and request is not None:
+            absent = [path for path in inside_outputs(request.targets) if not os.path.lexists(path)]
+            keep_until_success(job, absent)
+        arguments = LocalExecutor.job_args_and_prepare(self._executor, job)
+        for path in absent:  # if Forge were killed now, the next run would take it for the output
+            _remove_empty(path)
+        return PreparedJob(request or self._translator.request(job), staged, arguments)
+
+    def submit(self, job: Any, prepared: PreparedJob, done: Callable[[Verdict], None]) -> str:
+        """Hand a prepared job over and return the attempt's name.
+
+        Raises:
+            UsageError: if the host cannot provide its resources; ``done`` is never called then.
+        """
+        place = self._deployment.place(job, prepared.arguments)
+        if self.runs_elsewhere(job):
+            request, payload, how = self._encode_remote(job, prepared, place)
+        else:
+            request, payload, how = self._encode_local(job, prepared.request, place)
+        command = job.shellcmd  # a property, which formats the command each time
+        by_hand = place.by_hand(command) or str(self._executor.format_job_exec(job))
+        return self._engine.submit(
+            replace(request, command=command), payload, by_hand, how, done,
+            is_command=how == "launcher", runtime=place.runtime, identity=place.identity, root=place.root,
+        )  # fmt: skip
+
+    def _encode_local(self, job: Any, request: JobRequest, place: Place) -> tuple[JobRequest, bytes, str]:
+        """Encode a job for this host, and say how it starts: as a call or, if that cannot be, as an inner Snakemake."""
+        why, changes = self._starts.reason(job), self._changes.now(is_run=job.is_run)
+        measured = bool(job.benchmark)
+        try:
+            if why is None:
+                payload = encode_call(
+                    place.arguments, self._workflow, place.activation, measured=measured, changes=changes
+                )
+        except UNPICKLABLE as error:
+            why = f"its arguments cannot be pickled: {error}"
+        if why is not None:
+            command = self._executor.format_job_exec(job)
+            payload = encode_command(command, place.for_inner_snakemake(job), replace(changes, values={}))
+            if _drop_shadow(job):
+                request = self._translator.with_outputs(request, job)
+            sources = (*request.sources, *self._starts.sources)
+            request = replace(request, sources=sources, own_snakemake=True)
+            return request, payload, f"inner snakemake, because {why}"
+        # The nursery changes it in the rare case that the job turns out to be more than a command.
+        return request, payload, "launcher" if place.is_plain and self._is_command(job) else "nursery"
+
+    def _encode_remote(self, job: Any, prepared: PreparedJob, place: Place) -> tuple[JobRequest, bytes, str]:
+        """Encode a job for another host: as a command if it comes down to one, else as an inner Snakemake."""
+        request, call = prepared.request, None
+        if self._is_command(job):
+            try:
+                changes = self._changes.now(is_run=False)
+                call = encode_call(place.arguments, self._workflow, place.activation, changes=changes)
+            except UNPICKLABLE:
+                call = None
+        if call is None:
+            place.refuse_elsewhere(job)
+            if _drop_shadow(job):
+                request = self._translator.with_outputs(request, job)
+        return request, encode_remote(call, self._executor.format_job_exec(job)), "launcher"
+
+    def _is_command(self, job: Any) -> bool:
+        """Whether a job is a shell command and nothing around it."""
+        return bool(job.is_shell and not job.benchmark and not self._workflow.execution_settings.debug)
+
+    def check(self, jobs: Iterable[Any]) -> None:
+        """Refuse all jobs whose resources cannot be had, before anything runs, and on record.
+
+        Functions are called ahead, as far as Snakemake lets them: without inputs that do not exist yet.
+
+        Raises:
+            UsageError: names each rule, its place and value, and the line to paste.
+            HostError: see :func:`..spec.resources.check_required`.
+        """
+        by_rule: dict[Any, list[Any]] = {}
+        for job in jobs:
+            by_rule.setdefault(job.rule, []).append(job)
+        asked = {rule.name: (_asked(rule), declared_at(rule)) for rule in by_rule}
+        for warning in misnamed.warnings(asked, self._workflow.global_resources):
+            self._executor.logger.warning(f"Forge: {warning}")
+        errors = []
+        for rule, of_rule in by_rule.items():
+            error, refused = self._check_rule(rule, of_rule)
+            if error is None:
+                continue
+            errors.append(error)
+            for job in refused[:_MOST_RECORDS]:
+                with suppress(Exception):  # Snakemake's, about another resource of the job
+                    request = self._translator.request(job)
+                    self._engine.refuse(request, str(self._executor.format_job_exec(job)), error)
+        if errors:
+            raise all_at_once(errors)
+
+    def _check_rule(self, rule: Any, jobs: list[Any]) -> tuple[UsageError | None, list[Any]]:
+        """The error of a rule, if it has one, and the jobs that it is about."""
+        here, place = is_local(self._workflow, rule), declared_at(rule)
+        check = partial(self._engine.check, rule.name, stays_here=here, place=place)
+        try:
+            check(known_resources(rule))
+        except UsageError as error:
+            return error, jobs
+        first, refused = None, []
+        if here or not self._engine.has_remote:
+            for job in jobs_to_ask(rule, _CHECKED, jobs[:_MOST_CALLS]):
+                resources: dict[str, object] = {}
+                with suppress(Exception):  # Snakemake says so itself, in its own words, when it comes to the job
+                    resources = resources_ahead(job, _CHECKED)
+                try:
+                    check(dict(without_tiny(resources)[0]))
+                except UsageError as error:
+                    first = first or error
+                    refused.append(job)
+        return first, refused
+
+    def check_group(self, jobs: list[Any]) -> None:
+        """Refuse jobs that cannot run at the same time.
+
+        Raises:
+            UsageError: see :func:`..spec.resources.check_group`.
+        """
+        elsewhere = [job.rule.name for job in jobs if self.runs_elsewhere(job)]
+        if elsewhere:
+            raise UsageError(
+                f"Rules {' and '.join(job.rule.name for job in jobs)} run at the same time (pipe or service), which "
+                f"they can only do on one host. Add {', '.join(elsewhere)} to localrules, or connect the rules with a "
+                "file instead."
+            )
+        self._engine.check_group([(job.rule.name, dict(job.resources.items())) for job in jobs])
+
+    def end(self, name: str, reason: str) -> None:
+        """End one attempt."""
+        self._engine.cancel(name, Order(EndedBy.FORGE, reason))
+
+
+def _asked(rule: Any) -> list[str]:
+    """Return the names of a rule's resources, and ``threads`` if it has more than one."""
+    return [*rule.resources, *([] if known_resources(rule).get("_cores") == 1 else ["threads"])]
+
+
+def _remove_empty(directory: str) -> None:
+    """Remove a directory in which nothing is but directories."""
+    with suppress(OSError):
+        for here in walk(directory, leave=True):
+            if here.left:
+                os.rmdir(here.name, dir_fd=None if here.up is None else here.up.fd)
+
+
+def _drop_shadow(job: Any) -> bool:
+    """Delete a job's shadow directory: an inner Snakemake makes its own. Return whether there was one."""
+    if not job.shadow_dir:
+        return False
+    remove_tree(job.shadow_dir)
+    job.shadow_dir = None
+    return True

@@ -1,0 +1,1 @@
+"""Named runtimes: venv, conda, container; their store and their health."""

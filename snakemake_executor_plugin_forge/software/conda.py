@@ -1,0 +1,276 @@
+"""Runtimes of the kind ``conda``, without conda: py-rattler solves and installs; existing prefixes stay unchanged.
+
+py-rattler is the extra ``[conda]``. Forge needs it to build environments, not for those of Snakemake's own
+``--sdm conda``.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..spec.catalog import Runtime, RuntimeKind
+from ..spec.errors import BrokenRuntimeError, UsageError
+from . import safe_yaml
+from .activation import CONFLICTING, Activation, capture
+from .safe_yaml import UnfitYamlError
+from .store import Definition, Manifest, Report, Store
+from .venv import run_tool
+
+if TYPE_CHECKING:
+    from rattler import RepoDataRecord
+
+T = TypeVar("T")
+
+_THREADS_SECONDS = 0.1
+_EXPLICIT = "@EXPLICIT"
+_NO_RATTLER = (
+    "Runtimes of the kind conda need py-rattler: pip install 'snakemake-executor-plugin-forge[conda]' in the "
+    "environment of Snakemake. (Rules with conda: of their own and --software-deployment-method conda do not.)"
+)
+
+
+def define(runtime: Runtime) -> Definition | None:
+    """The definition of the environment; None for an existing prefix.
+
+    Raises:
+        UsageError: for an unreadable file, and for a directory that is no environment.
+    """
+    source = runtime.source
+    if os.path.isdir(source):
+        if not os.path.isdir(f"{source}/conda-meta"):
+            raise UsageError(f"Runtime {runtime.name}: conda: {source} is no environment: it has no conda-meta in it.")
+        return None
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Runtime {runtime.name}: conda: {source} cannot be read: {error}.") from None
+    content = {"file": text, "machine": platform.machine()}
+    if _has_relative_channel(text):
+        content["directory"] = os.path.dirname(source)
+    return Definition(RuntimeKind.CONDA, source, content)
+
+
+def _content(runtime: Runtime, text: str) -> Any:
+    """The content of a definition.
+
+    Raises:
+        UsageError: if it is no YAML.
+    """
+    try:
+        return safe_yaml.load(text)[1]
+    except UnfitYamlError as error:
+        raise UsageError(f"Runtime {runtime.name}: {runtime.source}, line {error.line}: {error}.") from None
+
+
+def _has_relative_channel(text: str) -> bool:
+    """Whether a channel is a relative path, whose meaning depends on the directory."""
+    try:
+        content = safe_yaml.load(text)[1]
+    except UnfitYamlError:
+        return False  # a list, or an invalid file that the build refuses
+    channels = content.get("channels") if isinstance(content, dict) else None
+    return any(str(channel).startswith(".") for channel in channels or [])
+
+
+# -- building ----------------------------------------------------------------------------------------------------------
+
+
+def make(runtime: Runtime, store: Store, prefix: str, report: Report) -> tuple[Mapping[str, str], dict[str, str]]:
+    """Solve and install.
+
+    It checks every package in the cache against its checksums before use, and fetches it again if they differ: files of
+    environments are hard links into the cache, so that damage to one file damages both.
+
+    Returns:
+        Packages with versions, and no details.
+
+    Raises:
+        BrokenRuntimeError: with the message of the solver or the installer.
+    """
+    rattler = _rattler()
+    try:
+        records = _resolve(runtime, store, report)
+        report(f"installing {len(records)} packages")
+        place, verified = f"{store.packages}/pkgs", rattler.ValidationMode.full()
+        os.makedirs(place, exist_ok=True)
+        options = {
+            "package_cache": rattler.PackageCache.new_layered([place], validation_mode=verified),
+            "platform": _platform(),
+            "execute_link_scripts": True,
+            "show_progress": False,
+        }
+        _wait_for(rattler.install(records, prefix, **options))
+    except (BrokenRuntimeError, UsageError):
+        raise
+    except Exception as error:
+        raise BrokenRuntimeError(
+            f"Runtime {runtime.name} ({runtime.source}) cannot be built: {type(error).__name__}: {str(error)[:1000]}"
+        ) from error
+    os.makedirs(f"{prefix}/conda-meta", exist_ok=True)
+    _install_pip(runtime, prefix, report)
+    return packages(prefix), {}
+
+
+def _wait_for(result: Awaitable[T]) -> T:
+    """Run a coroutine of py-rattler.
+
+    A thread of the library delivers the result, and needs the interpreter once more right afterwards. If this process
+    ends at that moment, it ends with a segmentation fault: https://github.com/PyO3/pyo3-async-runtimes/issues/40.
+    """
+    import asyncio  # slow, and every use of a catalog imports this module
+
+    async def wait() -> T:
+        return await result
+
+    try:
+        return asyncio.run(wait())
+    finally:
+        time.sleep(_THREADS_SECONDS)
+
+
+def _rattler() -> Any:
+    try:
+        import rattler
+        import rattler.shell
+    except ImportError:
+        raise UsageError(_NO_RATTLER) from None
+    return rattler
+
+
+def _platform() -> Any:
+    return _rattler().platform.Subdir.current()
+
+
+def _resolve(runtime: Runtime, store: Store, report: Report) -> list[RepoDataRecord]:
+    """The packages of a definition, read according to the kind of file."""
+    text = Path(runtime.source).read_text(encoding="utf-8")
+    if _EXPLICIT in text:
+        urls = [line.strip() for line in text.splitlines() if "://" in line and not line.lstrip().startswith("#")]
+        report(f"reading {len(urls)} packages")
+        return _wait_for(_solve(store, [], urls))
+    content = _content(runtime, text)
+    if isinstance(content, dict) and "dependencies" in content:
+        channels, specs = _environment_file(runtime, content)
+        report("solving")
+        return _wait_for(_solve(store, channels, specs))
+    return _locked(runtime)
+
+
+def _environment_file(runtime: Runtime, content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    directory = os.path.dirname(runtime.source)
+    channels = [str(c) for c in content.get("channels") or [] if c != "nodefaults"]
+    channels = [f"file://{os.path.abspath(f'{directory}/{c}')}" if c.startswith((".", "/")) else c for c in channels]
+    specs = [str(d) for d in content["dependencies"] or [] if isinstance(d, str)]
+    if not channels:
+        raise UsageError(f"Runtime {runtime.name}: {runtime.source} names no channels, where packages would come from.")
+    return channels, specs
+
+
+async def _solve(store: Store, channels: list[str], specs: list[str]) -> list[RepoDataRecord]:
+    rattler = _rattler()
+    records: list[RepoDataRecord] = await rattler.solve(
+        sources=channels,
+        specs=specs,
+        gateway=rattler.Gateway(cache_dir=f"{store.packages}/repodata"),
+        platforms=[_platform(), "noarch"],
+        virtual_packages=rattler.VirtualPackage.detect(),
+    )
+    return records
+
+
+def _locked(runtime: Runtime) -> list[RepoDataRecord]:
+    """Package addresses of pixi.lock and conda-lock.yml."""
+    rattler = _rattler()
+    try:
+        environment = rattler.LockFile.from_path(Path(runtime.source)).default_environment()
+    except Exception as error:
+        raise UsageError(
+            f"Runtime {runtime.name}: {runtime.source} is none of these: an environment file (with dependencies:), "
+            f"a list with {_EXPLICIT}, a lock file of pixi or conda-lock: {error}"
+        ) from None
+    current = str(_platform())
+    for locked in environment.platforms() if environment is not None else []:
+        if str(getattr(locked, "name", locked)) == current:
+            return list(environment.conda_repodata_records_for_platform(locked) or [])
+    raise UsageError(f"Runtime {runtime.name}: {runtime.source} has no packages for {current}.")
+
+
+def _install_pip(runtime: Runtime, prefix: str, report: Report) -> None:
+    """The pip: part of an environment file."""
+    text = Path(runtime.source).read_text(encoding="utf-8")
+    content = None if _EXPLICIT in text else _content(runtime, text)
+    listed = content.get("dependencies") if isinstance(content, dict) else None
+    wanted = [str(item) for part in listed or [] if isinstance(part, dict) for item in part.get("pip") or []]
+    if not wanted:
+        return
+    report("installing what pip: lists")
+    options = [word for item in wanted for word in item.split(maxsplit=1 if item.startswith("-") else 0)]
+    command = [f"{prefix}/bin/python", "-m", "pip", "install", "--no-input", "--quiet", *options]
+    run_tool(command, runtime, f"pip cannot install {', '.join(wanted)}")
+
+
+# -- what is there -----------------------------------------------------------------------------------------------------
+
+
+def packages(prefix: str) -> dict[str, str]:
+    """Every package with version and build, from the names of its records, which are ``name-version-build.json``."""
+    records = glob.glob(f"{glob.escape(prefix)}/conda-meta/*-*-*.json")
+    parts = (os.path.basename(path).removesuffix(".json").rsplit("-", 2) for path in records)
+    return {name: f"{version} {build}" for name, version, build in parts}
+
+
+def python_version(prefix: str) -> tuple[int, int] | None:
+    """The version of the interpreter in an environment; None if it has none."""
+    version = packages(prefix).get("python")
+    if version is None or not os.path.exists(f"{prefix}/bin/python"):
+        return None
+    major, minor = version.split()[0].split(".")[:2]
+    return int(major), int(minor)
+
+
+def existing(runtime: str, source: str, prefix: str) -> Manifest:
+    """The manifest of a prefix that Forge did not make."""
+    found = packages(prefix)
+    text = json.dumps([os.path.realpath(prefix), sorted(found.items())])
+    identity = f"conda-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    created = ""
+    return Manifest(identity, RuntimeKind.CONDA, source, os.path.realpath(prefix), found, created, {"name": runtime})
+
+
+# -- activation --------------------------------------------------------------------------------------------------------
+
+
+def activate(runtime: Runtime, manifest: Manifest, environment: Mapping[str, str]) -> Activation:
+    """The effect of ``conda activate``, including hooks in ``activate.d``, which run once.
+
+    Raises:
+        BrokenRuntimeError: if a hook fails.
+    """
+    shell = _rattler().shell
+    clean = {k: v for k, v in environment.items() if k not in CONFLICTING}
+    current = environment.get("CONDA_PREFIX")
+    script = shell.activate(
+        Path(manifest.prefix),
+        shell.ActivationVariables(current_prefix=Path(current) if current else None),
+        shell.Shell.bash,
+    ).script
+    changed, removed = capture(script, clean, f"Runtime {runtime.name}: the activation of {manifest.prefix}")
+    # Packages in ~/.local belong to no environment, and Python would prefer them to those of this one.
+    variables = {"CONDA_DEFAULT_ENV": manifest.prefix, "PYTHONNOUSERSITE": "1", **changed, **runtime.env}
+    gone = {*removed, *(variable for variable in CONFLICTING if variable in environment)}
+    return Activation(
+        runtime=runtime.name,
+        identity=manifest.identity,
+        prefix=manifest.prefix,
+        python=python_version(manifest.prefix),
+        variables=variables,
+        removed=tuple(sorted(gone - variables.keys())),
+    )

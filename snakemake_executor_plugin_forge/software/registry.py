@@ -1,0 +1,276 @@
+"""The runtimes of one run: built where missing, checked, activated once, and held.
+
+The kinds differ in four verbs (define, make, verify, activate), each of which is one ``match`` here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
+
+from ..spec.catalog import Catalog, Runtime, RuntimeKind
+from ..spec.errors import BrokenRuntimeError
+from . import conda, container, venv
+from .activation import Activation
+from .health import Health, verify
+from .store import Definition, Manifest, Report, Store, default_directory
+
+_BUILDERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeState:
+    """The state of one runtime, for ``runtimes list``."""
+
+    runtime: Runtime
+    definition: Definition | None  # None: Forge builds nothing for it
+    manifest: Manifest | None  # None: it is not built, or Forge builds nothing for it
+
+    @property
+    def word(self) -> str:
+        """The state in one word."""
+        if self.definition is None:
+            return "ready"
+        return "built" if self.manifest is not None else "missing"
+
+
+class Runtimes:
+    """The runtimes of a catalog, for one run or one command."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        environment: Mapping[str, str],
+        declared: frozenset[str] = frozenset(),
+    ) -> None:
+        """Check nothing yet.
+
+        Args:
+            environment: Snakemake's, the base of the jobs' environment.
+            declared: variables that the workflow declares with ``envvars:``.
+        """
+        self.catalog = catalog
+        self.store = store
+        self._environment = environment  # no copy: secrets would be in the memory of jobs that are forks
+        self._declared = declared
+        self._activations: dict[str, Activation] = {}
+        self._manifests: dict[str, Manifest] = {}  # by identity
+        self._held: list[int] = []
+
+    def state(self, runtime: Runtime) -> RuntimeState:
+        """The state of a runtime.
+
+        Raises:
+            ForgeError: if its definition cannot be read.
+        """
+        definition = define(runtime)
+        if definition is not None:
+            return RuntimeState(runtime, definition, self.store.manifest(definition.identity))
+        match runtime.kind:
+            case RuntimeKind.CONDA:
+                manifest = conda.existing(runtime.name, runtime.source, runtime.source)
+            case RuntimeKind.CONTAINER:
+                manifest = container.existing(runtime)
+            case RuntimeKind.HOST | RuntimeKind.VENV:
+                return RuntimeState(runtime, None, None)
+            case _:
+                assert_never(runtime.kind)
+        return RuntimeState(runtime, None, manifest)
+
+    def build(self, runtimes: Iterable[Runtime], report: Callable[[Runtime], Report], *, again: bool = False) -> None:
+        """Build those that are missing, several at a time.
+
+        Args:
+            report: makes the :data:`.store.Report` of each.
+            again: rebuild existing ones too, and use nothing from an unverified cache.
+
+        Raises:
+            ForgeError: of the first failed build, after all others have ended.
+        """
+        wanted: dict[str, tuple[Runtime, Definition]] = {}
+        for runtime in runtimes:
+            definition = define(runtime)
+            if definition is not None:
+                wanted.setdefault(definition.identity, (runtime, definition))  # two names may mean one environment
+        with ThreadPoolExecutor(max_workers=_BUILDERS, thread_name_prefix="forge-build") as pool:
+            builds = [
+                pool.submit(
+                    self.store.build,
+                    definition,
+                    partial(make, runtime, self.store, trust_cache=not again),
+                    report(runtime),
+                    again=again,
+                )
+                for runtime, definition in wanted.values()
+            ]
+        for build in builds:
+            build.result()
+
+    def open(self, runtimes: Iterable[Runtime], report: Callable[[Runtime], Report]) -> None:
+        """Prepare runtimes for jobs: build, check, activate.
+
+        Raises:
+            ForgeError: names the runtime, its problem, and the command that helps.
+        """
+        wanted = [r for r in {r.name: r for r in runtimes}.values() if r.name not in self._activations]
+        self.build([r for r in wanted if self.state(r).word == "missing"], report)
+        for runtime in wanted:
+            health = self.health(runtime)
+            if health is not None and health.damage:
+                raise BrokenRuntimeError(f"Runtime {runtime.name} is damaged: {in_words(health)} {self.cure(runtime)}")
+        for runtime in wanted:
+            self._activations[runtime.name] = self._activate(runtime)
+
+    def health(self, runtime: Runtime, *, fully: bool = False) -> Health | None:
+        """Check every file; None if there is nothing to check.
+
+        Args:
+            fully: see :func:`.health.verify`.
+        """
+        manifest = self.state(runtime).manifest
+        return self.look(manifest, fully=fully) if manifest is not None else None
+
+    def look(self, manifest: Manifest, *, fully: bool = False) -> Health:
+        """Check an environment that may be missing in the catalog."""
+        ours = self._is_ours(manifest)
+        name = f"{manifest.identity}/verified.json" if ours else f"verified/{manifest.identity}.json"
+        return verify(manifest.prefix, manifest.kind, f"{self.store.directory}/{name}", fully=fully)
+
+    def cure(self, runtime: Runtime) -> str:
+        """The advice for a damaged runtime: a sentence with the command to type in the present directory."""
+        if self.state(runtime).definition is None:
+            return f"It is not of Forge's making: have whoever made {runtime.source} make it again."
+        words = ["snakemake-forge runtimes check", runtime.name, "--repair"]
+        if self.catalog.path is not None and os.path.dirname(self.catalog.path) != os.getcwd():
+            words += ["--config", shlex.quote(self.catalog.path)]
+        if self.store.directory != default_directory(self._environment):
+            words += ["--runtimes-dir", shlex.quote(self.store.directory)]
+        return f"Repair it with: {' '.join(words)}"
+
+    def _activate(self, runtime: Runtime) -> Activation:
+        manifest = self.state(runtime).manifest
+        if manifest is not None:
+            self._manifests[manifest.identity] = manifest
+            fd = self.store.hold(manifest.identity) if self._is_ours(manifest) else None
+            self._held += [fd] if fd is not None else []
+        return activate(runtime, manifest, self._environment, self._declared)
+
+    def _is_ours(self, manifest: Manifest) -> bool:
+        return manifest.prefix == self.store.prefix(manifest.identity)
+
+    def is_open(self, runtime: Runtime) -> bool:
+        """Whether it is ready for jobs."""
+        return runtime.name in self._activations
+
+    def activation(self, runtime: Runtime) -> Activation:
+        """The activation for jobs, determined by :meth:`open`, or now for a runtime that became known later.
+
+        Raises:
+            ForgeError: see :meth:`open`.
+        """
+        if not self.is_open(runtime):
+            self.open([runtime], lambda _: lambda _: None)
+        return self._activations[runtime.name]
+
+    def adopt(self, activation: Activation, manifest: Manifest) -> None:
+        """Add an environment that the catalog lacks."""
+        self._activations[activation.runtime] = activation
+        self._manifests[manifest.identity] = manifest
+
+    def describe(self) -> dict[str, object]:
+        """The environments in use, by identity, for ``run.json``."""
+        return {
+            manifest.identity: {
+                "kind": str(manifest.kind),
+                "source": manifest.source,
+                "prefix": manifest.prefix,
+                "created": manifest.created,
+                "packages": dict(manifest.packages),
+                "activations": {
+                    name: {"variables": dict(activation.variables), "removed": list(activation.removed)}
+                    for name, activation in self._activations.items()
+                    if activation.identity == manifest.identity
+                },
+                **manifest.details,
+            }
+            for manifest in self._manifests.values()
+        }
+
+    def paths(self) -> list[str]:
+        """Paths that jobs need although no rule declares them."""
+        known = self.catalog.runtimes.values()
+        sources = [r.source.removeprefix("dir:") for r in known if r.kind in (RuntimeKind.CONDA, RuntimeKind.CONTAINER)]
+        return [self.store.directory, *sources, *(path for r in known for path in (*r.paths.read, *r.paths.write))]
+
+    def close(self) -> None:
+        """Release the environments at the end of the run, so that they may be rebuilt."""
+        held, self._held = self._held, []
+        for fd in held:
+            os.close(fd)
+
+
+def in_words(health: Health) -> str:
+    """The damage in a sentence: the first files by name."""
+    named = "; ".join(map(str, health.damage[:3]))
+    more = len(health.damage) - 3
+    return f"{named}{f'; and {more} more' if more > 0 else ''}."
+
+
+def define(runtime: Runtime) -> Definition | None:
+    """The definition of a runtime's environment; None if Forge builds nothing.
+
+    Raises:
+        ForgeError: if its files cannot be read.
+    """
+    match runtime.kind:
+        case RuntimeKind.HOST:
+            return None
+        case RuntimeKind.VENV:
+            return venv.define(runtime)
+        case RuntimeKind.CONDA:
+            return conda.define(runtime)
+        case RuntimeKind.CONTAINER:
+            return container.define(runtime)
+        case _:
+            assert_never(runtime.kind)
+
+
+def make(
+    runtime: Runtime, store: Store, prefix: str, report: Report, *, trust_cache: bool
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Make the environment of a runtime at a prefix; see :meth:`.store.Store.build`."""
+    match runtime.kind:
+        case RuntimeKind.VENV:
+            return venv.make(runtime, prefix, report, trust_cache=trust_cache)
+        case RuntimeKind.CONDA:
+            return conda.make(runtime, store, prefix, report)
+        case RuntimeKind.CONTAINER:
+            return container.make(runtime, prefix, report)
+        case RuntimeKind.HOST:
+            raise AssertionError("nothing is built for the host")
+        case _:
+            assert_never(runtime.kind)
+
+
+def activate(
+    runtime: Runtime, manifest: Manifest | None, environment: Mapping[str, str], declared: frozenset[str]
+) -> Activation:
+    """The activation of a runtime, relative to Snakemake's environment."""
+    if runtime.kind is RuntimeKind.HOST:
+        return Activation(runtime.name, variables=runtime.env)
+    assert manifest is not None
+    match runtime.kind:
+        case RuntimeKind.VENV:
+            return venv.activate(runtime, manifest, environment)
+        case RuntimeKind.CONDA:
+            return conda.activate(runtime, manifest, environment)
+        case RuntimeKind.CONTAINER:
+            return container.activate(runtime, manifest, environment, declared)
+        case _:
+            assert_never(runtime.kind)

@@ -1,0 +1,205 @@
+"""The store of environments, built once for all working directories.
+
+::
+
+    <store>/
+      venv-1c0ffee…/            identity: kind and hash of the definition's content
+        env/                    the environment, built in place because its files contain this path
+        runtime.json            renamed into place at the end of a build: without it there is no environment
+        verified.json           the result of the last check: see software/health.py
+      venv-1c0ffee….lock        held by the building process
+      venv-1c0ffee….used        held, with others, by each run that uses it
+      packages/                 of conda
+
+Locks are flock(2): the kernel releases them at the end of the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+from ..kernel.tree import remove_tree
+from ..record.jsonfile import read_object, replace_file
+from ..spec.catalog import RuntimeKind
+from ..spec.errors import BrokenRuntimeError, UsageError
+
+SCHEMA = 1
+MANIFEST = "runtime.json"
+
+Report = Callable[[str], None]
+"""A callback that receives the present step in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """The definition of an environment."""
+
+    kind: RuntimeKind
+    source: str
+    content: Mapping[str, str]
+    """Everything that its identity depends on, by name: the text of its files, the interpreter, the platform."""
+
+    @property
+    def identity(self) -> str:
+        """A name that depends only on the content, not on its place."""
+        text = json.dumps([str(self.kind), sorted(self.content.items())], ensure_ascii=True)
+        return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The description of a built environment."""
+
+    identity: str
+    kind: RuntimeKind
+    source: str
+    prefix: str
+    packages: Mapping[str, str]  # name to version
+    created: str
+    details: Mapping[str, str] = field(default_factory=dict)  # of the kind's own
+
+
+class Store:
+    """The directory of built environments."""
+
+    def __init__(self, directory: str) -> None:
+        """Create nothing before the first build."""
+        self.directory = os.path.abspath(directory)
+
+    def place(self, identity: str) -> str:
+        """The directory of an environment, of its manifest and what else belongs to it."""
+        return f"{self.directory}/{identity}"
+
+    def prefix(self, identity: str) -> str:
+        """The environment itself."""
+        return f"{self.place(identity)}/env"
+
+    @property
+    def packages(self) -> str:
+        """The cache of conda packages."""
+        return f"{self.directory}/packages"
+
+    def manifest(self, identity: str) -> Manifest | None:
+        """The manifest of a complete environment; None if there is none.
+
+        Raises:
+            BrokenRuntimeError: if it cannot be read.
+        """
+        path = f"{self.place(identity)}/{MANIFEST}"
+        try:
+            record = read_object(path)
+            if record.pop("schema") != SCHEMA:
+                return None  # of another version of Forge: rebuild it
+            return Manifest(**{**record, "kind": RuntimeKind(record["kind"])})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise BrokenRuntimeError(
+                f"{path} cannot be read ({error}). Remove {self.place(identity)}, and it is built again."
+            ) from None
+
+    def build(
+        self,
+        definition: Definition,
+        make: Callable[[str, Report], tuple[Mapping[str, str], Mapping[str, str]]],
+        report: Report,
+        *,
+        again: bool = False,
+    ) -> Manifest:
+        """Build an environment, unless it exists or another process is building it.
+
+        Args:
+            make: given prefix and ``report``, makes it and returns packages and details.
+            again: even if it exists.
+
+        Raises:
+            BrokenRuntimeError: if the build fails, or a rebuild is due while a run uses it.
+        """
+        identity = definition.identity
+        self._make_directory()
+        with self._exclusive(identity, report):
+            known = None if again else self.manifest(identity)
+            if known is not None:
+                return known
+            if again:
+                self._refuse_if_used(identity)
+            place = self.place(identity)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{place}/{MANIFEST}")  # first: from here on the environment does not exist
+            remove_tree(place)
+            os.makedirs(place)
+            try:
+                packages, details = make(self.prefix(identity), report)
+            except OSError as error:
+                raise BrokenRuntimeError(f"{definition.source} could not be built in {place}: {error}.") from error
+            manifest = Manifest(
+                identity=identity,
+                kind=definition.kind,
+                source=definition.source,
+                prefix=self.prefix(identity),
+                packages=dict(sorted(packages.items())),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                details=details,
+            )
+            text = json.dumps({"schema": SCHEMA, **asdict(manifest)}, indent=1)
+            replace_file(f"{place}/{MANIFEST}", text, durable=True)
+            return manifest
+
+    def hold(self, identity: str) -> int | None:
+        """Hold an environment for this run: until the descriptor is closed, nobody rebuilds it.
+
+        Returns:
+            None where the store cannot be written, because another user owns it.
+        """
+        try:
+            fd = os.open(f"{self.directory}/{identity}.used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
+            return None
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return fd
+
+    def _make_directory(self) -> None:
+        try:
+            os.makedirs(self.directory, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"Environments cannot be built in {self.directory}: {error.strerror}. "
+                "Name another place with --forge-runtimes-dir."
+            ) from None
+
+    @contextmanager
+    def _exclusive(self, identity: str, report: Report) -> Iterator[None]:
+        fd = os.open(f"{self.directory}/{identity}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report("another process builds it; waiting for that")
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _refuse_if_used(self, identity: str) -> None:
+        fd = os.open(f"{self.directory}/{identity}.used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BrokenRuntimeError(
+                f"{self.place(identity)} is used by a run that is not over. Wait for its end."
+            ) from None
+        finally:
+            os.close(fd)
+
+
+def default_directory(environment: Mapping[str, str]) -> str:
+    """``forge/runtimes`` in the user's cache: XDG Base Directory Specification."""
+    cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return f"{cache}/forge/runtimes"

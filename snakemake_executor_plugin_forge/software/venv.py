@@ -1,0 +1,147 @@
+"""Runtimes of the kind ``venv``: a requirements file, installed by pip into an environment of its own."""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..spec.catalog import Runtime, RuntimeKind
+from ..spec.errors import BrokenRuntimeError, UsageError
+from .activation import CONFLICTING, Activation, prepend
+from .store import Definition, Manifest, Report
+
+_ASK_VERSION = "import sys, platform; print(platform.python_version(), sys.implementation.cache_tag)"
+_NESTED = ("-r", "--requirement", "-c", "--constraint")
+
+
+def define(runtime: Runtime) -> Definition:
+    """The definition of the environment: the requirements, with included files, and the interpreter.
+
+    Raises:
+        UsageError: for a missing file or interpreter.
+    """
+    python = _interpreter(runtime)
+    content = {f"requirements {n}": text for n, text in enumerate(_texts(runtime.source, []))}
+    content |= {"python": f"{python} {_version(python)}", "machine": platform.machine()}
+    return Definition(RuntimeKind.VENV, runtime.source, content)
+
+
+def _interpreter(runtime: Runtime) -> str:
+    if runtime.python is None:
+        return str(getattr(sys, "_base_executable", sys.executable))  # not a venv's own, which may disappear
+    found = shutil.which(os.path.expanduser(runtime.python))
+    if found is None:
+        raise UsageError(f"Runtime {runtime.name}: python: {runtime.python}: there is no such program in PATH.")
+    return found
+
+
+def _version(python: str) -> str:
+    if python == getattr(sys, "_base_executable", None):
+        return f"{platform.python_version()} {sys.implementation.cache_tag}"
+    done = subprocess.run([python, "-c", _ASK_VERSION], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UsageError(f"{python} is no Python that works: {done.stderr.strip()[-300:]}")
+    return done.stdout.strip()
+
+
+def _texts(path: str, seen: list[str]) -> Iterator[str]:
+    """A requirements file and its included files (-r, -c), each once."""
+    path = os.path.realpath(path)
+    if path in seen:
+        return
+    seen.append(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The requirements {path} cannot be read: {error}.") from None
+    yield text
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True) if line.lstrip().startswith("-") else []
+        if words and words[0].split("=")[0] in _NESTED:
+            included = words[1] if len(words) > 1 else words[0].partition("=")[2]
+            yield from _texts(os.path.join(os.path.dirname(path), included), seen)
+
+
+def make(
+    runtime: Runtime, prefix: str, report: Report, *, trust_cache: bool
+) -> tuple[Mapping[str, str], dict[str, str]]:
+    """Make the environment.
+
+    Args:
+        trust_cache: let pip use its cache; False for repairs.
+
+    Returns:
+        Packages with versions; and the version of the interpreter.
+
+    Raises:
+        BrokenRuntimeError: with pip's last lines.
+    """
+    python = _interpreter(runtime)
+    report("making an empty environment")
+    run_tool([python, "-m", "venv", prefix], runtime, "an empty environment cannot be made")
+    report("installing")
+    pip = [f"{prefix}/bin/python", "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--quiet"]
+    if not trust_cache:
+        pip += ["--no-cache-dir"]
+    run_tool([*pip, "-r", runtime.source], runtime, "pip cannot install its requirements")
+    version = _version(f"{prefix}/bin/python").split()[0]
+    return packages(prefix), {"python": version}
+
+
+def run_tool(command: list[str], runtime: Runtime, failure: str) -> None:
+    """Run a program that builds an environment, in the directory of its definition.
+
+    Raises:
+        BrokenRuntimeError: ``failure``, with what the program says about errors.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in CONFLICTING}
+    where = os.path.dirname(runtime.source)
+    done = subprocess.run(
+        command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()] or [done.stderr]
+        raise BrokenRuntimeError(
+            f"Runtime {runtime.name} ({runtime.source}): {failure} (exit code {done.returncode}): "
+            f"{' / '.join(said)[-500:].strip()}. By hand: {shlex.join(command)}"
+        )
+
+
+def site_packages(prefix: str) -> list[str]:
+    """The directories of its packages."""
+    directories = [d for d in (f"{prefix}/lib", f"{prefix}/lib64") if not os.path.islink(d)]  # one may be a link
+    return sorted(site for d in directories for site in glob.glob(f"{glob.escape(d)}/python3*/site-packages"))
+
+
+def packages(prefix: str) -> dict[str, str]:
+    """Every installed package with its version."""
+    import importlib.metadata  # slow, and every use of a catalog imports this module
+
+    found = importlib.metadata.distributions(path=site_packages(prefix))
+    return {str(d.metadata["Name"]): d.version for d in found}
+
+
+def activate(runtime: Runtime, manifest: Manifest, environment: Mapping[str, str]) -> Activation:
+    """The effect of ``bin/activate``, and the removal of other environments' libraries, which it forgets."""
+    prefix = manifest.prefix
+    major, minor, *_ = manifest.details["python"].split(".")
+    removed = (*CONFLICTING, "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "CONDA_PROMPT_MODIFIER")
+    return Activation(
+        runtime=runtime.name,
+        identity=manifest.identity,
+        prefix=prefix,
+        python=(int(major), int(minor)),
+        variables={
+            "PATH": prepend(environment.get("PATH", os.defpath), f"{prefix}/bin"),
+            "VIRTUAL_ENV": prefix,
+            **runtime.env,
+        },
+        removed=tuple(name for name in removed if name in environment and name not in runtime.env),
+    )

@@ -1,0 +1,1 @@
+"""What a job wrote: collected, checked, published, and recovered after a crash."""

@@ -1,0 +1,229 @@
+"""The files that a job has left in its layers: declared, undeclared, and unfit to be published."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ..kernel.plain_paths import unlink
+from ..kernel.tree import walk
+from ..sandbox.filesystem.overlay import Layer
+from ..spec.file_policy import inside_outputs
+from ..spec.job import Files, Target, TargetKind
+from .journal import Move
+from .links import leads_to_own
+from .owners import mark
+from .publish import publish_one
+from .tree import is_whiteout, unfit
+from .undeclared import PRIVATE, Decided
+
+_FILES_OF_SNAKEMAKE = """
+auxiliary benchmarks conda conda-archive forge incomplete iocache locks log metadata metadata.db
+scripts shadow singularity software source_cache storage tmp
+"""
+
+
+@dataclass(slots=True)
+class Collected:
+    """The files that a job has written."""
+
+    outputs: list[Move] = field(default_factory=list)
+    benchmarks: list[Move] = field(default_factory=list)  # which are outputs, too
+    logs: list[Move] = field(default_factory=list)
+    stale_logs: list[str] = field(default_factory=list)  # of an earlier attempt, and not written by this one
+    missing: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)  # sentences
+    private: list[str] = field(default_factory=list)  # the state of a Snakemake, in output directories
+    undeclared: Decided = field(default_factory=Decided)
+
+    @property
+    def extra(self) -> list[Move]:
+        """What it has written undeclared, and where that belongs."""
+        appends = [Move.of(append.source, append.place) for append in self.undeclared.appends]
+        return [*self.undeclared.moves, *appends]
+
+
+def collect(files: Files, layers: Iterable[Layer]) -> Collected:
+    """Collect what a job has left in its layers of what it declares. Nothing is changed.
+
+    Args:
+        files: what the job declares.
+        layers: in which it has written.
+
+    Raises:
+        OSError: if a directory cannot be read.
+    """
+    found = Collected()
+    targets = {target.path: target for target in files.targets}
+    nested = inside_outputs(files.targets)
+    walk = _LayerWalk(found, targets, nested, files)
+    for layer in layers:
+        walk.directory(layer.upper, layer.root)
+    logs_inside = {target.path for inside in nested.values() for target in inside if target.kind is TargetKind.LOG}
+    for path, target in targets.items():
+        if path not in walk.met and path not in logs_inside:
+            _not_written(target, found)
+    return found
+
+
+def discarded(layers: Iterable[Layer]) -> Iterator[str]:
+    """Yield what a job has left in Snakemake's own directory, but for what Snakemake has there itself."""
+    for layer in layers:
+        with suppress(FileNotFoundError):
+            names = sorted({*os.listdir(f"{layer.upper}/{PRIVATE}")}.difference(_FILES_OF_SNAKEMAKE.split()))
+            yield from (f"{layer.root}/{PRIVATE}/{name} (in Snakemake's own directory)" for name in names)
+
+
+def _not_written(target: Target, found: Collected) -> None:
+    if target.kind is TargetKind.LOG:
+        if os.path.lexists(target.path):
+            found.stale_logs.append(target.path)
+    elif target.kind is TargetKind.BENCHMARK or target.optional:
+        pass
+    elif not (target.update and os.path.lexists(target.path)):
+        found.missing.append(target.name)
+
+
+@dataclass(slots=True)
+class _LayerWalk:
+    found: Collected
+    targets: dict[str, Target]
+    nested: dict[str, list[Target]]  # see inside_outputs
+    files: Files
+    met: set[str] = field(default_factory=set)
+    parents: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for path in self.targets:
+            while (path := os.path.dirname(path)) not in self.parents and path != "/":
+                self.parents.add(path)
+
+    def directory(self, upper: str, real: str) -> None:
+        """Collect the targets in a directory."""
+        with os.scandir(upper) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                self._entry(entry, f"{real}/{entry.name}")
+
+    def _entry(self, entry: os.DirEntry[str], path: str) -> None:
+        target = self.targets.get(path)
+        if target is not None:
+            status = entry.stat(follow_symlinks=False)
+            if not is_whiteout(status):
+                self.met.add(path)
+                self._target(target, entry, status)
+        elif path in self.parents and entry.is_dir(follow_symlinks=False):
+            self.directory(entry.path, path)
+
+    def _target(self, target: Target, entry: os.DirEntry[str], status: os.stat_result) -> None:
+        inside = self.nested.get(target.path, ())
+        if not self._is_fit(target, entry.path, status):
+            self.met.update(inner.path for inner in inside)
+            return
+        if stat.S_ISDIR(status.st_mode):
+            self.found.rejected.extend(_unfit_below(entry.path, target, self.files, self.found.private))
+        for inner in inside:
+            path = f"{entry.path}{inner.path.removeprefix(target.path)}"
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found = os.lstat(path)
+                if inner.kind is TargetKind.LOG and stat.S_ISLNK(found.st_mode):
+                    self.found.rejected.append(f"{inner.name} is a symbolic link, but a log")
+                self._is_fit(inner, path, found)
+                self.met.add(inner.path)
+        move = Move(entry.path, target.path, status.st_ino)
+        (self.found.logs if target.kind is TargetKind.LOG else self.found.outputs).append(move)
+        if target.kind is TargetKind.BENCHMARK:
+            self.found.benchmarks.append(move)
+
+    def _is_fit(self, target: Target, path: str, status: os.stat_result) -> bool:
+        problem = unfit_target(target, status.st_mode, status.st_size, is_root=os.geteuid() == 0)
+        if problem is None and target.checksum is not None and stat.S_ISREG(status.st_mode):
+            problem = _wrong_checksum(target.checksum, path)
+        if problem is None and stat.S_ISLNK(status.st_mode):
+            problem = leads_to_own(os.readlink(path), target.path, self.files)
+        if problem is not None:
+            self.found.rejected.append(f"{target.name} is {problem}")
+        return problem is None
+
+
+def unfit_target(target: Target, mode: int, size: int, *, is_root: bool) -> str | None:
+    """Name what an output is, if it breaks a promise of its rule or cannot be published.
+
+    Args:
+        mode: st_mode of stat(2).
+        size: in bytes.
+        is_root: whether its owner is root, whom no mode keeps out.
+    """
+    if (problem := unfit(mode)) is not None:
+        return problem
+    is_directory = stat.S_ISDIR(mode)
+    if is_directory and not target.directory and target.kind is TargetKind.OUTPUT:
+        return "a directory, but the rule does not say directory()"
+    if target.directory and stat.S_ISREG(mode):
+        return "a file, but the rule says directory()"
+    if is_directory and not is_root and mode & stat.S_IRWXU != stat.S_IRWXU:  # Snakemake's run ends if it cannot enter
+        return f"a directory that its owner may not read, write and enter (mode {stat.S_IMODE(mode):03o})"
+    if target.non_empty and stat.S_ISREG(mode) and size == 0:
+        return "empty, but the rule says ensure(non_empty=True)"
+    return None
+
+
+def _wrong_checksum(expected: str, path: str) -> str | None:
+    algorithm, _, digest = expected.partition(":")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    return None if found == digest.lower() else f"not what ensure() says: its {algorithm} is {found}"
+
+
+def _unfit_below(directory: str, target: Target, files: Files, private: list[str]) -> Iterator[str]:
+    for here in walk(directory, open_up=True):
+        if PRIVATE in here.directories:
+            here.directories.remove(PRIVATE)
+            private.append(f"{here.path}/{PRIVATE}")
+        for name in here.files:
+            relative = f"{here.path.removeprefix(directory)}/{name}"
+            mode = os.stat(name, dir_fd=here.fd, follow_symlinks=False).st_mode
+            problem = unfit(mode)
+            if stat.S_ISLNK(mode):
+                problem = leads_to_own(os.readlink(name, dir_fd=here.fd), target.path + relative, files)
+            if problem is not None:
+                yield f"{target.name}{relative} is {problem}"
+
+
+def undeclared_reads(files: Files, workdir: str, opened: Iterable[str]) -> tuple[str, ...]:
+    """Return the files that a job opened and its rule does not declare, sorted.
+
+    Files that are not there, and Snakemake's own, do not count.
+    """
+    declared = {*files.inputs, *files.expected, *(target.path for target in files.targets)}
+    inside = tuple(f"{path}/" for path in declared)
+    found = []
+    for path in opened:
+        if path in declared or path.startswith((*inside, f"{workdir}/{PRIVATE}/")):
+            continue
+        with suppress(OSError):
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                found.append(path.removeprefix(f"{workdir}/"))
+    return tuple(sorted(found))
+
+
+def publish_logs(found: Collected, rule: str) -> tuple[str, ...]:
+    """Bring the logs to their places, after success and after failure; jobs of other rules may change them there.
+
+    Returns:
+        What went wrong, in sentences: a log is no reason to fail a job.
+    """
+    problems = []
+    for path in found.stale_logs:
+        with suppress(OSError):
+            unlink(path)
+    mark(found.logs, rule)
+    for move in found.logs:
+        try:
+            publish_one(move)
+        except OSError as error:
+            problems.append(f"the log {move.place} could not be written: {error.strerror}")
+    return tuple(problems)

@@ -1,0 +1,173 @@
+"""Control files: names that programs look for by themselves, in the directory where somebody starts them.
+
+A job that leaves one undeclared would steer the next run, or the user's next ``git status``, outside of its sandbox. So
+it fails before anything is published, and its rule has to declare the file. docs/explanation/files.md has the list, and
+docs/decisions/0030 what is not in it (Makefile, scripts, data), and why.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fnmatch import fnmatchcase
+
+from ..spec.paths import CATALOG_FILE
+
+_SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
+WORKFLOW = (*_SNAKEFILES, CATALOG_FILE, "profiles/**/config*.y*ml")
+"""What steers Snakemake and Forge: where a workflow is."""
+
+PROGRAMS = (
+    ".git/hooks/*", ".git/config", ".gitconfig", ".config/git/*",
+    ".envrc", ".direnvrc", ".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".profile", ".zshenv", ".zshrc",
+    ".zprofile", ".zlogin", ".inputrc", ".config/fish/**",
+    "sitecustomize.py", "usercustomize.py", "pyvenv.cfg", "*.pth", "site-packages/**", "dist-packages/**", ".pdbrc",
+    ".ipython/**", ".jupyter/**", ".pydistutils.cfg", ".config/pip/*",
+    ".Rprofile", ".Renviron", ".condarc", ".mambarc", ".npmrc", ".gdbinit", ".vimrc", ".exrc", ".nvimrc", ".vscode/*",
+    ".netrc", ".curlrc", ".wgetrc", ".ssh/**", ".gnupg/**", ".config/snakemake/**",
+)  # fmt: skip
+"""What steers other programs: everywhere, but for repositories and environments that jobs of the workflow have made."""
+
+_HARMLESS = (
+    "core.repositoryformatversion", "core.filemode", "core.bare", "core.logallrefupdates", "core.ignorecase",
+    "core.symlinks", "core.precomposeunicode", "core.worktree", "core.untrackedcache", "core.sparsecheckout*",
+    "core.autocrlf", "remote.*.url", "remote.*.fetch", "remote.*.pushurl", "remote.*.tagopt", "remote.*.promisor",
+    "remote.*.partialclonefilter", "branch.*.remote", "branch.*.merge", "branch.*.rebase", "submodule.*.url",
+    "submodule.*.active", "submodule.active", "user.name", "user.email", "extensions.*", "gc.auto", "advice.*",
+    "lfs.repositoryformatversion", "lfs.*.access", "lfs.*.locksverify", "remote.*.mirror", "core.sharedrepository",
+    "receive.denynonfastforwards",
+)  # fmt: skip
+_TEXT_BYTES, _CONFIG_BYTES = 4096, 1 << 16
+_UNITS = (".git", "bin/python", "bin/python3", "conda-meta")
+
+
+class ControlFiles:
+    """Decides which new files of a job are control files."""
+
+    def __init__(self, is_left: Callable[[str], bool], targets: frozenset[str]) -> None:
+        """Look at nothing yet.
+
+        Args:
+            is_left: whether a job of the workflow has left an existing file or directory.
+            targets: outputs of the job.
+        """
+        self._is_left = is_left
+        self._targets = targets
+
+    def has(self, root: str, place: str, found: str) -> bool:
+        """Whether a new file is a control file.
+
+        Args:
+            root: the directory over which the job has a layer.
+            place: where it is to be.
+            found: where it is now, with all around it that the job has written.
+        """
+        name = place.removeprefix(f"{root}/")
+        if _pattern(WORKFLOW).fullmatch(name):
+            return _has_workflow(root, name)
+        if _is_in_git_directory(found):
+            return not _is_harmless(found)
+        if not _pattern(PROGRAMS).fullmatch(name) or (name.endswith(".pth") and _is_binary(found)):
+            return False
+        return not self._is_in_unit(root, place, found)
+
+    def _is_in_unit(self, root: str, place: str, found: str) -> bool:
+        """Whether a file is part of a repository or an environment that jobs of this workflow have made as a whole."""
+        above = zip(_parents(place), _parents(found), strict=False)
+        for directory, layer in above:
+            if directory == root:
+                return False
+            marks = [f"{parent}/{name}" for parent in (layer, directory) for name in _UNITS]
+            has_name = not os.path.basename(directory).startswith(".")  # tools find .venv by themselves
+            if has_name and any(map(os.path.lexists, marks)):
+                return self._is_made(directory)
+        return False
+
+    def _is_made(self, directory: str) -> bool:
+        if not os.path.lexists(directory) or self._is_left(directory):
+            return True
+        with os.scandir(directory) as entries:  # Snakemake may have made it for an output
+            return all(entry.path in self._targets for entry in entries)
+
+
+def _has_workflow(root: str, name: str) -> bool:
+    """Whether a workflow is where a file that steers one is to be, or it is the working directory itself."""
+    parts = name.split("/")
+    parts = parts[: parts.index("profiles")] if "profiles" in parts[:-1] else parts[:-1]
+    parts = parts[:-1] if parts[-1:] == ["workflow"] else parts
+    place = "/".join((root, *parts))
+    return not parts or any(os.path.lexists(f"{place}/{other}") for other in (*_SNAKEFILES, CATALOG_FILE))
+
+
+def is_cached(place: str, is_left: Callable[[str], bool]) -> bool:
+    """Whether a new file is byte code of a source that no job has left, which Python would run instead."""
+    directory, name = os.path.split(place)
+    if not name.endswith(".pyc") or os.path.basename(directory) != "__pycache__":
+        return False
+    source = f"{os.path.dirname(directory)}/{name.partition('.')[0]}.py"
+    return os.path.lexists(source) and not is_left(source)
+
+
+@functools.cache
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """The ends of paths that fit: * is in one name, ** in any number of them."""
+    parts = (re.escape(name) for name in names)
+    kinds = [part.replace(r"/\*\*/", "/(?:.*/)?").replace(r"\*\*", ".*").replace(r"\*", "[^/]*") for part in parts]
+    return re.compile(rf"(?:.*/)?(?:{'|'.join(kinds)})", re.DOTALL)
+
+
+def _is_in_git_directory(found: str) -> bool:
+    """Whether a file is a hook or the configuration of a repository, which is .git or has a HEAD."""
+    directory, name = os.path.split(found)
+    if os.path.basename(directory) == "hooks" and not name.endswith(".sample"):
+        directory = os.path.dirname(directory)
+    elif name not in ("config", "config.worktree"):
+        return False
+    return os.path.basename(directory) == ".git" or os.path.lexists(f"{directory}/HEAD")
+
+
+def _is_harmless(found: str) -> bool:
+    """Whether a configuration of git only says what ``git clone`` does: no key of it names a program or a file."""
+    if os.path.basename(os.path.dirname(found)) == "hooks":
+        return False
+    text = _beginning(found, _CONFIG_BYTES)
+    if text is None or len(text) == _CONFIG_BYTES:
+        return False
+    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines()]
+    section = ""
+    for line in lines:
+        if line.startswith("["):
+            if not line.endswith("]"):
+                return False
+            head, _, rest = line[1:-1].partition(" ")
+            section = f"{head.lower()}.{rest.strip().strip(chr(34))}" if rest else head.lower()
+        elif line and line[0] not in "#;":
+            key = f"{section}.{line.partition('=')[0].strip().lower()}"
+            if line.endswith("\\") or not any(fnmatchcase(key, pattern) for pattern in _HARMLESS):
+                return False
+    return True
+
+
+def _is_binary(found: str) -> bool:
+    """Whether a file is no text: ``*.pth`` are settings of Python's, or weights of a model."""
+    return b"\0" in (_beginning(found, _TEXT_BYTES) or b"")
+
+
+def _beginning(found: str, size: int) -> bytes | None:
+    """The first bytes of a regular file; None if it is none, or cannot be read."""
+    with suppress(OSError):
+        fd = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.read(fd, size) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        finally:
+            os.close(fd)
+    return None
+
+
+def _parents(path: str) -> Iterator[str]:
+    while (path := os.path.dirname(path)) != "/":
+        yield path

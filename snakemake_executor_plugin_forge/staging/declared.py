@@ -1,0 +1,107 @@
+"""The outputs that the DAG of a run declares: they belong to the jobs of their rules alone.
+
+One file in the directory of the run has all of them, written when the DAG is known. Its lines are sorted, so a question
+reads a few of its pages, however large the DAG is. A supervisor opens it only if its job has done something undeclared.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property
+from typing import NamedTuple
+
+from ..record.jsonfile import replace_file
+
+DECLARED = "declared"
+"""The name of the file in the directory of a run."""
+
+
+class Declaration(NamedTuple):
+    """An output of a job, or a rule without an output."""
+
+    path: str  # absolute, no link in its directory; "\\0" for a rule alone
+    rule: str
+    directory: bool = False
+
+
+def write(path: str, declarations: Iterable[Declaration]) -> None:
+    """Write the file, or replace it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    lines = {_line(found) for found in declarations}
+    replace_file(path, "".join(sorted(lines)))
+
+
+def _line(found: Declaration) -> str:
+    return f"{_escaped(found.path)}\t{_escaped(found.rule)}\t{'d' if found.directory else 'f'}\n"
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text)[1:-1]  # ASCII without tab and newline; character by character, so that prefixes stay
+
+
+class Declared:
+    """The declarations of a run, as they are when the first is needed; none if the file is missing."""
+
+    def __init__(self, path: str) -> None:
+        """Open nothing yet."""
+        self._path = path
+        self._found_around: dict[str, tuple[str, ...]] = {}
+        self.has_below = cache(self._has_below)
+
+    def at(self, path: str) -> tuple[str, ...]:
+        """The rules that declare just this path."""
+        return tuple(rule for rule, _ in self._at(path))
+
+    def knows(self, rule: str) -> bool:
+        """Whether the workflow has such a rule."""
+        return any(found == rule for found, _ in self._at("\0"))
+
+    def around(self, directory: str) -> tuple[str, ...]:
+        """The rules that declare the directory, or one around it, with ``directory()``."""
+        passed: list[str] = []
+        while directory not in self._found_around:
+            passed.append(directory)
+            found = tuple(rule for rule, is_directory in self._at(directory) if is_directory)
+            if found or directory == "/":
+                self._found_around[directory] = found
+                break
+            directory = os.path.dirname(directory)
+        rules = self._found_around[directory]
+        self._found_around.update(dict.fromkeys(passed, rules))
+        return rules
+
+    def _has_below(self, directory: str) -> bool:
+        """Whether anything in a directory is declared."""
+        return next(self._beginning(f"{directory.rstrip('/')}/"), None) is not None
+
+    def _at(self, path: str) -> Iterator[tuple[str, bool]]:
+        for _, rule, kind in self._beginning(path, "\t"):
+            yield rule, kind == "d"
+
+    def _beginning(self, path: str, end: str = "") -> Iterator[tuple[str, str, str]]:
+        """Yield the declarations whose path begins so: with a tab at the end, only those of the path itself."""
+        data, start = self._data, f"{_escaped(path)}{end}".encode("ascii")
+        low, high = 0, len(data)
+        while low < high:
+            middle = (low + high) // 2
+            begin, stop = data.rfind(b"\n", low, middle) + 1 or low, data.find(b"\n", middle)
+            low, high = (stop + 1, high) if data[begin:stop] < start else (low, begin)
+        while data[low : low + len(start)] == start and low < len(data):
+            stop = data.find(b"\n", low)
+            place, rule, kind = data[low:stop].decode("ascii").split("\t")
+            yield place, json.loads(f'"{rule}"'), kind
+            low = stop + 1
+
+    @cached_property
+    def _data(self) -> mmap.mmap | bytes:
+        try:
+            with open(self._path, "rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # none, or an empty one
+            return b""

@@ -1,0 +1,78 @@
+"""Symbolic links that a job leaves undeclared: none may carry outputs of later jobs out of the working directory.
+
+A link is kept if it leads to something in the working directory, or to an existing file elsewhere (``ln -s
+/data/ref.fa``): nothing can be written through that, because jobs write to layers. See docs/decisions/0029.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ..spec.file_policy import PRIVATE_DIRECTORIES, below
+from ..spec.job import Files
+from ..spec.verdict import Harm, HarmKind
+from .declared import Declared
+
+
+def harm_of(link: str, place: str, roots: Sequence[str], declared: Declared, *, allow: bool) -> Harm | None:
+    """What keeps a link from being published.
+
+    Args:
+        link: where it is now.
+        place: where it is to be, with no link in its directory.
+        roots: the working directory, and other directories of outputs of its job.
+        declared: the outputs of the run.
+        allow: whether the rule may leave links to other directories, if no output goes through them.
+    """
+    target = os.path.join(os.path.dirname(place), os.readlink(link))
+    if declared.has_below(place):
+        stays = any(below(os.path.realpath(target), root) for root in roots) and _stays(target, place, roots)
+        return None if stays else Harm(place, HarmKind.CARRIES)
+    if allow or _stays(target, place, roots) or _is_file(target):
+        return None
+    return Harm(place, HarmKind.LEADS_OUT)
+
+
+def leads_to_own(text: str, place: str, files: Files) -> str | None:
+    """Name what a link is, if it leads to something that only jobs see: in their $HOME, caches or private /tmp.
+
+    Args:
+        text: of the link.
+        place: where it is to be.
+        files: what the job may see.
+    """
+    target = os.path.normpath(os.path.join(os.path.dirname(place), text))
+    if any(below(target, root) for root in (*files.layers, *files.writable)) or os.path.lexists(target):
+        return None
+    kept = [path for path in (files.home, *files.caches) if path is not None]
+    if any(below(target, path) for path in kept):
+        there = target
+        while not os.path.isdir(there):
+            there = os.path.dirname(there)
+        allow = f'defaults: {{paths: {{write: ["{there}"]}}}}'
+        return (
+            f"a link to {target}, which only this workflow has in its home (use cp -L, or add to forge.yaml: {allow})"
+        )
+    if any(below(target, path) for path in PRIVATE_DIRECTORIES):
+        return f"a link to {target}, which goes with the job (use cp -L)"
+    return None
+
+
+def _stays(target: str, place: str, roots: Sequence[str]) -> bool:
+    """Whether a target is in one of the roots, by its text alone: what it leads to may be made in the same step.
+
+    ``name/..`` does not count, because the name may be a link, whose parent is elsewhere.
+    """
+    rest = target.removeprefix(f"{os.path.dirname(place)}/").split("/")
+    while rest and rest[0] in ("..", ".", ""):
+        rest.pop(0)
+    return ".." not in rest and any(below(os.path.normpath(target), root) for root in roots)
+
+
+def _is_file(target: str) -> bool:
+    with suppress(OSError, ValueError):
+        return not stat.S_ISDIR(os.stat(target).st_mode)
+    return False

@@ -1,0 +1,80 @@
+"""Which processes of Forge may be alive, as far as files say it. In doubt, one is."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+
+from ..kernel.process_tree import command_name, is_dead
+from ..record import sound
+from ..record.identity import boot_id
+from ..record.jsonfile import CLOSED, load
+from ..record.reader import RUN, is_alive
+from ..spec.errors import UnfitError
+from .pending import Entry, Status, WaitingOutputs, entries
+
+COPY_SIGN = "@"
+"""Separates the run from the copy of an attempt in names on a cluster node: see backends/slurm/exchange.py."""
+
+
+def occupied(found: Iterable[Entry]) -> tuple[frozenset[str], frozenset[tuple[str, int]]]:
+    """Directories with outputs that wait to be adopted; and run and pid of each supervisor that may be detached."""
+    directories: set[str] = set()
+    detached: set[tuple[str, int]] = set()
+    for entry in found:
+        status = entry.status()
+        if status is Status.WAITING:
+            with suppress(UnfitError):
+                directories.update(WaitingOutputs.read(entry.directory).directories)
+        elif status is not Status.OVER:
+            detached.add((entry.run, entry.pid))
+    return frozenset(directories), frozenset(detached)
+
+
+def detached_supervisors(state: str) -> dict[int, Entry]:
+    """The supervisors on this host that are alive and have an entry, by pid."""
+    return {entry.pid: entry for entry in entries(state) if entry.supervised()}
+
+
+def may_live(run_dir: str, pid: int) -> bool:
+    """Whether the supervisor ``pid`` of a run may be alive; in doubt, it is.
+
+    Args:
+        run_dir: of the run. With COPY_SIGN and the name of a copy, the supervisor ran on a node, which cannot be asked.
+    """
+    runs, name = os.path.split(run_dir)
+    plain, sign, _ = name.partition(COPY_SIGN)
+    if sign:
+        return not is_over_on_nodes(f"{runs}/{plain}")
+    found = load(f"{run_dir}/{RUN}")
+    if found is None:  # removed by hand, or the run never began
+        return is_forge(pid)
+    run = sound.run(found)
+    if run.get("host") != socket.gethostname():
+        return run.get("ended") is None
+    if run.get("boot_id") != boot_id():
+        return False
+    return is_alive({**run, "ended": None}) or is_forge(pid)
+
+
+def is_over_on_nodes(run_dir: str) -> bool:
+    """Whether no job of a run is alive on nodes of a cluster: the run was closed, or Snakemake itself has ended it."""
+    if os.path.exists(f"{run_dir}/{CLOSED}"):
+        return True
+    run = load(f"{run_dir}/{RUN}") or {}
+    return bool(run.get("ended")) and not run.get("declared_dead")
+
+
+def is_forge(pid: int) -> bool:
+    """Whether ``pid`` is a living process of Forge, not one of another program that has got its number since."""
+    return not is_dead(pid) and command_name(pid).startswith("forge-")  # dead and not reaped: process 1 can be slow
+
+
+def is_own(path: str) -> bool:
+    """Whether a path is a directory of this user, and no link."""
+    with suppress(OSError):
+        status = os.lstat(path)
+        return os.path.isdir(path) and not os.path.islink(path) and status.st_uid == os.geteuid()
+    return False

@@ -1,0 +1,407 @@
+"""Pending jobs: they run, or their outputs wait to be published, without the Snakemake that started them.
+
+::
+
+    <state>/adoptable/<run>.<attempt>    an entry, from before such a job starts until it is adopted or discarded
+    <job directory>/staged.json          the outputs that wait, and their places
+    <job directory>/verdict.json         with "staged": true, from when all of these are on disk
+
+A process that wants to publish, discard or adopt an entry locks its file (flock(2), which ends with the process), and
+checks that the file is still there. A detached supervisor never publishes. So no job is published twice, and a process
+that is killed leaves the entry, and perhaps a journal, for the next one to complete.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..kernel.failpoints import reached
+from ..kernel.plain_paths import unlink
+from ..kernel.tree import remove_tree
+from ..record.codec import read_verdict
+from ..record.identity import boot_id, lives, process_number, start_time
+from ..record.jsonfile import ADOPTABLE, STAGED, VERDICT, amend, load, parse, read_object, replace_file, write_file
+from ..sandbox.filesystem.directories import remove_if_empty
+from ..spec.errors import UnfitError
+from ..spec.job import RECORD_SCHEMA, LaunchSpec
+from ..spec.verdict import Verdict
+from . import journal
+from .file_version import FileVersion, as_path, file_version
+from .fingerprint import Fingerprint
+from .journal import JOURNAL, PUBLISHED, Journal, Move, UndecidedError
+from .merge import ContestedError, lock_of, merging
+from .publish import publish, publish_one, recover, sync
+from .undeclared import Scene
+
+_MOST_BYTES = 1 << 26  # of an entry
+
+
+class Status(enum.Enum):
+    """The state of an entry's job."""
+
+    RUNNING = "running"
+    WAITING = "waiting"  # it succeeded, and its outputs wait for a run to adopt them
+    OVER = "over"  # it failed, or was published, or its supervisor died
+    ELSEWHERE = "elsewhere"  # on another host, whose processes are unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The entry of one job."""
+
+    path: str
+    run: str
+    name: str
+    directory: str  # of the attempt
+    pid: int  # of its supervisor
+    start_time: int
+    boot_id: str
+    host: str
+    cpus: int
+    memory_bytes: int | None
+    identity: Fingerprint
+
+    @property
+    def rule(self) -> str:
+        """The rule of the job."""
+        return self.identity.rule
+
+    def supervised(self) -> bool:
+        """Whether the supervisor is alive on this host."""
+        return self.host == socket.gethostname() and lives(self.pid, self.start_time, self.boot_id)
+
+    def status(self) -> Status:
+        """The present state of the job."""
+        alive = self.supervised()  # before reading the verdict, which the supervisor may just be writing
+        verdict = load(f"{self.directory}/{VERDICT}")
+        if verdict is not None:
+            return Status.WAITING if verdict.get("staged") else Status.OVER
+        if alive:
+            return Status.RUNNING
+        return Status.ELSEWHERE if self.host != socket.gethostname() else Status.OVER
+
+
+# -- in the supervisor --------------------------------------------------------------------------------------------
+
+
+def add_entry(spec: LaunchSpec, fingerprint: Fingerprint) -> str:
+    """Write the entry of a job that may run on without Snakemake, before it starts; in its supervisor.
+
+    Returns:
+        The path of the entry, for :func:`remove_entry`.
+
+    Raises:
+        OSError: if the entry cannot be written.
+    """
+    entry = Entry(
+        path=entry_path(spec),
+        run=os.path.basename(os.path.dirname(spec.job_dir)),
+        name=spec.name,
+        directory=spec.job_dir,
+        pid=os.getpid(),
+        start_time=start_time(os.getpid()),
+        boot_id=boot_id(),
+        host=socket.gethostname(),
+        cpus=spec.limits.cpus,
+        memory_bytes=spec.limits.memory_bytes,
+        identity=fingerprint,
+    )
+    data = {"schema": RECORD_SCHEMA, **asdict(entry)}
+    del data["path"]
+    _write_entry(entry.path, json.dumps(data).encode())
+    return entry.path
+
+
+def _write_entry(path: str, data: bytes) -> None:
+    """Write without a rename: on ext4 each new name costs as much as all else. A partial entry does not count."""
+    try:
+        write_file(path, data)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_file(path, data)
+
+
+def entry_path(spec: LaunchSpec) -> str:
+    """The path of a job's entry, whether it has one or not."""
+    run = os.path.dirname(spec.job_dir)
+    state = os.path.dirname(os.path.dirname(run))
+    return f"{state}/{ADOPTABLE}/{os.path.basename(run)}.{spec.name}"
+
+
+def remove_entry(path: str) -> None:
+    """Remove the entry of a job that needs no more attention."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingOutputs:
+    """The outputs and logs of a job that wait to be published."""
+
+    moves: tuple[Move, ...]
+    logs: tuple[Move, ...]
+    stale_logs: tuple[str, ...]
+    before: Mapping[str, FileVersion | None]  # versions at the places when the job started
+    directories: tuple[str, ...]  # contain all of this, and are removed after the publication
+    journal: str  # directory
+    undeclared: Scene | None = None  # what it has done undeclared is decided at the publication
+
+    def save(self, job_dir: str) -> None:
+        """Write this, and all files that it names, to the disk.
+
+        Raises:
+            OSError: if that is not possible.
+        """
+        sync(list(self.moves))
+        data = json.dumps({"schema": RECORD_SCHEMA, **asdict(self)})
+        replace_file(f"{job_dir}/{STAGED}", data, durable=True)
+
+    @classmethod
+    def read(cls, job_dir: str) -> WaitingOutputs:
+        """Read what :meth:`save` has written.
+
+        Raises:
+            UnfitError: if the file is missing or damaged.
+        """
+        try:
+            data = read_object(f"{job_dir}/{STAGED}")
+            return cls(
+                moves=tuple(map(Move.from_json, data["moves"])),
+                logs=tuple(map(Move.from_json, data["logs"])),
+                stale_logs=tuple(map(as_path, data["stale_logs"])),
+                before={
+                    as_path(place): None if found is None else FileVersion.from_json(found)
+                    for place, found in data["before"].items()
+                },
+                directories=tuple(map(as_path, data["directories"])),
+                journal=as_path(data["journal"]),
+                undeclared=Scene.from_json(data["undeclared"]) if data.get("undeclared") else None,
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UnfitError(f"{job_dir}/{STAGED} cannot be read: {error}") from error
+
+    def published(self) -> bool:
+        """Whether all outputs, and what was not declared, are at their places."""
+        if self.undeclared is not None:
+            return os.path.exists(f"{self.journal}/{PUBLISHED}")
+        return all(move.is_at(move.place) for move in self.moves)
+
+    def is_begun(self) -> bool:
+        """Whether a process has begun to publish the outputs, and perhaps finished."""
+        return os.path.exists(f"{self.journal}/{JOURNAL}") or self.published()
+
+    def recover(self) -> list[str]:
+        """Complete the publication if it was begun: see :func:`.publish.recover`. This knows what its journal had."""
+        try:
+            return recover(self.journal)
+        except UndecidedError:
+            if self.undeclared is not None:  # what that had led to was in the journal alone
+                raise
+            journal.write(self.journal, Journal(self.moves))
+            return recover(self.journal)
+
+    def check(self) -> None:
+        """Check that the outputs can be published now.
+
+        Raises:
+            UnfitError: if one is missing, or another process has changed its place.
+        """
+        for move in self.moves:
+            if not move.is_at(move.source):
+                raise UnfitError(f"{move.source}, which was staged for {move.place}, is missing")
+        for place, before in self.before.items():
+            if file_version(place) != before:
+                raise UnfitError(f"{place} was changed by another process since the job started")
+
+    def publish(self) -> None:
+        """Bring all of this to its places, but for the logs.
+
+        Raises:
+            UnfitError: if what was not declared cannot be published any more.
+            OSError: if that failed; all places are then as they were.
+        """
+        if self.undeclared is None:
+            publish(self.moves, self.journal)
+            return
+        scene = self.undeclared
+        try:
+            publish(self.moves, self.journal, merging(scene), lock=lock_of(scene), noted=True)
+        except ContestedError as error:
+            raise UnfitError(f"what the job did beside its outputs cannot be kept any more: {error}") from error
+
+
+# -- in later runs -------------------------------------------------------------------------------------------------
+
+
+def entries(state: str) -> list[Entry]:
+    """The readable entries of this user in a state directory, oldest first."""
+    directory = f"{state}/{ADOPTABLE}"
+    found = []
+    with suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory)):
+            if not name.startswith("."):
+                entry = _read_entry(f"{directory}/{name}")
+                if entry is not None:
+                    found.append(entry)
+    return found
+
+
+def _read_entry(path: str) -> Entry | None:
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            data = parse(file.read(_MOST_BYTES).decode("utf-8", "surrogateescape"))
+        if any("/" in data[key] or data[key] in ("", ".", "..") for key in ("run", "name")):
+            return None
+        return Entry(
+            path=path,
+            run=str(data["run"]),
+            name=str(data["name"]),
+            directory=f"{os.path.dirname(os.path.dirname(path))}/runs/{data['run']}/{data['name']}",
+            pid=process_number(data["pid"]),
+            start_time=int(data["start_time"]),
+            boot_id=str(data["boot_id"]),
+            host=str(data["host"]),
+            cpus=int(data["cpus"]),
+            memory_bytes=None if data["memory_bytes"] is None else int(data["memory_bytes"]),
+            identity=Fingerprint.from_json(data["identity"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+
+
+class EntryClaim:
+    """The exclusive right to publish or discard an entry's outputs, until it is released or this process ends."""
+
+    def __init__(self, entry: Entry, fd: int) -> None:
+        """Take over a locked descriptor; use :func:`claim`."""
+        self.entry = entry
+        self._fd = fd
+
+    def release(self) -> None:
+        """Release the right."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def check(self) -> None:
+        """Check that the outputs can be published now.
+
+        Raises:
+            UnfitError: if they cannot.
+        """
+        WaitingOutputs.read(self.entry.directory).check()
+
+    def publish(self, adopted: str) -> Verdict:
+        """Publish all outputs, or none, and note that in the verdict.
+
+        Args:
+            adopted: who does it, for the record.
+
+        Returns:
+            The amended verdict.
+
+        Raises:
+            UnfitError: if the outputs cannot be published any more.
+            OSError: if that failed; all places are then as they were.
+        """
+        entry = self.entry
+        outputs = WaitingOutputs.read(entry.directory)
+        if not outputs.recover() and not outputs.published():
+            outputs.check()
+            reached("adopting", entry.rule)
+            outputs.publish()
+        reached("adopted", entry.rule)
+        self._publish_logs(outputs)
+        verdict = self._note({"staged": False, "adopted": adopted})
+        reached("adoption noted", entry.rule)
+        self._clear(outputs)
+        return verdict
+
+    def _publish_logs(self, outputs: WaitingOutputs) -> None:
+        for path in outputs.stale_logs:
+            with suppress(OSError):
+                unlink(path)
+        for move in outputs.logs:
+            with suppress(OSError):  # a missing log fails no job; after a crash it may be there already
+                if move.is_at(move.source):
+                    publish_one(move)
+
+    def mark(self, adopted: str) -> Verdict:
+        """Note in the verdict that a job was adopted which needs no publication, and remove its entry."""
+        verdict = self._note({"adopted": adopted})
+        remove_entry(self.entry.path)
+        self.release()
+        return verdict
+
+    def discard(self, why: str) -> None:
+        """Remove the outputs, and note why in the verdict."""
+        if (load(f"{self.entry.directory}/{VERDICT}") or {}).get("staged"):
+            self._note({"staged": False, "discarded": why})
+        try:
+            outputs = WaitingOutputs.read(self.entry.directory)
+        except UnfitError:  # its layers remain leftovers of a dead run
+            remove_entry(self.entry.path)
+            self.release()
+            return
+        self._clear(outputs)
+
+    def _note(self, change: Mapping[str, Any]) -> Verdict:
+        amend(f"{self.entry.directory}/{VERDICT}", change)
+        verdict = read_verdict(self.entry.directory)
+        if verdict is None:
+            raise UnfitError("its verdict cannot be read")
+        return verdict
+
+    def _clear(self, outputs: WaitingOutputs) -> None:
+        """Remove the directories and then the entry, so that after a crash another process finds it and continues."""
+        for directory in outputs.directories:
+            remove_tree(directory)
+            remove_if_empty(os.path.dirname(directory))
+        reached("adoption cleared", self.entry.rule)
+        remove_entry(self.entry.path)
+        with suppress(OSError):
+            os.unlink(f"{self.entry.directory}/{STAGED}")
+        self.release()
+
+
+def claim(entry: Entry) -> EntryClaim | None:
+    """Lock an entry; None if another process has it locked, or it is gone.
+
+    Raises:
+        OSError: if it cannot be locked, as on a file system without locks.
+    """
+    fd = -1
+    try:
+        fd = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(entry.path, follow_symlinks=False)):
+            held, fd = EntryClaim(entry, fd), -1
+            return held
+    except (FileNotFoundError, BlockingIOError):
+        pass
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return None
+
+
+def signal_supervisor(entry: Entry, number: int) -> None:
+    """Send a signal to an entry's supervisor, never to another process with its pid; do nothing if it is dead."""
+    with suppress(OSError):
+        fd = os.pidfd_open(entry.pid)
+        try:
+            if entry.supervised():
+                signal.pidfd_send_signal(fd, number)
+        finally:
+            os.close(fd)

@@ -1,0 +1,71 @@
+"""The renderer: a process forked from Snakemake, with the workflow in it, that renders commands of remote jobs.
+
+Snakemake is stopped at the moment when it would start the shell. Nothing else may happen in that process meanwhile, so
+Snakemake's own process cannot do it; for local jobs the nursery does it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..spec.errors import ZygoteError
+from .channel import Channel, Frame, FrameKind
+from .launcher import Command
+from .zygote import Render, live_beside
+
+INNER = "inner snakemake: it is no shell command alone, or it is more than one"
+
+
+class Renderer:
+    """Snakemake's end of the channel. Make it while Snakemake has no threads; any thread may use it."""
+
+    def __init__(self, prepare: Callable[[], None], render: Render) -> None:
+        ours, theirs = socket.socketpair()
+        self._pid = os.fork()
+        if self._pid == 0:
+            ours.close()
+            live_beside("forge-render", (theirs.fileno(),), prepare, lambda: _serve(Channel(theirs), render))
+        theirs.close()
+        self._channel = Channel(ours)
+        self._lock = threading.Lock()
+
+    def command(self, payload: bytes, scratch: str) -> tuple[Command, str]:
+        """Return the command of a job, and how it came about (for the record).
+
+        Args:
+            payload: a pickled pair: the payload for :data:`.zygote.Render`, or None; and the command to fall back on.
+            scratch: $TMPDIR to render it with.
+
+        Raises:
+            ZygoteError: if the process is dead.
+        """
+        call, inner = pickle.loads(payload)
+        if call is None:
+            return inner, INNER
+        with self._lock:
+            self._channel.send(Frame(FrameKind.RENDER, body=pickle.dumps((call, scratch))))
+            answer = None
+            while answer is None and not self._channel.closed:
+                answer = next(self._channel.receive(), None)
+        if answer is None:
+            raise ZygoteError(f"the process that renders commands (pid {self._pid}) was killed")
+        command: Command | None = pickle.loads(answer.body)
+        return (inner, INNER) if command is None else (command, "launcher")
+
+    def close(self) -> None:
+        """End the process."""
+        self._channel.close()
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+
+def _serve(channel: Channel, render: Render) -> None:
+    while not channel.closed:
+        for frame in channel.receive():
+            call, scratch = pickle.loads(frame.body)
+            channel.send(Frame(FrameKind.DONE, frame.name, pickle.dumps(render(call, scratch))))

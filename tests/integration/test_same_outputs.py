@@ -1,0 +1,159 @@
+"""Unusual outputs and logs: with Forge they are what they are with ``local``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .. import ordinary
+from ..conftest import run, write_workflow
+from ..side_by_side import USERS, Both, Case
+
+CASES = [
+    Case("inside", """
+        rule @:
+            output: "@/d/a", "@/d/e/b", directory("@/d")
+            shell: "echo {config[version]} > {output[0]}; echo b > {output[1]}; echo > @/d/extra{config[version]}"
+        """),
+    Case("nested", """
+        rule @:
+            output: directory("@/d"), directory("@/d/e"), touch("@/d/done"), temp("@/d/gone")
+            log: "@/d/logs/x.log"
+            benchmark: "@/d/bench/x.tsv"
+            shell: "mkdir {output[1]}; echo {config[version]} > {output[1]}/f; echo > @/d/gone; ls @/d > {log}"
+        """, differs=(r"\.tsv$",), check=lambda forge, _: (forge.directory / "nested/d/bench/x.tsv").stat().st_size > 20),
+    Case("updated", """
+        rule @:
+            output: update(directory("@/d")), "@/d/new"
+            shell: "ls -A @/d > {output[1]}; echo {config[version]} > @/d/f{config[version]}; echo v >> @/d/both; rm -f @/d/gone"
+        """, before={"d/gone": "x", "d/e/old": "y"}),
+    Case("incomplete", """
+        rule @:
+            output: "@/d/a", "@/d/b", directory("@/d")
+            shell: "echo {config[version]} > {output[0]}; [ {config[version]} = 2 ] || echo > {output[1]}"
+        """, outcome="failed", says=("did not write incomplete/d/b",),
+        check=lambda forge, _: (forge.directory / "incomplete/d/a").read_text() == "1\n"),
+    Case("lost", """
+        rule @:
+            output: "@/out", directory("@/d")
+            shell: "echo > $TMPDIR/x; ln -s $TMPDIR/x {output[0]}; mkdir {output[1]}; ln -s ../out {output[1]}/inner; ln -s $TMPDIR/x {output[1]}/outer"
+        """, outcome="failed", says=("lost/out is a link to ", "lost/d/outer is a link to ", "which goes with the job")),
+    Case("private", """
+        rule @:
+            output: "@/out"
+            shell: "mkdir -p .snakemake/mine .snakemake/locks; echo > .snakemake/mine/x; echo > {output}"
+        """, says=(".snakemake/mine (in Snakemake's own directory) cannot be kept",)),
+    Case("sheltered", """
+        rule @:
+            input: "@/in"
+            output: "@/out"
+            shadow: "minimal"
+            resources: forge_files="strict", forge_run_blocks="new"
+            run: open(output[0], "w").write(open(input[0]).read())
+        """, before={"in": "x"}),
+    Case("late", """
+        rule @:
+            output: directory("@/d")
+            shell: "mkdir {output}; for i in 1 2; do (sleep 0.$i; echo > {output}/$i) & done; exit 0"
+        """),
+    Case("never", """
+        rule @:
+            output: directory("@/d")
+            log: "@/d/x.log"
+            shell: "echo half > @/d/half; echo failed > {log}; exit 3"
+        """, outcome="failed", check=lambda forge, _: not (forge.directory / "never/d").exists()),
+]
+
+# As root, Snakemake itself deletes /dev/stdout before a job whose log it is.
+_DEVICES = """
+mount -t tmpfs -o mode=755 dev /mnt
+for d in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m 666 /mnt/${d%:*} c 1 ${d#*:}; done
+mknod -m 666 /mnt/tty c 5 0; ln -s /proc/self/fd /mnt/fd; ln -s fd/1 /mnt/stdout; ln -s fd/2 /mnt/stderr
+mkdir -m 1777 /mnt/shm; mount --move /mnt /dev; exec "$@"
+"""
+PRIVATE_DEVICES = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _DEVICES, "sh"]
+
+DEVICES = """
+rule all:
+    input: expand("{name}/out", name=["null", "output", "streams", "opened", "fails"])
+rule null:
+    output: "null/out"
+    log: "/dev/null"
+    benchmark: "/dev/null"
+    shell: "(echo out; echo err >&2) > {output} 2> {log}"
+rule output:
+    output: "output/out", "/dev/null"
+    shell: "echo out | tee {output}"
+rule streams:
+    input: "/dev/zero"
+    output: "streams/out"
+    log: out="/dev/stdout", err="/dev/stderr", fd="/dev/fd/2"
+    shell: "head -c 3 {input} > {output}; echo one > {log.out}; echo two > {log.err}; echo three > {log.fd}"
+rule opened:
+    output: "opened/out"
+    log: "/dev/stderr", "opened/log"
+    resources: forge_files="open"
+    shell: "echo out > {output}; echo log > {log[1]}; echo err > {log[0]}"
+rule fails:
+    output: "fails/out"
+    log: "/dev/null"
+    shell: "echo > {output}; ls none 2> {log}"
+"""
+
+
+@pytest.fixture(scope="module", params=USERS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return Both.run(tmp_path_factory.mktemp("outputs"), CASES, user=request.param, versions=("version=1", "version=2"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_files_are_those_of_local(both: Both, case: Case) -> None:
+    both.check(case)
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_devices_as_logs_and_outputs(tmp_path: Path, user: str) -> None:
+    (tmp_path / "Snakefile").write_text(DEVICES)
+    if user == "user" and os.geteuid() == 0:
+        os.chown(tmp_path, ordinary.UID, ordinary.UID)
+        before = ordinary.prefix()
+    else:
+        before = PRIVATE_DEVICES if user == "root" else []
+    watched = [*before, "sh", "-c", '"$@"; code=$?; stat -c %F /dev/null; find /dev -maxdepth 1 -name "std*" -type f; ls -A /dev; exit $code', "sh"]
+    result = run(tmp_path, "-j4", "-k", before=watched)
+    devices = result.output.partition("character special file\n")[2].split()
+    assert {"null", "zero", "shm", "stderr", "stdout"} <= set(devices) and ".forge-staging" not in devices, result.output
+    assert {a["rule"]: a["outcome"] for a in result.attempts()} == {
+        "null": "succeeded", "output": "succeeded", "streams": "succeeded", "opened": "succeeded", "fails": "failed",
+    }, result.output
+    assert [(tmp_path / name / "out").read_text() for name in ("null", "output", "streams")] == ["out\n", "out\n", "\0" * 3]
+    streams = next(Path(a["directory"]) for a in result.attempts() if a["rule"] == "streams")
+    assert (streams / "stdout.log").read_text() == "one\n"
+    assert (streams / "stderr.log").read_text() == "two\nthree\n"
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_scripts_that_are_to_stay(tmp_path: Path, user: str) -> None:
+    """``--skip-script-cleanup``, of a job that succeeds and of one that fails."""
+    before = ordinary.prefix() if user == "user" and os.geteuid() == 0 else []
+    names = {}
+    for executor in ("local", "forge"):
+        directory = tmp_path / executor
+        write_workflow(directory, """
+            rule good:
+                output: "good"
+                script: "good.py"
+            rule bad:
+                output: "bad"
+                script: "bad.py"
+            """)
+        (directory / "good.py").write_text("open(snakemake.output[0], 'w').write('x')\n")
+        (directory / "bad.py").write_text("raise SystemExit(3)\n")
+        if before:
+            subprocess.run(["chown", "-R", f"{ordinary.UID}", str(tmp_path)], check=True)
+        run(directory, "-j2", "-k", "--skip-script-cleanup", "good", "bad", executor=executor, before=before)
+        names[executor] = sorted(path.name.partition(".")[2] for path in (directory / ".snakemake/scripts").iterdir())
+    assert names["forge"] == names["local"] == ["bad.py", "good.py"]

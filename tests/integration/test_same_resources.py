@@ -1,0 +1,150 @@
+"""Resources that the host does not have: run as with ``local``, or refused at once, by name, and on record."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ..conftest import forge, run, write_workflow
+from ..side_by_side import USERS, Both, Case
+
+HUGE = 900_000_000  # MB
+
+CASES = [
+    Case("plain", f"""
+        rule @:
+            output: "@/out"
+            threads: 999
+            resources: mem_mb={HUGE}, disk_mb=lambda wildcards: 70.6, runtime="2h"
+            shell: "echo {{resources.mem_mb}} {{resources.disk_mb}} {{resources.runtime}} {{threads}} > {{output}}"
+        """),
+    Case("words", """
+        rule @:
+            output: "@/out"
+            resources: mem="900 TB"
+            shell: "echo {resources.mem_mb} > {output}"
+        """),
+    Case("function", f"""
+        rule @:
+            output: "@/out"
+            resources: mem_mb=lambda wildcards, attempt: attempt * {HUGE}
+            shell: "echo {{resources.mem_mb}} > {{output}}"
+        """),
+    Case("tiny", """
+        rule @:
+            input: "@/in"
+            output: "@/out"
+            resources: mem_mb=lambda wildcards, input: 2 * input.size_mb, disk_mb=lambda wildcards, input: input.size_mb
+            shell: "echo {resources.mem_mb} {resources.disk_mb} > {output}"
+        """, before={"in": "x"}),
+    Case("gpu", """
+        rule @:
+            output: "@/out"
+            resources: gpu=64, nvidia_gpu=1, gpu_model="a100"
+            shell: "echo {resources.gpu} > {output}"
+        """, check=lambda _, attempts: attempts[-1]["isolation"]["not_enforced"][-1:] == ["gpu"]),
+]
+
+
+@pytest.fixture(scope="module", params=USERS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """With a cap on the memory, as a user of a small host sets it."""
+    place = tmp_path_factory.mktemp("resources")
+    return Both.run(place, CASES, user=request.param, arguments=("--resources", "mem_mb=900"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_files_are_those_of_local(both: Both, case: Case) -> None:
+    both.check(case)
+    assert both.codes == ((0, 0),)
+    if case.name in ("plain", "words", "function"):
+        assert both.forge.attempt(case.name)["limits"]["memory_bytes"] == 900 * 1024**2
+
+
+WORKFLOW = f"""
+    def needs(wildcards, input):
+        return {HUGE} if wildcards.s == "b" else 100
+    rule all:
+        input: "a.large", "b.large", "plain", "small", "other"
+    rule other:
+        output: touch("other")
+    rule plain:
+        output: "plain"
+        resources: mem_mb={HUGE}
+        shell: "touch {{output}}"
+    rule small:
+        output: "small"
+        resources: disk_mb=-1
+        shell: "touch {{output}}"
+    rule large:
+        output: "{{s}}.large"
+        resources: mem_mb=needs
+        shell: "touch {{output}}"
+"""
+
+
+def test_all_are_named_at_once_before_anything_runs(tmp_path: Path) -> None:
+    write_workflow(tmp_path, WORKFLOW)
+    result = run(tmp_path, "-j4")
+    assert result.code == 1 and not (tmp_path / "other").exists(), result.output
+    assert "3 rules cannot run as they are:" in result.output
+    assert f"Rule plain (Snakefile:8): mem_mb={HUGE} is more than" in result.output
+    assert f"Rule large (Snakefile:16): mem_mb={HUGE} is more than" in result.output
+    assert "Rule small (Snakefile:12): disk_mb=-1 must be above zero" in result.output
+    (paste,) = re.findall(r"(--set-resources (?:\w+:mem_mb=\d+ ?)+)\n", result.output)
+    assert set(re.findall(r"(\w+):", paste)) == {"plain", "large"}
+    assert {(a["rule"], a["wildcards"].get("s"), a["outcome"], a["cause"]) for a in result.attempts()} == {
+        ("plain", None, "failed", "resources"), ("small", None, "failed", "resources"), ("large", "b", "failed", "resources"),
+    }
+    mended = run(tmp_path, "-j4", "--set-resources", *paste.split()[1:], "small:disk_mb=10")
+    assert mended.code == 0, mended.output
+
+
+def test_what_is_known_in_mid_run_only_is_on_record_too(tmp_path: Path) -> None:
+    """The newest attempt is what ``why`` explains; another try of a job whose first one fitted gets all that there is."""
+    write_workflow(tmp_path, f"""
+        rule all:
+            input: "late", "grows"
+        rule first:
+            output: "first"
+            shell: "echo x > {{output}}"
+        rule late:
+            input: "first"
+            output: "late"
+            retries: 1
+            resources: mem_mb=lambda wildcards, input: len(open(input[0]).read()) * {HUGE}
+            shell: "touch {{output}}"
+        rule grows:
+            input: "first"
+            output: "grows"
+            retries: 2
+            resources: mem_mb=lambda wildcards, attempt: 10 ** (4 * attempt - 2)
+            shell: "[ {{resources.mem_mb}} -gt 100 ] && echo $FORGE_MEMORY_BYTES > {{output}}"
+        """)
+    lenient = run(tmp_path, "-j4", "--set-resources", "late:mem_mb=100", "--until", "late")
+    assert lenient.code == 0, lenient.output
+    result = run(tmp_path, "-j4", "-k", "-F")
+    assert result.code == 1
+    assert f"Rule late (Snakefile:7): mem_mb={2 * HUGE} is more than" in result.output
+    late = result.attempts("late")
+    assert [(a["outcome"], a["cause"]) for a in late] == [("succeeded", None), ("failed", "resources"), ("failed", "resources")]
+    why = forge(tmp_path, "why", "late").stdout
+    assert f"mem_mb={2 * HUGE}" in why and "--set-resources late:mem_mb=" in why
+    assert [a["outcome"] for a in result.attempts("grows")] == ["failed", "succeeded"]
+    assert "rule grows asks for mem_mb=1000000 at attempt 2" in result.output
+    assert 0 < int((tmp_path / "grows").read_text()) < 10**12
+
+
+def test_more_gpus_than_there_are(tmp_path: Path) -> None:
+    write_workflow(tmp_path, """
+        rule a:
+            output: "a"
+            resources: gpu=64
+            shell: "touch {output}"
+        """)
+    refused = run(tmp_path, "-j1", "--forge-require", "limits")
+    assert (refused.code == 1 and "asks for" in refused.output) or "gpu=64, but this run has" in refused.output
+    result = run(tmp_path, "-j1")
+    assert result.code == 0 and result.output.count("gpu=64, but this run has") == 1, result.output

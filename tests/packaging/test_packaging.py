@@ -1,0 +1,85 @@
+"""The distributions: what the wheel and the source distribution contain, and that the installed wheel runs a real rule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "snakemake_executor_plugin_forge"
+# Every file of the package that is not Python source. A new one must be listed: a wheel takes whatever lies there.
+DATA = {f"analysis/data/{name}" for name in ("grafana-dashboard.json", "report.css", "report.html.j2", "report.js")} | {"py.typed"}
+SDIST = {".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
+
+
+def _call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=os.environ | environment, text=True, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def _tree(directory: Path) -> set[str]:
+    files = (path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(directory)) for path in files}
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, and the wheel built from it: a file missing in one is missing in both."""
+    directory = tmp_path_factory.mktemp("dist")
+    _call(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory)
+    return directory
+
+
+def test_the_wheel_contains_the_package_and_nothing_else(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {name.removeprefix(f"{PACKAGE}/") for name in names if name.startswith(f"{PACKAGE}/")}
+    info = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}
+    assert package == _tree(ROOT / PACKAGE)
+    assert {name for name in package if not name.endswith(".py")} == DATA
+    assert info == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+    assert len(names) == len(package) + len(info)
+
+
+def test_the_source_distribution_contains_package_and_documentation(dist: Path) -> None:
+    (archive,) = dist.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()}
+    folders = {f"{folder}/{name}" for folder in (PACKAGE, "docs") for name in _tree(ROOT / folder)}
+    assert names == SDIST | folders
+
+
+def test_an_index_takes_both(dist: Path) -> None:
+    said = _call(sys.executable, "-m", "twine", "check", "--strict", *dist.iterdir())
+    assert said.count("PASSED") == 2
+
+
+def test_the_installed_wheel_runs_the_first_rule_of_the_demo(dist: Path, tmp_path: Path) -> None:
+    """In an environment that has the wheel, and the tests' site-packages behind it for Snakemake and the other dependencies."""
+    (wheel,) = dist.glob("*.whl")
+    venv, work = tmp_path / "venv", tmp_path / "work"
+    work.mkdir()
+    _call(sys.executable, "-m", "venv", "--without-pip", venv)
+    _call(sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", "--quiet", "--no-index", "--no-deps", wheel)
+    (site,) = venv.glob("lib/*/site-packages")
+    # A directory named in a .pth file has its own .pth files ignored: the editable installation stays out.
+    (behind,) = {path for path in sys.path if path.startswith(sys.prefix) and path.endswith("site-packages")}
+    (site / "behind.pth").write_text(f"{behind}\n")
+    place = _call(venv / "bin/python", "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)", cwd=work)
+    assert Path(place.strip()).is_relative_to(site)
+
+    snakefile = ROOT / "workflows" / "variants" / "Snakefile"
+    _call(venv / "bin/python", "-m", "snakemake", "--snakefile", snakefile, "--executor", "forge", "-j1", "results/verified.tsv",
+          cwd=work, PYTHONPATH="")
+    assert (work / "results" / "verified.tsv").read_text().count("\n") >= 4
+    listed = _call(venv / "bin/snakemake-forge", "jobs", cwd=work)
+    assert "verify_data" in listed
+    assert "succeeded" in listed

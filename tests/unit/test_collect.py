@@ -1,0 +1,314 @@
+"""What a job has left in its layers, without a job and without mounts: directories as an overlay would leave them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from snakemake_executor_plugin_forge.sandbox.filesystem.overlay import Layer
+from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, Target, TargetKind
+from snakemake_executor_plugin_forge.spec.verdict import Harm, HarmKind
+from snakemake_executor_plugin_forge.staging.collect import Collected, collect, undeclared_reads
+from snakemake_executor_plugin_forge.staging.merge import ContestedError, merging
+from snakemake_executor_plugin_forge.staging.publish import publish
+from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene, decide
+
+
+class Place:
+    """A working directory with a layer."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.layer = Layer(str(root), str(root / ".snakemake/forge/staging/x"), str(root))
+        self.layer.make()
+        self.targets: list[Target] = []
+
+    def old(self, name: str, text: str = "old") -> None:
+        """A file that was there before."""
+        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / name).write_text(text)
+
+    def new(self, name: str, text: str = "new") -> None:
+        """One that the job has written."""
+        path = Path(self.layer.upper, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def delete(self, name: str) -> None:
+        """A file that the job has deleted."""
+        os.mknod(f"{self.layer.upper}/{name}", stat.S_IFCHR, os.makedev(0, 0))
+
+    def link(self, name: str, target: str) -> None:
+        """A link that the job has made."""
+        os.symlink(target, f"{self.layer.upper}/{name}")
+
+    def opaque(self, name: str) -> None:
+        """A directory of the job that hides what was there."""
+        os.setxattr(f"{self.layer.upper}/{name}", "user.overlay.opaque", b"y")
+
+    def target(self, name: str, kind: TargetKind = TargetKind.OUTPUT, *, optional: bool = False) -> None:
+        """What its rule declares."""
+        self.targets.append(Target(f"{self.root}/{name}", name, kind, optional=optional))
+
+    def look(self) -> Collected:
+        """What is found of what it declares."""
+        return collect(Files(FilePolicy.GUARD, layers=(str(self.root),), targets=tuple(self.targets)), [self.layer])
+
+    def scene(self, begin_ns: int | None = None, *, allow: bool = False, appended: Mapping[str, int] | None = None) -> Scene:
+        """Of what it does not declare, by a job that begins now."""
+        time.sleep(0.02)
+        layers = (LayerPlace(str(self.root), self.layer.upper, True),)
+        targets = tuple(target.path for target in self.targets)
+        appended = {f"{self.root}/{name}": size for name, size in (appended or {}).items()}
+        state = f"{self.root}/.snakemake/forge"
+        return Scene("r", str(self.root), state, time.time_ns() if begin_ns is None else begin_ns, layers, targets, (),
+                     ("out.txt",), allow, appended)
+
+    def keep(self, scene: Scene) -> None:
+        """Publish that."""
+        publish([], self.layer.directory, merging(scene))
+        self.layer.empty()
+
+    def names(self, paths: Iterable[str]) -> list[str]:
+        """Relative to the working directory."""
+        return [os.path.relpath(path, self.root) for path in paths]
+
+    def text(self, name: str) -> str | None:
+        """What is in a file; None if it is not there."""
+        path = self.root / name
+        return path.read_text() if path.exists() else None
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path.resolve())
+
+
+def test_declared_and_undeclared_are_told_apart(place: Place) -> None:
+    place.old("there.txt")
+    time.sleep(0.02)
+    place.target("out/a.txt")
+    place.target("out/missing.txt")
+    place.target("touched.flag", optional=True)
+    place.target("log.txt", TargetKind.LOG)
+    (place.root / "out").mkdir()
+    for name in ("out/a.txt", "out/beside.txt", "there.txt", "dir/x", "log.txt", ".snakemake/scripts/tmp.py"):
+        place.new(name)
+    found = place.look()
+    assert [move.place for move in found.outputs] == [f"{place.root}/out/a.txt"]
+    assert [move.place for move in found.logs] == [f"{place.root}/log.txt"]
+    assert found.missing == ["out/missing.txt"]
+    assert found.rejected == []
+    decided = decide(place.scene())
+    assert place.names(decided.written()) == ["dir", "out/beside.txt"]
+    assert decided.harms == [Harm(f"{place.root}/there.txt", HarmKind.CHANGED)]
+
+
+def test_the_local_copy_of_a_storage_is_a_target_and_nothing_beside_it(place: Place) -> None:
+    place.target(".snakemake/storage/fs/x.txt")
+    for name in (".snakemake/storage/fs/x.txt", ".snakemake/storage/fs/y.tmp", ".snakemake/scripts/z.py"):
+        place.new(name)
+    assert len(place.look().outputs) == 1
+    assert not decide(place.scene())
+
+
+def test_what_a_job_left_undeclared_is_the_workflows_own_to_change(place: Place) -> None:
+    place.new("idx.bai", "first")
+    place.keep(place.scene())
+    place.new("idx.bai", "second")
+    place.keep(place.scene())
+    assert place.text("idx.bai") == "second"
+    place.delete("idx.bai")
+    place.keep(place.scene())
+    assert place.text("idx.bai") is None
+
+
+def test_links_are_in_the_ledger(place: Place) -> None:
+    place.link("latest", "v1")
+    place.keep(place.scene())
+    place.link("latest", "v2")
+    place.keep(place.scene())
+    assert os.readlink(place.root / "latest") == "v2"
+    (place.root / "latest").unlink()
+    time.sleep(0.02)
+    (place.root / "latest").symlink_to("somewhere")  # by somebody, who may get the same inode
+    place.link("latest", "v3")
+    assert [harm.kind for harm in decide(place.scene()).harms] == [HarmKind.CHANGED]
+
+
+def test_a_file_of_the_time_of_a_recorded_job_is_its_own(place: Place) -> None:
+    """Under another executor: before the begin of the job it is a user's, after its end too."""
+    records = place.root / ".snakemake/metadata"
+    records.mkdir(parents=True)
+    begin = time.time() - 100
+    record = records / urlsafe_b64encode(b"out.txt").decode()
+    record.write_text(json.dumps({"starttime": begin, "rule": "r"}))
+    os.utime(record, (begin + 10, begin + 10))
+    for name, seconds in {"before": -1, "inside": 5, "after": 11}.items():
+        place.old(name)
+        os.utime(place.root / name, (begin + seconds, begin + seconds))
+        place.new(name)
+    for name in ("out.txt/file", "out.txt/users"):  # in an output directory, too, only what its job has made
+        place.old(name)
+        place.new(name)
+    os.utime(place.root / "out.txt/file", (begin + 5, begin + 5))
+    decided = decide(place.scene())
+    assert place.names(decided.written()) == ["inside", "out.txt/file"]
+    assert place.names(harm.path for harm in decided.harms) == ["after", "before", "out.txt/users"]
+    assert decide(place.scene(allow=True)).harms == []
+
+
+def test_nothing_is_published_if_one_file_is_nobodys(place: Place) -> None:
+    place.old("raw.txt")
+    place.new("a.txt")
+    place.delete("raw.txt")
+    with pytest.raises(ContestedError, match=r"raw\.txt"):
+        place.keep(place.scene())
+    assert (place.text("a.txt"), place.text("raw.txt")) == (None, "old")
+    place.keep(place.scene(allow=True))
+    assert (place.text("a.txt"), place.text("raw.txt")) == ("new", None)
+
+
+def test_the_same_content_replaces_nothing(place: Place) -> None:
+    place.old("ref.fai", "index")
+    before = (place.root / "ref.fai").stat()
+    place.new("ref.fai", "index")
+    assert not decide(place.scene())
+    place.keep(place.scene())
+    now = (place.root / "ref.fai").stat()
+    assert (now.st_ino, now.st_mtime_ns, now.st_ctime_ns) == (before.st_ino, before.st_mtime_ns, before.st_ctime_ns)
+
+
+def test_of_two_jobs_that_write_the_same_the_last_one_wins(place: Place) -> None:
+    begin = place.scene().begin_ns
+    place.new("Rplots.pdf", "of one job")
+    place.keep(place.scene())
+    place.new("Rplots.pdf", "of another job")
+    place.keep(place.scene(begin))
+    assert place.text("Rplots.pdf") == "of another job"
+    place.old("user.txt", "of somebody, meanwhile")
+    place.new("user.txt")
+    assert decide(place.scene(begin)).harms == [Harm(f"{place.root}/user.txt", HarmKind.CONTESTED)]
+
+
+def test_directories_are_merged(place: Place) -> None:
+    """Both jobs have made the directory, so both believe that nothing else is in it."""
+    begin = place.scene().begin_ns
+    for name in "ab":
+        place.new(f"side/{name}.idx", name)
+        place.opaque("side")
+        place.keep(place.scene(begin))
+    assert sorted(os.listdir(place.root / "side")) == ["a.idx", "b.idx"]
+    place.new("side/c.idx")
+    place.opaque("side")
+    place.keep(place.scene())
+    assert os.listdir(place.root / "side") == ["c.idx"]
+    place.new("side", "a file")
+    assert decide(place.scene(begin)).harms == [Harm(f"{place.root}/side", HarmKind.UNMERGED)]
+    place.keep(place.scene())
+    assert place.text("side") == "a file"
+
+
+def test_a_fifo_is_left_out_alone(place: Place) -> None:
+    place.new("d/x")
+    os.mkfifo(f"{place.layer.upper}/d/pipe")
+    scene = place.scene()
+    assert decide(scene).left_out == [f"{place.root}/d/pipe (a FIFO)"]
+    place.keep(scene)
+    assert os.listdir(place.root / "d") == ["x"]
+
+
+def test_an_append_under_strict_is_appended_to_what_the_job_did_not_see(place: Place) -> None:
+    place.new("log", "before\n")
+    place.keep(place.scene())
+    for line in ("before\n", "after\n"):
+        place.new("log", line)
+        scene = place.scene(appended={"log": 0})
+        place.keep(replace(scene, layers=(scene.layers[0]._replace(shows_root=False),)))
+    assert place.text("log") == "before\nbefore\nafter\n"
+
+
+def test_what_was_appended_is_appended(place: Place) -> None:
+    place.new("log", "begin\n")
+    place.keep(place.scene())
+    begin = place.scene().begin_ns
+    for line in ("one\n", "one\n", "two\n"):
+        place.new("log", f"begin\n{line}")
+        place.new("dir/new", line)
+        place.opaque("dir")
+        place.keep(place.scene(begin, appended={"log": 6, "dir/new": 0}))
+    assert place.text("log") == "begin\none\none\ntwo\n"
+    assert place.text("dir/new") == "one\none\ntwo\n"
+
+
+def test_byte_code_is_left_as_it_is(place: Place) -> None:
+    place.old("scripts/__pycache__/x.cpython-311.pyc")
+    place.new("scripts/__pycache__/x.cpython-311.pyc")
+    decided = decide(place.scene())
+    assert not decided
+    assert decided.harms == []
+
+
+def test_a_refreshed_index_of_git_is_no_change(place: Place) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(place.root / "repo"), *words], check=True, capture_output=True)
+
+    place.old("repo/a", "one")
+    place.old("repo/long name/b", "two")
+    git("init", "-q")
+    git("add", "-A")
+    index = place.root / "repo/.git/index"
+    before = index.read_bytes()
+    for path in ("repo/a", "repo/long name/b"):
+        os.utime(place.root / path, (1, 1))
+    git("status")
+    assert index.read_bytes() != before
+    place.new("repo/.git/index", "")
+    new = Path(f"{place.layer.upper}/repo/.git/index")
+    new.write_bytes(before)
+    assert decide(place.scene()).harms == []
+    git("update-index", "--chmod=+x", "a")
+    assert len(decide(place.scene()).harms) == 1
+    new.write_bytes(b"no index")
+    assert len(decide(place.scene()).harms) == 1
+
+
+def test_a_log_of_an_earlier_attempt_does_not_stay(place: Place) -> None:
+    place.old("log.txt")
+    place.target("log.txt", TargetKind.LOG)
+    assert place.look().stale_logs == [f"{place.root}/log.txt"]
+
+
+def test_reads_of_what_is_declared_or_not_there_do_not_count(place: Place) -> None:
+    for name in ("in.txt", "other.txt", "dir/a", ".snakemake/x"):
+        place.old(name)
+    place.target("out.txt")
+    root = str(place.root)
+    files = Files(FilePolicy.GUARD, layers=(root,), targets=tuple(place.targets), inputs=(f"{root}/in.txt", f"{root}/dir"))
+    opened = {f"{root}/{name}" for name in ("in.txt", "other.txt", "dir/a", ".snakemake/x", "out.txt", "gone.txt")}
+    assert undeclared_reads(files, root, opened) == ("other.txt",)
+
+
+def test_a_lock_that_kept_nobody_out_is_no_success(place: Place) -> None:
+    names = {"equal": ("1", "1"), "other": ("1", "2"), "lock": ("", ""), "appended": ("1", "12")}
+    for name, (here, _) in names.items():
+        place.new(name, here)
+    place.keep(place.scene())
+    for name, (_, written) in names.items():
+        place.new(name, written)
+    place.new("mine", "1")
+    for locks, allow in ((True, False), (False, False), (True, True)):
+        scene = replace(place.scene(0, allow=allow, appended={"appended": 1}), locks=locks)
+        found = [Harm(f"{place.root}/{name}", HarmKind.LOCKED) for name in ("equal", "other") if locks and not allow]
+        assert decide(scene).harms == found
+    unchanged = replace(place.scene(), locks=True)
+    assert decide(unchanged).harms == []

@@ -1,0 +1,126 @@
+"""The meter of a scratch directory: what it counts, and what it costs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from snakemake_executor_plugin_forge.sandbox.filesystem import disk_usage
+from snakemake_executor_plugin_forge.sandbox.filesystem.disk_usage import Meter
+
+MIB = 2**20
+
+
+def _none() -> list[int]:
+    return []
+
+
+def _meter(root: Path, limit: int | None = None) -> Meter:
+    (root / "inner").mkdir(exist_ok=True)
+    return Meter(str(root), str(root / "inner"), "/tmp", limit)
+
+
+def test_an_empty_scratch_takes_nothing(tmp_path: Path) -> None:
+    meter = _meter(tmp_path)
+    assert meter.finish(1.0) == (None, True)
+    assert meter.peak_bytes == 0
+
+
+def test_links_count_once_and_holes_do_not(tmp_path: Path) -> None:
+    meter = _meter(tmp_path)
+    (tmp_path / "inner" / "a").write_bytes(os.urandom(MIB))
+    os.link(tmp_path / "inner" / "a", tmp_path / "b")
+    (tmp_path / "c").symlink_to("/dev/zero")
+    with (tmp_path / "holes").open("wb") as file:
+        file.truncate(2**40)
+    meter.finish(1.0)
+    assert MIB <= meter.peak_bytes < 1.1 * MIB
+
+
+def test_the_largest_thing_is_named(tmp_path: Path) -> None:
+    meter = _meter(tmp_path, MIB)
+    for number in range(10):
+        path = tmp_path / "inner" / "parts" / str(number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(MIB // 2))
+    excess, _ = meter.finish(1.0)
+    assert excess is not None and excess.name == "/tmp/inner/parts"
+    (tmp_path / "x").write_bytes(os.urandom(8 * MIB))
+    excess, _ = meter.finish(1.0)
+    assert excess is not None and excess.name == "/tmp/x" and excess.name_bytes == 8 * MIB
+
+
+def test_a_large_tree_is_measured_in_slices_and_at_a_bounded_price(tmp_path: Path) -> None:
+    """20,000 files: no step takes long, and the pauses after the steps are 20 times what they took."""
+    for number in range(20):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        for name in range(1000):
+            (directory / str(name)).touch()
+    meter = _meter(tmp_path, 2**40)
+    spent, longest, steps = 0.0, 0.0, 0
+    until = time.monotonic() + 3
+    while (now := time.monotonic()) < until:
+        if now < meter.due:
+            time.sleep(min(0.005, meter.due - now))
+            continue
+        begin = time.process_time()
+        assert meter.step(_none) is None
+        took = time.process_time() - begin
+        spent, longest, steps = spent + took, max(longest, took), steps + 1
+    assert steps > 3
+    assert longest < 0.05
+    assert spent < 0.1 * 3
+
+
+def test_nothing_is_walked_while_the_file_system_loses_no_space(tmp_path: Path) -> None:
+    meter = _meter(tmp_path, 2**40)
+    meter.step(_none)
+    (tmp_path / "x").write_bytes(os.urandom(MIB))
+    seen = meter.peak_bytes
+    for _ in range(3):
+        meter.step(_none)
+    assert meter.peak_bytes == seen == 0  # a MiB is far from the limit of a TiB
+
+
+@pytest.mark.parametrize("looks", [1, 3, 20])
+def test_what_others_give_back_hides_nothing_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """The file system has more room than before, as somebody else has removed more than this job has written.
+
+    Only the time counts that the meter wants to pass, not what a busy machine makes of it.
+    """
+    meter = _meter(tmp_path, MIB)
+    monkeypatch.setattr(disk_usage, "_free_bytes", lambda _: 2**60)
+    for _ in range(looks):  # of a job that has done nothing yet
+        assert meter.step(_none) is None
+        time.sleep(max(0.0, meter.due - time.monotonic()))
+    (tmp_path / "x").write_bytes(os.urandom(2 * MIB))
+    wanted = 0.0
+    while (excess := meter.step(_none)) is None:
+        wanted += max(0.0, meter.due - time.monotonic())
+        assert wanted < 1
+        time.sleep(max(0.0, meter.due - time.monotonic()))
+    assert excess.total_bytes >= 2 * MIB
+
+
+def test_a_preempted_walk_is_not_taken_for_a_dear_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One walk in which others had the CPU for half a second: it is walked again soon all the same."""
+    meter = _meter(tmp_path, MIB)
+    monkeypatch.setattr(disk_usage, "_free_bytes", lambda _: 2**60)
+
+    def slow() -> list[int]:
+        time.sleep(0.5)
+        return []
+
+    assert meter.step(slow) is None
+    (tmp_path / "x").write_bytes(os.urandom(2 * MIB))
+    wanted = 0.0
+    while meter.step(_none) is None:
+        wanted += max(0.0, meter.due - time.monotonic())
+        assert wanted < 5
+        time.sleep(max(0.0, meter.due - time.monotonic()))

@@ -1,0 +1,125 @@
+"""The shape of the package: where files lie, who imports whom, how large things are, and which words they use."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "snakemake_executor_plugin_forge"
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+LINES, FUNCTION, CLASS = 450, 50, 250
+REASON = re.compile(r"\b[Ll]ong(er than other \w+:| because)")
+"""The sentence that excuses a size: above a definition, in its docstring, or within the first lines of a file."""
+
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
+         *sorted((ROOT / "docs").rglob("*.md"))]
+BANNED = re.compile(
+    r"\b(g[ia]ves? up|given up|giving up|anew|stands? back|let off|as ever|manieth|goes on|going on|jobs? go on|bears the|"
+    r"no feature of the|a look\b|looks of|the opposite)\b", re.IGNORECASE)
+SUBJECTLESS = re.compile(r"(Of|Those|That of|The same|One that|Who|Whose|For those|The opposite|As above|As below)\b")
+
+
+def test_the_root_holds_the_face_alone() -> None:
+    assert {p.name for p in PACKAGE.iterdir() if p.is_file()} == {"__init__.py", "py.typed"}
+
+
+def _module(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of the package that a file names in an import at its top level."""
+    names, known = set(), {_module(p) for p in FILES}
+    package = _module(path).split(".") if path.name == "__init__.py" else _module(path).split(".")[:-1]
+    for node in TREES[path].body:
+        if isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            whole = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
+            names |= {f"{whole}.{alias.name}" if f"{whole}.{alias.name}" in known else whole for alias in node.names}
+    return names & known - {_module(path)}
+
+
+def test_no_two_files_import_each_other_on_any_way() -> None:
+    graph = {_module(path): _imports(path) for path in FILES if path.name != "__init__.py"}
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name):], name])
+        if name not in done:
+            for other in graph.get(name, ()):
+                follow(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        follow(name, ())
+
+
+def test_sizes_have_a_bound_or_a_reason() -> None:
+    found = []
+    for path, tree in TREES.items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        where = path.relative_to(PACKAGE)
+        if len(lines) > LINES and not REASON.search("\n".join(lines[:12])):
+            found.append(f"{where}: {len(lines)} lines")
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            size = (node.end_lineno or 0) - node.lineno + 1
+            most = CLASS if isinstance(node, ast.ClassDef) else FUNCTION
+            above = "\n".join(lines[max(0, node.lineno - 4):node.lineno + 6])
+            if size > most and not REASON.search(above):
+                found.append(f"{where}: {node.name} has {size} lines")
+    assert not found, "\n".join(found)
+
+
+def test_each_class_has_a_name_of_its_own() -> None:
+    places = defaultdict(list)
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(PACKAGE)))
+    assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_docstrings_begin_with_their_subject() -> None:
+    found = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if SUBJECTLESS.match(text):
+                    found.append(f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", [*FILES, *TEXTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_words_are_those_of_the_field(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    found = [f"{number}: {line.strip()}" for number, line in enumerate(text.splitlines(), 1) if BANNED.search(line)]
+    assert not found, "\n".join(found)
+
+
+def _anchors(text: str) -> set[str]:
+    titles = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", m[1]) for m in re.finditer(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles} | set(
+        re.findall(r'<a id="([^"]+)"', text))
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    dead = []
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md")]:
+        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not link.startswith(("http", "mailto")):
+                name, _, anchor = link.partition("#")
+                target = path.parent / name if name else path
+                known = target.exists() and (not anchor or anchor in _anchors(target.read_text(encoding="utf-8")))
+                dead += [] if known else [f"{path.relative_to(ROOT)}: {link}"]
+    assert not dead, "\n".join(dead)

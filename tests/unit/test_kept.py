@@ -1,0 +1,62 @@
+"""The process that holds the workflow's home: what jobs could send it changes nothing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tests.conftest import DEADLINE, wait_until
+
+_HOLD = """
+import os, sys
+from snakemake_executor_plugin_forge.sandbox.filesystem.kept import hold
+place, home = sys.argv[1:]
+held = hold([place], [home], "root" if os.geteuid() == 0 else "user")
+print("held", flush=True)
+sys.stdin.readline()
+again = hold([place], [home], "root" if os.geteuid() == 0 else "user")
+print("again", held.pid, again.pid, flush=True)
+again.leave(wait=False)
+held.leave(wait=True)
+"""
+
+
+class _Order:
+    """Pickled, an order to run a program."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self._path}",)
+
+
+def test_no_request_runs_anything_or_ends_it(tmp_path: Path) -> None:
+    """A job with ``files: open`` reaches its socket."""
+    place, home = tmp_path / "state/home", tmp_path / "home"
+    place.parent.mkdir()
+    home.mkdir()
+    with subprocess.Popen([sys.executable, "-c", _HOLD, place, home], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        (path,) = (path for path in place.rglob("*") if path.is_socket())
+        requests = [pickle.dumps(_Order(tmp_path / "ran")), b"\xff", b"{}", b'"x"', b"[1, null]", b'["\\u0000"]', b'["nowhere"]',
+                    b"[" * 60_000, b"[" + b",".join([b'"/x"'] * 5000) + b"]", b'["\\ud800"]']  # fmt: skip
+        for request in requests:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sender:
+                sender.settimeout(DEADLINE)
+                descriptor = os.open(path.parent, os.O_PATH)
+                sender.connect(f"/proc/self/fd/{descriptor}/{path.name}")
+                os.close(descriptor)
+                sender.sendall(request)
+                with suppress(ConnectionError):
+                    assert sender.recv(1 << 16) != b".", request
+        said = process.communicate("\n", timeout=DEADLINE)[0]
+    first, second = map(int, said.split()[1:])
+    assert first > 0 and second == 0, "the holder was ended, and another one started"
+    assert not (tmp_path / "ran").exists()
+    wait_until(lambda: not Path(f"/proc/{first}").exists())

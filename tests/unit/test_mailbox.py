@@ -1,0 +1,51 @@
+"""Verdicts through a mailbox of the kernel's: one that is too large is passed on with less text, and never lost."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from dataclasses import replace
+
+import pytest
+
+from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
+from snakemake_executor_plugin_forge.workers.channel import Frame, FrameKind, Mailbox, MessageTooLargeError
+from snakemake_executor_plugin_forge.workers.pool import deliver
+
+from ..property.specs import spec
+
+JOB = spec("00001-call", None)
+VERDICT = Verdict(Outcome.OOM, "out of memory", None, 9, Usage(memory_peak_bytes=5), "2026-01-01T00:00:00+00:00", 1.5)
+TEXT = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("verdict", "buffer_bytes", "outcome"),
+    [
+        (VERDICT, 0, Outcome.OOM),
+        (replace(VERDICT, error=TEXT, stderr_tail=TEXT), 0, Outcome.OOM),
+        (replace(VERDICT, undeclared_writes=tuple(map(str, range(100_000)))), 0, Outcome.OOM),
+        (replace(VERDICT, error=TEXT, stderr_tail=TEXT, reason=TEXT), 4608, Outcome.LOST),
+    ],
+)
+def test_every_verdict_arrives(verdict: Verdict, buffer_bytes: int, outcome: Outcome) -> None:
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ours:
+        if buffer_bytes:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes // 2)  # the kernel doubles it
+        deliver(Mailbox(ours), JOB, verdict)
+        frame = Mailbox(theirs).receive()
+    assert frame is not None
+    assert (frame.kind, frame.name) == (FrameKind.DONE, JOB.name)
+    arrived: Verdict = pickle.loads(frame.body)
+    assert arrived.outcome is outcome
+    assert (arrived.signal, arrived.usage.memory_peak_bytes) == ((9, 5) if outcome is Outcome.OOM else (None, 0))
+
+
+def test_a_message_that_does_not_fit_is_an_error() -> None:
+    reader, writer = Mailbox.pair()
+    with pytest.raises(MessageTooLargeError, match="READY"):
+        writer.send(Frame(FrameKind.READY, body=bytes(1_000_000)))
+    reader.close()
+    writer.send(Frame(FrameKind.READY))  # nobody reads: no error
+    writer.close()

@@ -1,0 +1,241 @@
+"""Entries and claims: who may publish what is staged, with real processes and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from snakemake_executor_plugin_forge.record.attempt_dir import write_verdict
+from snakemake_executor_plugin_forge.spec.errors import UnfitError
+from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, LaunchSpec, Target
+from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
+from snakemake_executor_plugin_forge.staging import journal
+from snakemake_executor_plugin_forge.staging.file_version import file_version
+from snakemake_executor_plugin_forge.staging.fingerprint import take_fingerprint
+from snakemake_executor_plugin_forge.staging.journal import Move
+from snakemake_executor_plugin_forge.staging.liveness import occupied
+from snakemake_executor_plugin_forge.staging.pending import (
+    Entry,
+    EntryClaim,
+    Status,
+    WaitingOutputs,
+    add_entry,
+    claim,
+    entries,
+)
+from snakemake_executor_plugin_forge.staging.recovery import Inventory, recover_dead_runs
+from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
+
+from ..property.specs import spec
+
+# A supervisor that is dead: announces, stages, ends.
+SUPERVISOR = """
+import pickle, sys
+from snakemake_executor_plugin_forge.staging.pending import add_entry
+from snakemake_executor_plugin_forge.staging.fingerprint import take_fingerprint
+job = pickle.load(sys.stdin.buffer)
+add_entry(job, take_fingerprint(job))
+"""
+# Everybody starts at the same time, publishes if he may, and says so.
+RIVAL = """
+import sys
+from snakemake_executor_plugin_forge.staging.pending import claim, entries
+state, who = sys.argv[1:]
+(entry,) = entries(state)
+print("ready", flush=True)
+sys.stdin.readline()
+held = claim(entry)
+if held is not None:
+    held.publish(who)
+    print("published", flush=True)
+"""
+
+
+def _job(workdir: Path) -> LaunchSpec:
+    job_dir = workdir / ".snakemake/forge/runs/run1/00001-call"
+    job_dir.mkdir(parents=True, exist_ok=True)
+    targets = tuple(Target(f"{workdir}/{name}", name) for name in ("x", "y"))
+    return replace(spec("00001-call", None), workdir=str(workdir), job_dir=str(job_dir),
+                   files=Files(FilePolicy.GUARD, targets=targets))
+
+
+def _announced(workdir: Path) -> tuple[LaunchSpec, Entry]:
+    job = _job(workdir)
+    subprocess.run([sys.executable, "-c", SUPERVISOR], input=pickle.dumps(job), check=True)
+    (entry,) = entries(f"{workdir}/.snakemake/forge")
+    return job, entry
+
+
+def _staged(workdir: Path, undeclared: Scene | None = None) -> Entry:
+    job, entry = _announced(workdir)
+    layer = workdir / ".snakemake/forge/staging/forge-run1-1-1"
+    (layer / "upper").mkdir(parents=True)
+    moves = []
+    for name in ("x", "y"):
+        (layer / "upper" / name).write_text(f"new {name}")
+        moves.append(Move.of(f"{layer}/upper/{name}", f"{workdir}/{name}"))
+    before = {move.place: file_version(move.place) for move in moves}
+    WaitingOutputs(tuple(moves), (), (), before, (str(layer),), str(layer), undeclared).save(job.job_dir)
+    verdict = Verdict(Outcome.SUCCEEDED, "succeeded", 0, None, Usage(), "2026-01-31T12:00:00+00:00", 1.0, staged=True)
+    write_verdict(job, verdict)
+    return entry
+
+
+def test_the_life_of_an_entry(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    add_entry(job, take_fingerprint(job))
+    state = f"{tmp_path}/.snakemake/forge"
+    (own,) = entries(state)  # its supervisor is this process
+    assert own.supervised()
+    assert own.status() is Status.RUNNING
+    _, dead = _announced(tmp_path)
+    assert dead.status() is Status.OVER
+    assert replace(dead, host="elsewhere").status() is Status.ELSEWHERE
+    entry = _staged(tmp_path)
+    assert entry.status() is Status.WAITING
+    assert replace(entry, host="elsewhere").status() is Status.WAITING
+    assert occupied(entries(state))[0] == {f"{tmp_path}/.snakemake/forge/staging/forge-run1-1-1"}
+    (tmp_path / ".snakemake/forge/adoptable/run1.damaged").write_text("{")
+    assert entries(state) == [entry]
+
+
+def test_one_of_many_publishes(tmp_path: Path) -> None:
+    entry = _staged(tmp_path)
+    state = f"{tmp_path}/.snakemake/forge"
+    rivals = [subprocess.Popen([sys.executable, "-c", RIVAL, state, f"run{n}"], stdin=subprocess.PIPE, text=True,
+                               stdout=subprocess.PIPE) for n in range(2, 8)]
+    for rival in rivals:
+        assert rival.stdout is not None
+        assert rival.stdout.readline() == "ready\n"
+    said = []
+    for rival in rivals:
+        assert rival.stdin is not None
+        rival.stdin.write("\n")
+        rival.stdin.flush()
+    for rival in rivals:
+        said.append(rival.communicate()[0])
+        assert rival.returncode == 0
+    assert said.count("published\n") == 1
+    assert (tmp_path / "x").read_text() == "new x"
+    assert json.loads(Path(entry.directory, "verdict.json").read_text())["adopted"] == f"run{said.index('published' + chr(10)) + 2}"
+    assert entries(state) == []
+    assert not (tmp_path / ".snakemake/forge/staging/forge-run1-1-1").exists()
+
+
+def test_what_somebody_has_changed_or_removed_is_not_published(tmp_path: Path) -> None:
+    entry = _staged(tmp_path)
+    layer = tmp_path / ".snakemake/forge/staging/forge-run1-1-1/upper"
+    held = claim(entry)
+    assert held is not None
+    assert claim(entry) is None
+    os.rename(layer / "y", tmp_path / "aside")
+    with pytest.raises(UnfitError, match="is missing"):
+        held.publish("run2")
+    os.rename(tmp_path / "aside", layer / "y")
+    (tmp_path / "y").write_text("mine")
+    with pytest.raises(UnfitError, match="y was changed by another process"):
+        held.publish("run2")
+    assert not (tmp_path / "x").exists()
+    assert (tmp_path / "y").read_text() == "mine"
+    held.discard("y was changed")
+    record = json.loads(Path(entry.directory, "verdict.json").read_text())
+    assert (record["staged"], record["adopted"], record["discarded"]) == (False, None, "y was changed")
+    assert not occupied(entries(f"{tmp_path}/.snakemake/forge"))[0]
+
+
+def test_what_was_not_declared_is_published_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what others have appended meanwhile; a file that is nobody's makes it unfit."""
+    upper = tmp_path / ".snakemake/forge/staging/forge-run1-1-1/upper"
+    begin_ns, targets = time.time_ns(), (f"{tmp_path}/x", f"{tmp_path}/y")
+    scene = Scene("call", str(tmp_path), f"{tmp_path}/.snakemake/forge", begin_ns, (LayerPlace(str(tmp_path), str(upper), True),),
+                  targets, (), (), appended={f"{tmp_path}/log": 0})  # fmt: skip
+    entry = _staged(tmp_path, scene)
+    (upper / "log").write_text("mine\n")
+    (upper / "raw").write_text("new")
+    (tmp_path / "raw").write_text("raw")
+    held = claim(entry)
+    assert held is not None
+    with pytest.raises(UnfitError, match="raw"):
+        held.publish("run2")
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "raw").unlink()
+    (tmp_path / "log").write_text("other\n")
+    os.setxattr(tmp_path / "log", "user.forge.rule", b"other")
+    monkeypatch.setattr(EntryClaim, "_note", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        held.publish("run2")
+    monkeypatch.undo()
+    held.release()
+    assert WaitingOutputs.read(entry.directory).is_begun()
+    assert recover_dead_runs(f"{tmp_path}/.snakemake/forge", str(tmp_path), "run3").published
+    assert {name: (tmp_path / name).read_text() for name in ("x", "log", "raw")} == {
+        "x": "new x", "log": "other\nmine\n", "raw": "new"}
+
+
+def test_recovery(tmp_path: Path) -> None:
+    """An interrupted publication is finished, an entry that is over is removed, outputs that wait stay."""
+    state = f"{tmp_path}/.snakemake/forge"
+
+    def recover() -> tuple[str, ...]:
+        return recover_dead_runs(state, str(tmp_path), "run2").published
+
+    entry = _staged(tmp_path)
+    assert recover() == ()
+    assert entries(state) == [entry]
+    (waiting,) = Inventory(state, str(tmp_path)).waiting()
+    assert (waiting.paths, waiting.run, waiting.wanted) == ((entry.directory,), "run1", True)
+    layer = tmp_path / ".snakemake/forge/staging/forge-run1-1-1"
+    moves = tuple(Move.of(f"{layer}/upper/{n}", f"{tmp_path}/{n}") for n in ("x", "y"))
+    journal.write(str(layer), journal.Journal(moves))
+    os.rename(layer / "upper/x", tmp_path / "x")
+    held = claim(entry)
+    assert held is not None
+    assert recover() == ()  # another process has claimed it
+    held.release()
+    assert recover() == (f"{tmp_path}/x", f"{tmp_path}/y")
+    assert (tmp_path / "y").read_text() == "new y"
+    assert entries(state) == []
+    assert not layer.exists()
+    _announced(tmp_path / "other")
+    recover_dead_runs(f"{tmp_path}/other/.snakemake/forge", f"{tmp_path}/other", "run2")  # it died without a verdict
+    assert entries(f"{tmp_path}/other/.snakemake/forge") == []
+
+
+def test_a_journal_that_is_damaged_twice_is_named_and_both_versions_stay(tmp_path: Path) -> None:
+    """Once by what the entry knows itself; without one, the layer is put aside, also for later runs and gc."""
+    state = f"{tmp_path}/.snakemake/forge"
+    entry = _staged(tmp_path)
+    layer = tmp_path / ".snakemake/forge/staging/forge-run1-1-1"
+    moves = tuple(Move.of(f"{layer}/upper/{n}", f"{tmp_path}/{n}") for n in ("x", "y"))
+
+    def damage() -> None:
+        journal.write(str(layer), journal.Journal(moves))
+        for name in (journal.JOURNAL, journal.COPY_OF_JOURNAL):
+            (layer / name).write_text("")
+        os.rename(layer / "upper/x", tmp_path / "x")
+
+    damage()
+    assert recover_dead_runs(state, str(tmp_path), "run2").undecided == ()
+    assert (tmp_path / "x").read_text() == "new x" and (tmp_path / "y").read_text() == "new y"
+    assert entries(state) == [] and not layer.exists()
+
+    (layer / "upper").mkdir(parents=True)
+    (tmp_path / "x").rename(layer / "upper/x")
+    (tmp_path / "y").write_text("old y")
+    (layer / "upper/y").write_text("newer y")
+    damage()
+    aside = f"{layer.parent}/undecided-{layer.name}"
+    for run in ("run3", "run4"):
+        found = recover_dead_runs(state, str(tmp_path), run)
+        assert (found.published, found.undecided) == ((), (aside,))
+    assert (tmp_path / "x").read_text() == "new x" and (tmp_path / "y").read_text() == "old y"
+    assert Path(aside, "upper/y").read_text() == "newer y" and entry.directory

@@ -1,0 +1,103 @@
+"""What is counted as a job's where no cgroup counts: real processes below this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from snakemake_executor_plugin_forge.sandbox.cgroups.polled import PolledJob
+from snakemake_executor_plugin_forge.supervisor.usage import own_peak_kb
+
+MIB = 2**20
+PARENT = """
+import mmap, os, subprocess, sys, time
+mine = bytearray({mine} * 2**20)
+file = open({path!r}, "rb")
+mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+sum(mapped[::4096])
+if os.fork() == 0:
+    time.sleep(60)
+until = time.process_time() + 0.3
+while time.process_time() < until:
+    sum(range(100_000))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[int]:
+    """A process with one job below it: 40 MiB of its own that a fork shares, and 60 MiB of a mapped file."""
+    path = tmp_path / "mapped"
+    path.write_bytes(os.urandom(60 * MIB))
+    code = PARENT.format(mine=40, path=str(path))
+    above = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {code!r}])"
+    process = subprocess.Popen([sys.executable, "-S", "-c", above], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _job(supervisor: int, memory_bytes: int) -> PolledJob:
+    return PolledJob(supervisor, memory_bytes, None, namespaced=False, own_limit=True, nice=0)
+
+
+def test_neither_mapped_files_nor_shared_pages_are_counted_as_memory(supervisor: int) -> None:
+    job = _job(supervisor, 2**40)
+    job.sample()
+    assert 40 * MIB < job.counters().memory_peak_bytes < 70 * MIB
+
+
+def test_between_two_close_looks_the_difference_is_remembered(supervisor: int) -> None:
+    """Resident are 200 MiB: the page tables are walked no more than once in a fifth of a second."""
+    job = _job(supervisor, 2**40)
+    peaks = []
+    for _ in range(5):
+        job.sample()
+        peaks.append(job.counters().memory_peak_bytes)
+    assert max(peaks) < 70 * MIB
+
+
+def test_beyond_the_limit_is_what_is_its_own(supervisor: int) -> None:
+    assert not _job(supervisor, 80 * MIB).sample().over  # resident is more
+    assert _job(supervisor, 30 * MIB).sample().over
+
+
+def test_cpu_time_is_split(supervisor: int) -> None:
+    job = _job(supervisor, 2**40)
+    job.sample()
+    found = job.counters()
+    assert found.cpu_user_seconds + found.cpu_system_seconds == pytest.approx(found.cpu_seconds)
+    assert found.cpu_user_seconds > found.cpu_system_seconds
+    assert found.cpu_seconds > 0.2
+
+
+def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:
+    """Measured in a large process that starts a small one, and then a larger one.
+
+    It is forked, as Forge's are: one that has become another program has the peak of this test's process as its own.
+    """
+    code = (
+        "import os, resource, sys\n"
+        "if os.fork(): os.wait(); sys.exit()\n"
+        "x = bytearray(100 * 2**20)\n"
+        "for mine in (1, 200):\n"
+        "    os.waitpid(os.posix_spawn(sys.executable, [sys.executable, '-S', '-c', f'bytearray({mine} * 2**20)'], {}), 0)\n"
+        "    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    text = subprocess.run([sys.executable, "-S", "-c", code], check=True, capture_output=True, text=True).stdout
+    (small, parent), (large, _) = [tuple(map(int, line.split())) for line in text.splitlines()]
+    assert small > 100 * 1024, "the kernel no longer hands on the peak"
+    assert own_peak_kb(small, started_by=parent) == 0
+    assert own_peak_kb(large, started_by=parent) == large > 200 * 1024

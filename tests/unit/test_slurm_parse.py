@@ -1,0 +1,212 @@
+"""What is said to Slurm and what it says: against captured output of 22.05 and the forms of other versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_forge.backends.slurm.parse import (
+    is_outage,
+    parse_config,
+    parse_sacct,
+    parse_squeue,
+    parse_submission,
+    parse_usage,
+    refusal,
+)
+from snakemake_executor_plugin_forge.backends.slurm.sbatch import adapt, check, shape
+from snakemake_executor_plugin_forge.backends.slurm.states import TABLE, SlurmState, parse_state
+from snakemake_executor_plugin_forge.spec.errors import UsageError
+from snakemake_executor_plugin_forge.spec.job import CpuMode, Isolation, KeepScratch, LaunchSpec, Limits, Network
+from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
+from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage
+
+OUTPUT = Path(__file__).parent / "slurm_output"
+
+
+def spec(limits: Limits | None = None, **resources: object) -> LaunchSpec:
+    return LaunchSpec(
+        name="00001-map", rule="map", wildcards={}, attempt=1, command="true", by_hand="true", how="launcher",
+        limits=limits or Limits(None, 1, None, None), cpu_mode=CpuMode.CAP, network=Network.ON, grace_seconds=10.0,
+        keep_scratch=KeepScratch.NEVER, workdir="/work", job_dir="/work/run/00001-map", scratch_base="/tmp/forge-run",
+        exposed=(), carried=(), environment={}, inputs=(), outputs=(),
+        isolation=Isolation("cgroup-v1", "open", (), Network.ON), resources=resources)
+
+
+# -- states
+
+
+def test_the_table_has_every_state_and_a_verdict_for_every_end() -> None:
+    assert set(TABLE) == set(SlurmState)
+    for state, meaning in TABLE.items():
+        assert meaning.outcome is not Outcome.SUCCEEDED, "success is for a job's own verdict to say"
+        assert meaning.words
+        assert bool(meaning.remedy) == (meaning.outcome is not None), state
+        assert not (meaning.held and meaning.outcome)
+
+
+# https://slurm.schedmd.com/job_state_codes.html of 25.05: base states, then flags
+DOCUMENTED = ["PENDING", "RUNNING", "SUSPENDED", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "COMPLETING", "CONFIGURING", "EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "RESV_DEL_HOLD", "REVOKED", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "UPDATE_DB"]
+
+
+def test_the_states_are_those_that_slurm_documents() -> None:
+    assert sorted(DOCUMENTED) == sorted(SlurmState)
+
+
+@pytest.mark.parametrize(("text", "state"), [
+    ("CANCELLED by 1000", SlurmState.CANCELLED), ("CANCELLED+", SlurmState.CANCELLED),
+    ("OUT_OF_ME+", SlurmState.OUT_OF_MEMORY), ("RE+", None), ("NEW_IN_2030", None), ("", None), ("pending", None)])
+def test_states_as_commands_write_them(text: str, state: SlurmState | None) -> None:
+    assert parse_state(text) is state
+
+
+# -- answers
+
+
+def test_squeue_with_a_separator_in_a_name() -> None:
+    rows = {row.job_id: row for row in parse_squeue((OUTPUT / "squeue-22.05.txt").read_text())}
+    assert {i: (r.name, r.state) for i, r in rows.items()} == {
+        "5": ("good", SlurmState.COMPLETED), "6": ("killed", SlurmState.COMPLETING),
+        "1": ("wrap", SlurmState.FAILED), "4": ("bad", SlurmState.FAILED), "3": ("oom", SlurmState.OUT_OF_MEMORY),
+        "2_0": ("a|b c", SlurmState.RUNNING), "2_1": ("a|b c", SlurmState.RUNNING),
+        "2_2": ("a|b c", SlurmState.PENDING), "2_3": ("a|b c", SlurmState.PENDING),
+        "2_4": ("a|b c", SlurmState.PENDING), "8": ("held", SlurmState.PENDING), "7": ("to", SlurmState.RUNNING)}
+    assert rows["8"].reason == "JobHeldUser"
+    assert rows["2_3"].index == 3
+
+
+def test_an_array_that_is_not_unfolded_is_the_same() -> None:
+    folded = parse_squeue((OUTPUT / "squeue-folded-22.05.txt").read_text())
+    whole = parse_squeue((OUTPUT / "squeue-22.05.txt").read_text())
+    assert sorted(folded, key=lambda r: r.job_id) == sorted(whole, key=lambda r: r.job_id)
+
+
+# sacct --parsable2, in the forms of 20.11 to 25.05; uid and host names are made up
+SACCT = """\
+12|12|COMPLETED|2026-11-23T04:06:30|n1|forge-a
+13|13|CANCELLED by 1000|2026-11-23T04:06:30|None assigned|forge-b
+15|14_0|OUT_OF_MEMORY|2026-11-23T04:06:30|n[1-2]|forge-c
+14|14_[1-3%2]|PENDING|2026-11-23T04:06:30|None assigned|forge-c
+16|16|NODE_FAIL|2026-11-23T04:06:30|n2|with|bars
+slurm_load_jobs error: whatever
+"""
+
+
+def test_sacct() -> None:
+    rows = parse_sacct(SACCT)
+    assert [(r.job_id, r.index, r.state) for r in rows] == [
+        ("12", 0, SlurmState.COMPLETED), ("13", 0, SlurmState.CANCELLED), ("14_0", 0, SlurmState.OUT_OF_MEMORY),
+        ("14_1", 1, SlurmState.PENDING), ("14_2", 2, SlurmState.PENDING), ("14_3", 3, SlurmState.PENDING),
+        ("16", 0, SlurmState.NODE_FAIL)]
+    assert rows[-1].name == "with|bars"
+
+
+# sacct --parsable2 --duplicates with SLURM_TIME_FORMAT=%s, by 22.05 with jobacct_gather/cgroup, shortened
+USAGE = """\
+1_0|2|1790000000|00:00.012|00:00.034|00:00.046|||
+1_0.batch|2|1790000000|00:00.012|00:00.034|00:00.046|9012K|0.50M|1M
+1_0|5|1790000100|00:01|00:02|00:03.500|||
+1_0.batch|5|1790000100|00:01|00:02|00:03.500|1.50G|2.00M|0.25M
+1_0.extern|5|1790000100|00:00|00:00|00:00|100K|0|0
+2|93784|1790000000|1-02:03:04|00:00:01|1-02:03:05.500|||
+3|0|0|00:00:00|00:00:00|00:00:00|||
+4|7|Unknown||||nonsense|-1|
+12|12|COMPLETED|2026-11-23T04:06:30|n1|forge-a
+"""
+
+
+def test_what_jobs_have_used() -> None:
+    used = parse_usage(USAGE)
+    assert set(used) == {"1_0", "2", "3", "4"}
+    newest = used["1_0"].usage
+    assert (newest.memory_peak_bytes, newest.cpu_seconds, newest.cpu_user_seconds) == (3 << 29, 3.5, 1.0)
+    assert (newest.io_read_bytes, newest.io_write_bytes) == (2 << 20, 1 << 18)
+    assert used["1_0"].started == "2026-09-21T14:15:00+00:00"
+    assert used["2"].usage.cpu_seconds == 93785.5
+    assert used["2"].seconds == 93784.0
+    assert (used["3"].started, used["4"].started, used["4"].usage) == ("", "", Usage())
+
+
+@given(st.text(alphabet="0123456789|_-[]%,:NA/\n RUNIGkow.KMT", max_size=200))
+def test_no_answer_breaks_the_parsers(text: str) -> None:
+    for used in parse_usage(text).values():
+        assert used.seconds >= 0
+        assert used.usage.cpu_seconds >= 0
+        assert used.usage.memory_peak_bytes >= 0
+    for row in [*parse_squeue(text), *parse_sacct(text)]:
+        assert row.index >= 0
+
+
+def test_the_configuration_of_22_05() -> None:
+    facts = parse_config((OUTPUT / "config-22.05.txt").read_text())
+    assert facts is not None
+    assert (facts.version, facts.max_array, facts.accounting) == ("22.05.8", 1000, False)
+    assert parse_config("slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)\n") is None
+
+
+@pytest.mark.parametrize("version", ["20.11.6", "23.11.10", "24.05.4", "25.05.9", "25.11.4"])
+def test_the_configuration_of_others(version: str) -> None:
+    text = ("Configuration data as of 2026-04-27T10:07:02\nAccountingStorageType   = accounting_storage/slurmdbd\n"
+            f"ClusterName             = c\nKillWait                = 30 sec\nMaxArraySize            = 4000001\n"
+            f"SLURM_VERSION           = {version}\n\nCgroup Support Configuration:\nAllowedSwapSpace        = 0.0%\n"
+            "\nSlurmctld(primary) at c is UP\n")
+    facts = parse_config(text)
+    assert facts is not None
+    assert (facts.version, facts.max_array, facts.accounting) == (version, 4000000, True)
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("12\n", "12"), ("12;lab\n", "12"), ("Welcome to the cluster!\n  12\n\n", "12"), ("", None),
+    ("Submitted batch job twelve", None)])
+def test_submissions(text: str, number: str | None) -> None:
+    assert parse_submission(text) == number
+
+
+def test_refusals_say_why_and_are_no_outages() -> None:
+    texts = {name: (OUTPUT / f"sbatch-{name}-22.05.txt").read_text() for name in ("partition", "memory", "time")}
+    assert not any(is_outage(text) for text in texts.values())
+    assert refusal(texts["partition"]) == (
+        "invalid partition specified: nope; Batch job submission failed: Invalid partition name specified")
+    assert "time limit is invalid" in refusal(texts["time"])
+    assert refusal("\n") == "it gave no reason"
+    assert is_outage("squeue: error: slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    assert is_outage("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+
+
+# -- requests
+
+
+def test_resources_become_arguments() -> None:
+    job = spec(Limits(1000 * MEBIBYTE, 4, None, 90 * 60), slurm_partition="long", slurm_account="lab", qos="high",
+               constraint="avx2&ssd", gpu=2, gpu_model="a100", slurm_extra="--nice=10 --reservation='my res'",
+               mem_mb=1000, runtime=90, disk_mb=5, tmpdir="/tmp")
+    assert shape(adapt(job)) == (
+        "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--mem=1000M", "--time=90", "--partition=long",
+        "--account=lab", "--qos=high", "--constraint=avx2&ssd", "--gpus=a100:2", "--nice=10",
+        "--reservation=my res")
+    assert shape(adapt(spec())) == ("--nodes=1", "--ntasks=1", "--cpus-per-task=1"), "the rest is the cluster's default"
+    for seconds, minutes in ((1.0, 1), (61.0, 2)):
+        assert f"--time={minutes}" in shape(adapt(spec(Limits(None, 1, None, seconds))))
+
+
+def test_cpus_and_memory_by_cpu_count_for_forge_as_well() -> None:
+    job = adapt(spec(Limits(None, 1, None, None), cpus_per_task=3, mem_mb_per_cpu=500))
+    assert (job.limits.cpus, job.limits.memory_bytes, job.backend) == (3, 1500 * MEBIBYTE, "slurm")
+    assert job.environment == {"FORGE_CPUS": "3", "FORGE_MEMORY_BYTES": str(1500 * MEBIBYTE)}
+    assert shape(job)[2:] == ("--cpus-per-task=3", "--mem-per-cpu=500M")
+
+
+@pytest.mark.parametrize(("resources", "words"), [
+    ({"slurm_partiton": "x"}, ["map", "slurm_partiton", "Did you mean slurm_partition?"]),
+    ({"slurm_extra": "--job-name=x"}, ["map", "--job-name", "Forge itself"]),
+    ({"slurm_extra": "-Jx"}, ["-Jx"]), ({"slurm_extra": "-o out"}, ["-o"]),
+    ({"slurm_extra": "--comment='x"}, ["cannot be split"]),
+    ({"mpi": True}, ["mpi", "one node"]), ({"nodes": 2}, ["nodes=2"]), ({"cluster": "b"}, ["SLURM_CONF"]),
+    ({"cpus_per_task": "many"}, ["cpus_per_task='many'", "whole number"]), ({"gpu": -1}, ["gpu=-1"])])
+def test_what_cannot_be_passed_on_is_refused_by_name(resources: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        check("map", resources)
+    assert all(word in str(caught.value) for word in words), str(caught.value)

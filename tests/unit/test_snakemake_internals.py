@@ -1,0 +1,80 @@
+"""The parts of Snakemake that Forge relies on, and how often Snakemake's own scheduler and limiter look again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import snakemake.cli  # noqa: F401 - its modules import each other, and only from here on they can be
+from snakemake.jobs import Job
+from snakemake.persistence import PersistenceBase
+from snakemake.rules import Rule
+from snakemake.scheduling.job_scheduler import JobRateLimiter, JobScheduler
+from snakemake.settings.types import MaxJobsPerTimespan
+
+from snakemake_executor_plugin_forge.plugin.snakemake_internals import SHELL_MODULE, argument, make_sparse
+
+SECONDS = 0.2
+
+
+@pytest.mark.parametrize(("owner", "name"), [
+    (Job, "remove_existing_output"), (Job, "cleanup"), (Job, "non_derived_params"), (PersistenceBase, "finished"),
+    (JobScheduler, "_schedule_reevalutation"), (JobScheduler, "_finish_jobs"), (Rule, "is_template_engine"),
+])
+def test_snakemake_has_each_part_that_all_versions_have(owner: type, name: str) -> None:
+    assert hasattr(owner, name)
+
+
+def test_run_wrapper_and_shell_have_what_forge_replaces() -> None:
+    assert {"sp", "STDOUT"} <= SHELL_MODULE.keys()
+    names = tuple(range(40))
+    assert [argument(names, name) for name in ("job_rule", "resources")] == [0, 6]
+
+
+def scheduler(jobs: int) -> Any:
+    """One that may start so many jobs in the time span."""
+    made = object.__new__(JobScheduler)
+    made.job_rate_limiter = JobRateLimiter(MaxJobsPerTimespan(jobs, f"{SECONDS}s"))
+    made._open_jobs = threading.Semaphore(0)
+    make_sparse(made)
+    return made
+
+
+def looks(made: Any) -> int:
+    """How often it was told to look, after a time in which all timers have run."""
+    time.sleep(SECONDS * 2)
+    count = 0
+    while made._open_jobs.acquire(blocking=False):
+        count += 1
+    return count
+
+
+def test_nothing_passes_with_time_while_jobs_may_be_started() -> None:
+    made = scheduler(jobs=2)
+    made.job_rate_limiter.register_jobs(1)
+    made._schedule_reevalutation(made.job_rate_limiter.timespan)
+    assert looks(made) == 0
+
+
+def test_after_the_time_span_it_looks_again() -> None:
+    made = scheduler(jobs=2)
+    made.job_rate_limiter.register_jobs(2)
+    for _ in range(50):
+        made._schedule_reevalutation(made.job_rate_limiter.timespan)
+    assert 1 <= looks(made) <= 3
+    assert made.job_rate_limiter.get_free_jobs() == 2
+
+
+def test_other_waits_are_what_they_were() -> None:
+    made = scheduler(jobs=2)
+    made._schedule_reevalutation(SECONDS / 2)  # for queue input
+    assert looks(made) == 1
+
+
+def test_without_a_limit_nothing_is_changed() -> None:
+    made = object.__new__(JobScheduler)
+    made.job_rate_limiter = None
+    make_sparse(made)
+    assert "_schedule_reevalutation" not in made.__dict__
