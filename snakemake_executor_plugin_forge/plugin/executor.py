@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..analysis.notes import Notes
     from ..run.engine import Engine
     from ..spec.verdict import Verdict
+    from .run_plan import RunPlan
     from .submission import PreparedJob, Submitter
 
 
@@ -84,6 +85,7 @@ class _Run:
 
     engine: Engine
     submitter: Submitter
+    plan: RunPlan
     threads: concurrent.futures.ThreadPoolExecutor  # for everything that may block and the scheduler must not wait for
     crates: str | None  # the directory in which this run leaves its crate
 
@@ -171,7 +173,8 @@ class Executor(_InnerSnakemake):
         engine = parts.Engine(request)
         submitter = parts.Submitter(self, engine, deployment, starts)
         threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
-        self._run = _Run(engine, submitter, threads, crates)
+        plan = parts.RunPlan(self.dag, engine.directory, engine.write_plan)
+        self._run = _Run(engine, submitter, plan, threads, crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         submitter.check(jobs)
@@ -191,6 +194,7 @@ class Executor(_InnerSnakemake):
         """Start jobs. On the scheduler's thread: nothing here may block."""
         self._take_over()
         self._running.submitter.declarations.update(jobs)
+        self._running.plan.update()
         super().run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:
@@ -241,6 +245,8 @@ class Executor(_InnerSnakemake):
         except Exception as error:
             self.report_job_error(info, msg=f"the output cache failed: {error}")
         else:
+            if name == "fetch":
+                self._running.plan.concluded(info.job.rule.name, None)
             self.report_job_success(info)
         return True
 
@@ -260,6 +266,7 @@ class Executor(_InnerSnakemake):
             return
         if self._failures is not None:
             self._failures.discard(info.job.jobid)
+        self._running.plan.concluded(info.job.rule.name, verdict.directory)
         if uses_cache(self.workflow, info.job.rule):
             self._running.threads.submit(self._call_cache, info, "store")
         else:

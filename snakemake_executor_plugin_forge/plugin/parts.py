@@ -16,6 +16,7 @@ from .config import to_config
 from .groups import Group
 from .left_modules import left_modules
 from .run_blocks import RunBlockStarts
+from .run_plan import RunPlan
 from .run_wrapper import CallRunner
 from .settings import ExecutorSettings
 from .snakemake_internals import forget_failures
@@ -32,6 +33,7 @@ __all__ = [
     "Notes",
     "RefusedError",
     "RunBlockStarts",
+    "RunPlan",
     "RunRequest",
     "Submitter",
     "check_store",

@@ -238,6 +238,28 @@ class Index:
             known.setdefault(record["rule"], set()).update(record["wildcards"])
         return known
 
+    def wall_times(self, newest: int) -> dict[str, list[float]]:
+        """The seconds of the newest succeeded attempts of each rule, so many at most."""
+        query = (
+            "SELECT rule, seconds FROM (SELECT rule, seconds, row_number() OVER "
+            "(PARTITION BY rule ORDER BY run DESC, name DESC) AS turn FROM attempt WHERE outcome = 'succeeded') "
+            "WHERE turn <= ?"
+        )
+        found: dict[str, list[float]] = {}
+        for rule, seconds in self._connection.execute(query, (newest,)):
+            found.setdefault(rule, []).append(seconds)
+        return found
+
+    def ended_jobs(self, run: str) -> Iterator[tuple[str, str, bool]]:
+        """Rule, wildcards as JSON, and whether it has succeeded in the end, of each job with an ended attempt."""
+        query = "SELECT rule, wildcards, max(outcome = 'succeeded') FROM attempt WHERE run = ? GROUP BY rule, wildcards"
+        return ((rule, wildcards, bool(ok)) for rule, wildcards, ok in self._connection.execute(query, (run,)))
+
+    def began(self, run: str) -> str | None:
+        """When the first of a run's ended attempts began; None without any."""
+        found = self._connection.execute("SELECT min(started) FROM attempt WHERE run = ?", (run,)).fetchone()
+        return None if found is None else found[0]
+
     def runs(self) -> list[tuple[str, Row]]:
         """The runs with their ``run.json``, oldest first."""
         query = "SELECT run, record FROM run ORDER BY run"

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 
 from ..kernel.syscalls import spread_subdirectories
@@ -26,6 +27,7 @@ class RunFile:
         directory: str,
         workdir: str,
         backend: str,
+        cores: int,
         workflow: Mapping[str, object],
         started_in: str | None,
         notice: Callable[[str], None],
@@ -42,6 +44,7 @@ class RunFile:
             HostError: if the directory cannot be written.
         """
         self.directory = directory
+        self._lock = threading.Lock()
         aside = self._make_directory()
         if aside is not None:  # see record/origin.py
             notice(
@@ -59,6 +62,8 @@ class RunFile:
             "workdir": workdir,
             "isolation": "",
             "backend": backend,
+            "cores": cores,
+            "plan": {},
             "cgroup": "",
             "memory_bytes": 0,
             "runtimes": {},
@@ -85,7 +90,8 @@ class RunFile:
             ) from error
         return aside
 
-    def update(self, **facts: object) -> None:
-        """Add these facts, and replace the file."""
-        self._facts |= facts
-        replace_file(f"{self.directory}/{RUN}", json.dumps(self._facts, indent=1), durable=True)
+    def update(self, *, durable: bool = True, **facts: object) -> None:
+        """Add these facts, and replace the file. For several threads."""
+        with self._lock:
+            self._facts |= facts
+            replace_file(f"{self.directory}/{RUN}", json.dumps(self._facts, indent=1), durable=durable)
