@@ -282,6 +282,7 @@ class JobRequest:
     shadow: bool = False  # it works in a directory that Snakemake has made for this try alone
     declared_at: str = ""  # file and line of its rule
     recipe: str = ""  # all that determines its outputs beside its inputs: another recipe is another job
+    asked: float = field(default=0.0, compare=False)  # when Snakemake handed it over: time.monotonic(); 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,3 +386,5 @@ class LaunchSpec:
     sources: tuple[str, ...] = ()  # see JobRequest
     adoptable: bool = False  # whether it may take over the result of an earlier run: see staging/fingerprint.py
     detachable: bool = False  # whether it continues without Snakemake: --forge-on-disconnect=finish
+    asked: float = field(default=0.0, compare=False)  # see JobRequest
+    planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown
