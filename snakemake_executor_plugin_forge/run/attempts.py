@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from ..record.attempt_dir import now
 from ..spec.backend import Backend, Done
 from ..spec.errors import ForgeError
 from ..spec.job import LaunchSpec, Target
@@ -99,7 +100,7 @@ class Attempts:
         """Start the next attempt; returns why that was impossible, or None."""
         number = self.number()
         asked = time.monotonic()
-        following = replace(again(spec, number, memory_bytes), asked=asked, planned=asked)
+        following = replace(again(spec, number, memory_bytes, now()), asked=asked, planned=asked)
         try:
             if not spec.files.staged:
                 remove_outputs(submission.targets)
