@@ -229,8 +229,8 @@ class Engine:
             raise RefusedError(str(error), self.refuse(request, by_hand, error)) from None
         if "gpu" in planned.isolation.not_enforced:
             self._resources.warn_of_gpus(request.rule, asked.resources, backend.host.gpus)
-        planned = replace(planned, backend=backend.name, resources=plain(request.resources))
-        spec = with_runtime(planned, runtime, identity, root)
+        planned = replace(planned, backend=backend.name, resources=plain(request.resources), submitted=now())
+        spec = replace(with_runtime(planned, runtime, identity, root), asked=request.asked, planned=time.monotonic())
         # The other members of a group have seen it die; a shadow directory holds what the first attempt left.
         policy = OomPolicy() if request.together or request.shadow else OomPolicy.of(config)
         most = backend.host.run_memory_bytes
