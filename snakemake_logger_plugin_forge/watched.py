@@ -38,6 +38,7 @@ class Watched:
         self._stats: dict[str, int] = {}
         self._after: dict[str, set[str]] = {}
         self._threads: dict[str, int] = {_TARGET: 0}
+        self._jobs: dict[str, set[int]] = {}  # all that have started
         self._running: dict[int, _Job] = {}
         self._failed: dict[int, str] = {}  # job to rule
         self._done: Counter[str] = Counter()
@@ -73,6 +74,11 @@ class Watched:
         self.began = now if self.began is None else self.began
         self._running[job] = _Job(rule, now)
         self._failed.pop(job, None)  # it is run again
+        self._jobs.setdefault(rule, set()).add(job)
+        if len(self._jobs[rule]) > self._stats.get(rule, 0):
+            self._stats[rule] = len(self._jobs[rule])
+            if self.total is not None and sum(self._stats.values()) > self.total:
+                self.total = None  # a checkpoint has added jobs, and the next event tells how many
         self._threads.setdefault(rule, threads)
 
     def _finish(self, job: int, now: float) -> None:
@@ -98,4 +104,5 @@ class Watched:
             times = (recorded or own) if known.plan else (own or recorded)
             rules[rule] = RuleProgress(planned, self._done[rule], failed[rule], tuple(running.get(rule, ())), times)
         more = 0 if self.total is None else self.total - sum(rule.planned.jobs for rule in rules.values())
+        more = max(0, more) if known.plan else more  # the plan can be newer
         return Progress(rules, self._slots, 0.0 if self.began is None else max(0.0, now - self.began), more)

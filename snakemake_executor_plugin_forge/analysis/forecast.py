@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from ..record.index import Index, Row
@@ -39,8 +39,8 @@ def run_of_process(index: Index, pid: int) -> Row | None:
     return None
 
 
-def progress_of_newest_run(index: Index) -> Progress | None:
-    """How far the newest run is; None if its record has no plan."""
+def progress_of_newest_run(index: Index, times: Mapping[str, Times]) -> Progress | None:
+    """How far the newest run is; None if its record has no plan, as those of older versions."""
     runs = index.runs()
     plan = planned_jobs(runs[-1][1]) if runs else {}
     if not plan:
@@ -59,7 +59,6 @@ def progress_of_newest_run(index: Index) -> Progress | None:
             done[rule] += 1
         elif (rule, wildcards) not in active:
             failed[rule] += 1
-    times = times_of_rules(index)
     rules = {
         rule: RuleProgress(
             planned, min(done[rule], planned.jobs), failed[rule], tuple(running.get(rule, ())), times.get(rule)

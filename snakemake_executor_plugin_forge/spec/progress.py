@@ -55,7 +55,7 @@ class Progress:
     rules: Mapping[str, RuleProgress]
     slots: float = math.inf  # cores, or jobs at once where Snakemake counts no cores
     elapsed: float = 0.0  # seconds since the first job has started
-    more: int = 0  # jobs whose rules are not known, as a checkpoint adds them
+    more: int = 0  # jobs whose rules are not known, as a checkpoint adds them; below 0, those that it has removed
 
     @property
     def done(self) -> int:
@@ -75,7 +75,7 @@ class Progress:
     @property
     def pending(self) -> int:
         """Number of jobs that have not started."""
-        return self.more + sum(rule.pending for rule in self.rules.values())
+        return max(0, self.more + sum(rule.pending for rule in self.rules.values()))
 
     @property
     def total(self) -> int:
