@@ -10,6 +10,8 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .slurm import SlurmSettings
+
 DEFAULT_IO_WEIGHT = 100
 """The weight of a new cgroup: ``io.weight`` in Linux' cgroup-v2.rst."""
 
@@ -321,6 +323,7 @@ class Config:
     nice: int = 0
     io_weight: int = DEFAULT_IO_WEIGHT
     io_weights: bool = False  # whether a rule of the workflow sets a weight
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
 
 @dataclass(frozen=True, slots=True)
