@@ -30,9 +30,8 @@ from ...record.jsonfile import replace_file
 from ...spec.errors import HostError
 from ...spec.job import LaunchSpec, Require
 from ...spec.outcome import shortened
-from ...spec.paths import run_name
+from ...spec.paths import COPY_SIGN, run_name
 from ...spec.verdict import Verdict
-from ...staging.liveness import COPY_SIGN
 from . import fence
 
 LAUNCH, RESULTS, TERMINATED_COPY = "launch", "results", "terminated."
