@@ -193,8 +193,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "", "NAME", "QOS of the Slurm jobs whose rule has no resource qos. Default: the cluster's default."
     )
     slurm_reservation: str = _text("", "NAME", "Reservation that the Slurm jobs use.")
-    slurm_requeue: str = _choice(
-        "on off", "Whether Slurm runs a job again by itself, after its node died or a preemption."
+    slurm_requeue: str = _text(
+        "on", "on|off", "Whether Slurm runs a job again by itself, after its node died or a preemption."
     )
     slurm_exclude: str = _text(
         "auto",
@@ -207,7 +207,7 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         None,
         "FILE",
         "YAML file of partitions and their limits (write one with: snakemake-forge slurm partitions). Jobs whose rule "
-        "has no slurm_partition get the tightest one that they fit into.",
+        "has no slurm_partition get the tightest one that they fit into. Default: none.",
     )
 
     def __post_init__(self) -> None:
