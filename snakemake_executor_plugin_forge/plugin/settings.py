@@ -180,6 +180,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         """Begin to note what the Snakefile does while it is read: only the chosen executor's settings are made."""
+        from .dry_run import check_dry_runs
         from .parsing import begin
 
         begin()
+        check_dry_runs(self)
