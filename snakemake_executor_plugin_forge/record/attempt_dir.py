@@ -24,8 +24,8 @@ from .identity import start_time
 from .jsonfile import COMMAND, EVENTS, SPEC, STDERR, STDOUT, VERDICT, on_its_way, to_disk, write_file
 
 _PLAIN = (
-    *("name", "rule", "attempt", "retry", "retry_of", "command", "how", "cpu_mode", "runtime", "runtime_id", "backend"),
-    *("workdir", "scratch_base", "inputs", "outputs", "logs"),
+    *("name", "rule", "attempt", "retry", "retry_of", "submitted", "command", "how", "cpu_mode"),
+    *("runtime", "runtime_id", "backend", "workdir", "scratch_base", "inputs", "outputs", "logs"),
 )
 """Fields of a specification that ``spec.json`` has by their names, as they are."""
 

@@ -229,7 +229,7 @@ class Engine:
             raise RefusedError(str(error), self.refuse(request, by_hand, error)) from None
         if "gpu" in planned.isolation.not_enforced:
             self._resources.warn_of_gpus(request.rule, asked.resources, backend.host.gpus)
-        planned = replace(planned, backend=backend.name, resources=plain(request.resources))
+        planned = replace(planned, backend=backend.name, resources=plain(request.resources), submitted=now())
         spec = with_runtime(planned, runtime, identity, root)
         # The other members of a group have seen it die; a shadow directory holds what the first attempt left.
         policy = OomPolicy() if request.together or request.shadow else OomPolicy.of(config)

@@ -379,6 +379,7 @@ class LaunchSpec:
     resources: Mapping[str, object] = field(default_factory=dict)  # as Snakemake has them, for other backends
     retry: int = 0  # how many times Forge has run it again within one try of Snakemake
     retry_of: str | None = None  # the name of the previous attempt
+    submitted: str = ""  # when Snakemake handed the job over, or Forge repeated it: ISO 8601
     together: bool = False  # see JobRequest
     checkpoint: str | None = None  # FORGE_CHECKPOINT_DIR
     recipe: str = ""  # see JobRequest
