@@ -6,10 +6,10 @@ See plugin/dry_run.py for who asks in a dry run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ..backends import registry
 from ..backends.slurm import sbatch
@@ -19,7 +19,7 @@ from ..spec import misnamed
 from ..spec.catalog import with_defaults
 from ..spec.errors import UsageError, located
 from ..spec.host import POLLED, Host
-from ..spec.job import Require
+from ..spec.job import DefaultResources, Require
 from ..spec.resources import (
     FORGE_NUMBERS,
     FORGE_RESOURCES,
@@ -32,11 +32,16 @@ from ..spec.resources import (
 )
 from ..spec.units import parse_share
 from .config import to_config
-from .snakemake_internals import declared_at, is_local, jobs_to_ask, known_resources, resources_ahead
+from .rule_resources import by_default, declared_at, jobs_to_ask, known_resources, resources_ahead
+from .snakemake_internals import is_local
 from .software import Deployment
 
-Check = Callable[[str, dict[str, object], bool, str], None]
-"""Refuses resources of a rule; given whether its jobs stay on this host, and the file and line of the rule."""
+
+class ResourceRefusal(Protocol):
+    """Refuses resources of a rule: :meth:`..run.engine.Engine.check`."""
+
+    def __call__(self, rule: str, resources: dict[str, object], *, stays_here: bool, place: str) -> None: ...
+
 
 _CHECKED = ("mem_mb", "disk_mb", "runtime", *GPU_RESOURCES, *FORGE_RESOURCES, *FORGE_NUMBERS)
 _MOST_CALLS = 200  # jobs of a rule whose functions are called before the run; the others are checked when they start
@@ -49,44 +54,61 @@ def warnings(workflow: Any, jobs: Iterable[Any]) -> Iterator[str]:
     yield from misnamed.warnings(asked, workflow.global_resources)
 
 
-def refusals(workflow: Any, jobs: Iterable[Any], check: Check, *, remote: bool) -> Iterator[tuple[UsageError, Any]]:
-    """Yield an error for each rule that asks for what cannot be had, and the jobs that it is about.
+class ResourceCheck:
+    """Checks the resources of rules before anything runs."""
 
-    Functions are called ahead, as far as Snakemake lets them: without inputs that do not exist yet.
+    def __init__(self, workflow: Any, check: ResourceRefusal, *, remote: bool, defaults: DefaultResources) -> None:
+        """Begin.
 
-    Args:
-        remote: whether jobs that do not stay here run on hosts that nobody knows yet.
-    """
-    by_rule: dict[Any, list[Any]] = {}
-    for job in jobs:
-        by_rule.setdefault(job.rule, []).append(job)
-    for rule, of_rule in by_rule.items():
-        error, refused = _check_rule(workflow, rule, of_rule, check, remote)
-        if error is not None:
-            yield error, refused
+        Args:
+            remote: whether jobs that do not stay here run on hosts that nobody knows yet.
+            defaults: the effect of ``--default-resources`` on this host.
+        """
+        self._workflow, self._check, self._remote, self._defaults = workflow, check, remote, defaults
 
+    def is_here(self, rule: Any) -> bool:
+        """Whether a rule's jobs run on this host."""
+        return not self._remote or is_local(self._workflow, rule)
 
-def _check_rule(
-    workflow: Any, rule: Any, jobs: list[Any], check: Check, remote: bool
-) -> tuple[UsageError | None, list[Any]]:
-    here, place = is_local(workflow, rule), declared_at(rule)
-    named = {name: UNKNOWN_YET for name in rule.resources if name.startswith("forge_")}
-    try:
-        check(rule.name, named | known_resources(rule), here, place)
-    except UsageError as error:
-        return error, jobs
-    first, refused = None, []
-    if here or not remote:
-        for job in jobs_to_ask(rule, _CHECKED, jobs[:_MOST_CALLS]):
+    def without(self, rule: Any) -> tuple[str, ...]:
+        """The resources of a rule that limit nothing."""
+        return by_default(rule) if self._defaults is DefaultResources.SCHEDULE and self.is_here(rule) else ()
+
+    def refusals(self, jobs: Iterable[Any]) -> Iterator[tuple[UsageError, list[Any]]]:
+        """Yield an error for each rule that asks for what cannot be had, and the jobs that it is about.
+
+        Functions are called ahead, as far as Snakemake lets them: without inputs that do not exist yet.
+        """
+        by_rule: dict[Any, list[Any]] = {}
+        for job in jobs:
+            by_rule.setdefault(job.rule, []).append(job)
+        for rule, of_rule in by_rule.items():
+            error, refused = self._of_rule(rule, of_rule)
+            if error is not None:
+                yield error, refused
+
+    def _of_rule(self, rule: Any, jobs: list[Any]) -> tuple[UsageError | None, list[Any]]:
+        named: dict[str, object] = {name: UNKNOWN_YET for name in rule.resources if name.startswith("forge_")}
+        if (error := self._refusal(rule, named | known_resources(rule))) is not None:
+            return error, jobs
+        first, refused = None, []
+        for job in jobs_to_ask(rule, _CHECKED, jobs[:_MOST_CALLS]) if self.is_here(rule) else ():
             resources: dict[str, object] = {}
             with suppress(Exception):  # Snakemake says so itself, in its own words, when it comes to the job
                 resources = resources_ahead(job, _CHECKED)
-            try:
-                check(rule.name, dict(without_tiny(resources)[0]), here, place)
-            except UsageError as error:
+            if (error := self._refusal(rule, dict(without_tiny(resources)[0]))) is not None:
                 first = first or error
                 refused.append(job)
-    return first, refused
+        return first, refused
+
+    def _refusal(self, rule: Any, resources: dict[str, object]) -> UsageError | None:
+        without = self.without(rule)
+        limiting = {name: value for name, value in resources.items() if name not in without}
+        try:
+            self._check(rule.name, limiting, stays_here=is_local(self._workflow, rule), place=declared_at(rule))
+        except UsageError as error:
+            return error
+        return None
 
 
 def _asked(rule: Any) -> list[str]:
@@ -112,14 +134,15 @@ def check_as_a_run(workflow: Any, settings: Any, jobs: list[Any]) -> None:
     gpus = find(config.gpus, os.environ)
     host = Host(memory, os.cpu_count() or 1, POLLED, "", "none", "", (), gpus=gpus)
     check = partial(_check, host, config.backend)
-    if errors := [error for error, _ in refusals(workflow, jobs, check, remote=remote)]:
+    found = ResourceCheck(workflow, check, remote=remote, defaults=config.default_resources).refusals(jobs)
+    if errors := [error for error, _ in found]:
         raise all_at_once(errors)
     deployment.check(jobs)
 
 
-def _check(host: Host, backend: str, rule: str, resources: dict[str, object], here: bool, place: str) -> None:
+def _check(host: Host, backend: str, rule: str, resources: dict[str, object], *, stays_here: bool, place: str) -> None:
     try:
-        if here or backend == registry.LOCAL:
+        if stays_here or backend == registry.LOCAL:
             check_resources(rule, resources, host)
         elif backend == "slurm":
             sbatch.check(rule, resources)

@@ -24,7 +24,8 @@ from ..software.surroundings import problems
 from ..spec.catalog import HOST, Catalog, Runtime, RuntimeKind, choose
 from ..spec.errors import BrokenRuntimeError, UsageError
 from ..spec.paths import CATALOG_FILE
-from .snakemake_internals import argument, in_environment, known_resources
+from .rule_resources import known_resources
+from .snakemake_internals import argument, in_environment
 
 _BLOCKED = ("R_LIBS", "PYTHONPATH", "PERLLIB", "PERL5LIB")
 """Variables that Snakemake removes where a rule has ``conda:``: snakemake/shell.py."""

@@ -19,7 +19,7 @@ from ..spec.file_policy import inside_outputs
 from ..spec.job import JobRequest
 from ..spec.resources import all_at_once
 from ..spec.verdict import EndedBy, Order, Verdict
-from .ahead import refusals, warnings
+from .ahead import ResourceCheck, warnings
 from .declarations import Declarations
 from .job_request import Translator
 from .later_changes import LaterChanges
@@ -60,7 +60,9 @@ class Submitter:
         self._starts = starts
         self._changes = LaterChanges(self._workflow)
         self.declarations = Declarations(self._workflow, engine.directory)
-        self._translator = Translator(self._workflow, partial(is_local, self._workflow))
+        defaults = engine.config.default_resources
+        self._check = ResourceCheck(self._workflow, engine.check, remote=engine.has_remote, defaults=defaults)
+        self._translator = Translator(self._workflow, partial(is_local, self._workflow), self._check.without)
 
     def runs_elsewhere(self, job: Any) -> bool:
         """Whether a job runs on another host than this one."""
@@ -155,7 +157,7 @@ class Submitter:
         for warning in warnings(self._workflow, jobs):
             self._executor.logger.warning(f"Forge: {warning}")
         errors = []
-        for error, refused in refusals(self._workflow, jobs, self._refuse, remote=self._engine.has_remote):
+        for error, refused in self._check.refusals(jobs):
             errors.append(error)
             for job in refused[:_MOST_RECORDS]:
                 with suppress(Exception):  # Snakemake's, about another resource of the job
@@ -163,9 +165,6 @@ class Submitter:
                     self._engine.refuse(request, str(self._executor.format_job_exec(job)), error)
         if errors:
             raise all_at_once(errors)
-
-    def _refuse(self, rule: str, resources: dict[str, object], here: bool, place: str) -> None:
-        self._engine.check(rule, resources, stays_here=here, place=place)
 
     def check_group(self, jobs: list[Any]) -> None:
         """Refuse jobs that cannot run at the same time.

@@ -156,3 +156,23 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
     assert (refused.code == 1 and "asks for" in refused.output) or "gpu=64, but this run has" in refused.output
     result = run(tmp_path, "-j1")
     assert result.code == 0 and result.output.count("gpu=64, but this run has") == 1, result.output
+
+
+def test_values_of_default_resources_are_named_and_need_not_limit(tmp_path: Path) -> None:
+    write_workflow(tmp_path, """
+        rule large:
+            output: "large"
+            shell: "python3 -c 'bytearray(90 * 2**20)'; touch {output}"
+        rule own:
+            output: "own"
+            resources: mem_mb=40
+            shell: "python3 -c 'bytearray(90 * 2**20)'; touch {output}"
+        """)
+    both = ("-j2", "-k", "large", "own", "--default-resources", "mem_mb=40")
+    limited = run(tmp_path, *both)
+    said = "out of memory: 40.0 MiB of 40.0 MiB (from --default-resources mem_mb), in python3"
+    assert said in limited.output and "--set-resources large:mem_mb=80   or for all rules: --forge-default-resources schedule" in limited.output
+    assert limited.attempt("own")["happened"] == "out of memory: 40.0 MiB of 40.0 MiB, in python3"
+    scheduled = run(tmp_path, *both, "--forge-default-resources", "schedule")
+    newest = {a["rule"]: (a["outcome"], a["limits"]["memory_bytes"]) for a in scheduled.attempts()}
+    assert newest == {"large": ("succeeded", None), "own": ("oom", 40 * 2**20)}
