@@ -1,9 +1,8 @@
 """The jobs that are ready, in an order that makes choosing from them independent of their number.
 
-Jobs of equal needs are a :class:`_Shape`, with a heap by reward. Shapes are a :class:`_Kind` if each need has as many
-binary digits in one as in the other; a kind has a heap by the rewards of the best jobs of its shapes. There are few
-kinds, whatever the jobs need: a round looks at each once, leaves out those of which nothing can fit, and follows the
-heaps of the others.
+Jobs of equal needs are a :class:`_Shape`, with a heap by reward. Shapes whose needs agree in their first three binary
+digits are a :class:`_Kind`, with a heap by the rewards of their best jobs. There are few kinds, whatever the jobs need:
+a round looks at each once, leaves out those of which nothing can fit, and follows the heaps of the others.
 
 A job that needs much could wait as long as others take, piece by piece, what becomes free. So a shape is *held* once
 jobs have been started past it that together need :data:`PATIENCE` times as much as it does: from then on, jobs of no
@@ -47,7 +46,7 @@ class _Shape:
 
 @dataclass(eq=False)
 class _Kind:
-    """Shapes that differ by less than a factor of two in each resource."""
+    """Shapes that differ by less than a quarter in each resource."""
 
     least: tuple[int, ...]  # none of them needs less
     shapes: list[tuple[_Key, _Shape]] = field(default_factory=list)  # a heap; valid where the shape is listed so
@@ -115,10 +114,10 @@ class ReadyJobs:
             self._kind(wanted).put(shape, key)
 
     def _kind(self, needs: tuple[int, ...]) -> _Kind:
-        digits = tuple(map(int.bit_length, needs))
-        kind = self._kinds.get(digits)
+        least = tuple(need >> (rest := max(0, need.bit_length() - 3)) << rest for need in needs)
+        kind = self._kinds.get(least)
         if kind is None:
-            kind = self._kinds[digits] = _Kind(tuple(1 << number >> 1 for number in digits))
+            kind = self._kinds[least] = _Kind(least)
         return kind
 
     def choose(self, free: Sequence[int], starts: int | None, present: Container[Any]) -> list[Any]:
