@@ -10,6 +10,8 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .slurm import SlurmSettings
+
 DEFAULT_IO_WEIGHT = 100
 """The weight of a new cgroup: ``io.weight`` in Linux' cgroup-v2.rst."""
 
@@ -282,6 +284,7 @@ class JobRequest:
     shadow: bool = False  # it works in a directory that Snakemake has made for this try alone
     declared_at: str = ""  # file and line of its rule
     recipe: str = ""  # all that determines its outputs beside its inputs: another recipe is another job
+    asked: float = field(default=0.0, compare=False)  # when Snakemake handed it over: time.monotonic(); 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +324,7 @@ class Config:
     nice: int = 0
     io_weight: int = DEFAULT_IO_WEIGHT
     io_weights: bool = False  # whether a rule of the workflow sets a weight
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,9 +383,12 @@ class LaunchSpec:
     resources: Mapping[str, object] = field(default_factory=dict)  # as Snakemake has them, for other backends
     retry: int = 0  # how many times Forge has run it again within one try of Snakemake
     retry_of: str | None = None  # the name of the previous attempt
+    submitted: str = ""  # when Snakemake handed the job over, or Forge repeated it: ISO 8601
     together: bool = False  # see JobRequest
     checkpoint: str | None = None  # FORGE_CHECKPOINT_DIR
     recipe: str = ""  # see JobRequest
     sources: tuple[str, ...] = ()  # see JobRequest
     adoptable: bool = False  # whether it may take over the result of an earlier run: see staging/fingerprint.py
     detachable: bool = False  # whether it continues without Snakemake: --forge-on-disconnect=finish
+    asked: float = field(default=0.0, compare=False)  # see JobRequest
+    planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown
