@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ class Translator:
 
     def request(self, job: Any) -> JobRequest:
         """Translate a job that Snakemake has not prepared yet, or that it has."""
+        asked = time.monotonic()
         inputs, outputs = _paths(job.input), _paths(job.output)
         place = self._links.place
         logs = _paths([*job.log, *([job.benchmark] if job.benchmark else [])])
@@ -66,6 +68,7 @@ class Translator:
             by_default=by_default(job.rule),
             threads_asked=threads_asked(job.rule),
             recipe=_recipe(job),
+            asked=asked,
         )
 
     def with_outputs(self, request: JobRequest, job: Any) -> JobRequest:

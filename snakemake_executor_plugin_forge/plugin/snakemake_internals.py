@@ -9,8 +9,6 @@ part                                                versions     what Forge does
 ``Persistence.finished``                            all          fails at the start of a run
 ``Persistence._unmark_incomplete``, ``_get_key``    from 9.17.0  ``_delete_record`` with ``_incomplete_path``
 ``FilePersistence._get_recorded_starttime``         from 9.17.0  trusts the starts that Snakemake records
-``JobScheduler._schedule_reevalutation`` (sic),     all          the scheduler looks as often as it likes
-``JobScheduler.job_rate_limiter``
 ``JobScheduler._finish_jobs``, ``_tofinish``,       all          forgets jobs that end just before Ctrl-C
 ``_toerror``, ``_lock``
 ``Workflow._localrules``                            all          fails at the start of a run
@@ -41,7 +39,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -165,32 +162,7 @@ def _keep_windows(persistence: Any) -> None:
 SCRIPTS = ".snakemake/scripts"
 
 
-# -- the scheduler -----------------------------------------------------------------------------------------------------
-
-_SHARE = 0.1  # of the time span: two looks that are nearer to each other become one
-
-
-def make_sparse(scheduler: Any) -> None:
-    """Have a scheduler look again only if the limit of jobs has been reached: nothing else changes with time.
-
-    The end of a job, the only other change, makes it look by itself.
-    """
-    limiter = getattr(scheduler, "job_rate_limiter", None)
-    look_again = getattr(scheduler, "_schedule_reevalutation", None)
-    if limiter is None or look_again is None:
-        return
-    due = 0.0
-
-    def look_again_if_necessary(delay: float) -> None:
-        nonlocal due
-        if delay == limiter.timespan:
-            wanted = time.monotonic() + delay
-            if limiter.get_free_jobs() > 0 or wanted - due < delay * _SHARE:
-                return
-            due = wanted
-        look_again(delay)
-
-    scheduler._schedule_reevalutation = look_again_if_necessary
+# -- the scheduler: more in snakemake_scheduler_plugin_forge/snakemake_internals.py -----------------------------------
 
 
 def finish_ended_jobs(workflow: Any) -> None:

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .slurm import SlurmSettings
+
 DEFAULT_IO_WEIGHT = 100
 """The weight of a new cgroup: ``io.weight`` in Linux' cgroup-v2.rst."""
 
@@ -291,6 +293,7 @@ class JobRequest:
     by_default: tuple[str, ...] = ()  # resources that it has from --default-resources
     threads_asked: int | None = None  # before Snakemake scaled them down to --cores; None: a function gives them
     recipe: str = ""  # all that determines its outputs beside its inputs: another recipe is another job
+    asked: float = field(default=0.0, compare=False)  # when Snakemake handed it over: time.monotonic(); 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +334,7 @@ class Config:
     io_weight: int = DEFAULT_IO_WEIGHT
     io_weights: bool = False  # whether a rule of the workflow sets a weight
     default_resources: DefaultResources = DefaultResources.LIMIT
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,3 +403,5 @@ class LaunchSpec:
     sources: tuple[str, ...] = ()  # see JobRequest
     adoptable: bool = False  # whether it may take over the result of an earlier run: see staging/fingerprint.py
     detachable: bool = False  # whether it continues without Snakemake: --forge-on-disconnect=finish
+    asked: float = field(default=0.0, compare=False)  # see JobRequest
+    planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown

@@ -203,11 +203,11 @@ def _done(harms: Sequence[Harm]) -> str:
 
 
 def _others(harms: Sequence[Harm], spec: LaunchSpec) -> Words:
-    """Say what a job has done to outputs of other rules."""
-    groups = dict.fromkeys((harm.kind, harm.owner) for harm in harms if harm.owner)
+    """Say what a job has done to files that other rules declare."""
+    owners = dict.fromkeys((harm.kind, harm.owner) for harm in harms if harm.owner)
+    groups = {(k, o): [h.path for h in harms if (h.kind, h.owner) == (k, o)] for k, o in owners}
     said = [
-        f"{kind} {_few([h.path for h in harms if (h.kind, h.owner) == (kind, owner)])}, an output of rule {owner}"
-        for kind, owner in groups
+        f"{kind} {_few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items() if owner
     ]
     nobodys = [harm for harm in harms if not harm.owner and harm.kind in _MENDED_BY_ALLOWING]
     done = _few(said, "; ") + (f"; {_done(nobodys)}" if nobodys else "")

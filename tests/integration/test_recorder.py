@@ -7,15 +7,20 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import termios
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from snakemake_executor_plugin_forge.analysis.timings import PHASES
+from snakemake_executor_plugin_forge.record.retention import compact
 
 from ..conftest import DEADLINE, FORGE, Result, command, forge, residue, run, wait_until, write_workflow
 
@@ -91,6 +96,22 @@ def test_a_stream_that_is_too_long_has_its_head_and_tail(failed: Result) -> None
     # Another job may have said something in between, and so may Snakemake, which writes a message and its end of line
     # one after the other: "Execute 1 jobs...last".
     assert failed.output.rindex("last\n") >= failed.output.rindex("middle\n") + len("middle\n")
+
+
+def test_timings_tell_every_phase_once(failed: Result, tmp_path: Path) -> None:
+    """They lie one after the other, so that together they are not longer than the run; gc keeps them."""
+    def told(directory: Path) -> list[dict[str, Any]]:
+        return [row["timings"] for row in json.loads(forge(directory, "jobs", "--timings", "--json").stdout)]
+    before = told(failed.directory)
+    assert len(before) == len(failed.attempts()) and all(None not in one.values() for one in before), before
+    shutil.copytree(failed.directory / ".snakemake/forge", tmp_path / ".snakemake/forge")
+    (record,) = tmp_path.glob(".snakemake/forge/runs/*/run.json")
+    run_of = json.loads(record.read_text())
+    took = (datetime.fromisoformat(run_of["ended"]) - datetime.fromisoformat(run_of["started"])).total_seconds()
+    assert all(0 < sum(one[name] for name in PHASES) <= took + 1 for one in before), (before, took)
+    assert all(one["run"] <= attempt["seconds"] for one, attempt in zip(before, failed.attempts(), strict=True)), before
+    assert compact(str(record.parent)) > 0
+    assert told(tmp_path) == before
 
 
 def test_metrics_of_the_run(failed: Result) -> None:
