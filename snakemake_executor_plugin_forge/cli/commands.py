@@ -22,6 +22,7 @@ COMMANDS = {
     "provenance": "write a run as a Workflow Run RO-Crate: which command made which files of which",
     "resume": "continue after a crash or a failure: clear up after dead runs, repeat the recorded command",
     "verify": "find outputs that have changed since their job, and the command that makes them again",
+    "slurm": "print the partitions of the cluster with their limits, for --forge-slurm-partitions",
     "gc": "delete old records and leftovers of dead runs, and report the space freed",
     "completion": "print the script that lets a shell complete these commands",
 }

@@ -344,11 +344,7 @@ def exchange_at(one_fd: int, one: str, other_fd: int, other: str) -> None:
 
 
 def open_in_root(root: int, path: str, flags: int) -> int:
-    """openat2(2), Linux 5.6: open a path as a process does whose root directory is ``root``, a descriptor.
-
-    Raises:
-        OSError: as openat2(2).
-    """
+    """openat2(2), Linux 5.6: open a path as a process does whose root directory is ``root``, a descriptor."""
     return _openat2(root, path, flags, _RESOLVE_IN_ROOT)
 
 
@@ -363,11 +359,13 @@ def open_without_links(directory: int, path: str, flags: int) -> int:
 
 def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     how = struct.pack("=3Q", flags, 0, resolve)
-    fd: int = _libc.syscall(_OPENAT2, directory, os.fsencode(path), how, ctypes.c_size_t(len(how)))
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return fd
+    for _ in range(1000):  # EAGAIN: the path has ".." in it, and somebody on this host renames or mounts
+        fd: int = _libc.syscall(_OPENAT2, directory, os.fsencode(path), how, ctypes.c_size_t(len(how)))
+        if fd >= 0:
+            return fd
+        if (number := ctypes.get_errno()) != errno.EAGAIN:
+            break
+    raise OSError(number, os.strerror(number), path)
 
 
 @functools.cache

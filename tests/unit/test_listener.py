@@ -43,7 +43,7 @@ SCRIPTS: dict[str, tuple[str, dict[str, int], tuple[str, ...]]] = {
     "no such directory": ("echo b 2> /dev/null >> absent/x; true", {}, ()),
     "absent at first": ("(echo b >> absent/x) 2> /dev/null; mkdir absent; echo c >> absent/x", {"absent/x": 0}, ()),
     "target": ("echo b >> target.txt; flock target.txt true; echo >> targets/x", {}, ()),
-    "outside": ("echo b >> /tmp/.forge-test-listener; flock /tmp/.forge-test-listener rm /tmp/.forge-test-listener", {}, ()),
+    "outside": ("echo b >> ../outside; flock ../outside rm ../outside", {}, ()),
     "exclusive": ("flock lock echo; flock -n old.txt true", {}, ("lock", "old.txt")),
     "shared": ("flock -s old.txt true", {}, ()),
     "temporary": ("flock lock rm lock", {}, ()),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.kernel import plain_paths
+from snakemake_executor_plugin_forge.kernel import plain_paths, syscalls
 from snakemake_executor_plugin_forge.staging import journal
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Journal, Move
 from snakemake_executor_plugin_forge.staging.publish import publish, publish_one, recover
@@ -70,7 +70,7 @@ def test_a_journal_is_not_replayed_through_a_link(root: Path, kind: str) -> None
     (root / "work/res").rename(root / "work/aside")
     (root / "work/res").symlink_to(root / "elsewhere")
     with suppress(OSError):
-        recover(str(root / "staging"))
+        recover(str(root / "staging"), None)
     assert list((root / "elsewhere/sub").iterdir()) == []
 
 
@@ -99,8 +99,10 @@ def swapping(root: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_nothing_appears_behind_a_link_that_is_swapped_in(root: Path, kind: str, swapping: subprocess.Popen[bytes]) -> None:
     """Whatever becomes of a publication, it is whole or not begun, and nothing is behind the link."""
-    outcomes = set()
-    for number in range(4000):
+    outcomes: set[str] = set()
+    number = 0
+    while len(outcomes) < 2 or number < 300:  # which it is depends on when the two processes have a CPU
+        number += 1
         names = [f"res/sub/{number}-{n}" for n in range(3)]
         moves = staged(root, *names)
         try:
@@ -109,13 +111,18 @@ def test_nothing_appears_behind_a_link_that_is_swapped_in(root: Path, kind: str,
             outcomes.add("refused")
         else:
             outcomes.add("published")
-        if len(outcomes) == 2 and number > 300:
-            break
         assert list((root / "elsewhere/sub").iterdir()) == []
         left = [os.path.exists(move.source) for move in moves]
         assert len(set(left)) == 1, left
-    assert outcomes == {"published", "refused"}
     swapping.kill()
     swapping.wait()
     found = [path for path in root.rglob("*") if path.is_file()]
     assert all(path.read_text() == "new\n" for path in found)
+
+
+def test_a_path_with_dots_opens_while_others_rename(root: Path, swapping: subprocess.Popen[bytes]) -> None:
+    """openat2(2) gives EAGAIN for one if anybody on the host renames or mounts at that moment: a listener took the file for none."""
+    top = os.open("/", os.O_PATH)
+    for _ in range(20_000):
+        os.close(syscalls.open_in_root(top, f"{root}/staging/../elsewhere", os.O_PATH))
+    os.close(top)
