@@ -54,7 +54,9 @@ def progress_of_newest_run(index: Index, times: Mapping[str, Times]) -> Progress
             active.add((record["rule"], json.dumps(record["wildcards"], ensure_ascii=False)))
     done: Counter[str] = Counter({rule: found.get("taken_over", 0) for rule, found in run["plan"].items()})
     failed: Counter[str] = Counter()
-    for rule, wildcards, ok in index.ended_jobs(name):
+    began: list[str] = []
+    for rule, wildcards, ok, started in index.ended_jobs(name):
+        began.append(started)
         if ok:
             done[rule] += 1
         elif (rule, wildcards) not in active:
@@ -65,10 +67,10 @@ def progress_of_newest_run(index: Index, times: Mapping[str, Times]) -> Progress
         )
         for rule, planned in plan.items()
     }
-    return Progress(rules, run.get("cores") or math.inf, _since(index.began(name), running.values()))
+    return Progress(rules, run.get("cores") or math.inf, _since(began, running.values()))
 
 
-def _since(began: str | None, running: Iterable[list[float]]) -> float:
+def _since(began: list[str], running: Iterable[list[float]]) -> float:
     """Seconds since the first job of a run has started."""
     longest = max((seconds for of_rule in running for seconds in of_rule), default=0.0)
-    return max(longest, time.time() - datetime.fromisoformat(began).timestamp()) if began else longest
+    return max(longest, time.time() - datetime.fromisoformat(min(began)).timestamp()) if began else longest

@@ -235,23 +235,8 @@ class Executor(_InnerSnakemake):
             self.report_job_error(info, msg=str(error))
 
     def _fetch_or_submit(self, info: SubmittedJobInfo, prepared: PreparedJob) -> None:
-        if not self._call_cache(info, "fetch"):
+        if not _call_cache(self, info, "fetch"):
             self._submit(info, prepared)
-
-    def _call_cache(self, info: SubmittedJobInfo, name: str) -> bool:
-        """Fetch or store a job's outputs, and report that; False if the cache does not have them."""
-        from .snakemake_internals import call_cache
-
-        try:
-            if not call_cache(self.workflow, info.job, name):
-                return False
-        except Exception as error:
-            self.report_job_error(info, msg=f"the output cache failed: {error}")
-        else:
-            if name == "fetch":
-                self._running.plan.concluded(info.job.rule.name, None)
-            self.report_job_success(info)
-        return True
 
     # -- what comes back (in the backend's thread) -----------------------------------------------------------------
 
@@ -271,7 +256,7 @@ class Executor(_InnerSnakemake):
             self._failures.discard(info.job.jobid)
         self._running.plan.concluded(info.job.rule.name, verdict.directory)
         if uses_cache(self.workflow, info.job.rule):
-            self._running.threads.submit(self._call_cache, info, "store")
+            self._running.threads.submit(_call_cache, self, info, "store")
         else:
             self.report_job_success(info)
 
@@ -400,6 +385,22 @@ def _error(verdict: Verdict) -> str | None:
     from ..spec.verdict import Cause
 
     return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
+
+
+def _call_cache(executor: Executor, info: SubmittedJobInfo, name: str) -> bool:
+    """Fetch or store a job's outputs, and report that; False if the cache does not have them."""
+    from .snakemake_internals import call_cache
+
+    try:
+        if not call_cache(executor.workflow, info.job, name):
+            return False
+    except Exception as error:
+        executor.report_job_error(info, msg=f"the output cache failed: {error}")
+    else:
+        if name == "fetch":
+            executor._running.plan.concluded(info.job.rule.name, None)
+        executor.report_job_success(info)
+    return True
 
 
 def _message(verdict: Verdict, job: Any) -> list[str]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..spec.progress import Planned
-from .snakemake_internals import known_resources
+from .rule_resources import known_resources
 
 
 class RunPlan:

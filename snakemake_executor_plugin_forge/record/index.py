@@ -250,15 +250,10 @@ class Index:
             found.setdefault(rule, []).append(seconds)
         return found
 
-    def ended_jobs(self, run: str) -> Iterator[tuple[str, str, bool]]:
-        """Rule, wildcards as JSON, and whether it has succeeded in the end, of each job with an ended attempt."""
-        query = "SELECT rule, wildcards, max(outcome = 'succeeded') FROM attempt WHERE run = ? GROUP BY rule, wildcards"
-        return ((rule, wildcards, bool(ok)) for rule, wildcards, ok in self._connection.execute(query, (run,)))
-
-    def began(self, run: str) -> str | None:
-        """When the first of a run's ended attempts began; None without any."""
-        found = self._connection.execute("SELECT min(started) FROM attempt WHERE run = ?", (run,)).fetchone()
-        return None if found is None else found[0]
+    def ended_jobs(self, run: str) -> Iterable[tuple[str, str, bool, str]]:
+        """Each job with ended attempts: rule, wildcards as JSON, whether it succeeded in the end, its first start."""
+        columns = "rule, wildcards, max(outcome = 'succeeded'), min(started)"
+        return self._connection.execute(f"SELECT {columns} FROM attempt WHERE run = ? GROUP BY rule, wildcards", (run,))
 
     def runs(self) -> list[tuple[str, Row]]:
         """The runs with their ``run.json``, oldest first."""

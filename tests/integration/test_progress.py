@@ -32,7 +32,8 @@ rule part:
 rule counted:
     input: lambda wildcards: expand("done.{n}", n=glob_wildcards(checkpoints.split.get().output[0] + "/{n,[0-9]}").n)
     output: "counted.txt"
-    shell: "touch {output}"
+    params: pause=config.get("pause", 3)
+    shell: "sleep {params.pause}; touch {output}"
 rule a:
     output: pipe("a.txt")
     shell: "echo through > {output}"
@@ -120,11 +121,9 @@ def test_a_later_run_knows_how_long_its_jobs_take(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize("executor", ["forge", "local"])
-def test_a_file_gets_lines_and_a_dry_run_none(workdir: Path, executor: str) -> None:
+def test_a_file_gets_a_line_now_and_then(workdir: Path, executor: str) -> None:
     (workdir / "go").touch()
-    dry = run(workdir, "-n", "-F", "counted.txt", "--logger", "forge", executor=executor)
-    assert dry.code == 0 and "This was a dry-run" in dry.output and "%) done" not in dry.output and "\x1b" not in dry.output
-    done = run(workdir, "-j2", "-F", "-k", "--logger", "forge", "--logger-forge-interval", "1", executor=executor,
+    done = run(workdir, "-j2", "-F", "-k", "--logger", "forge", "--logger-forge-interval", "1", "--config", "pause=0", executor=executor,
                env={"PYTHONIOENCODING": "ascii"})
     assert done.code == 0, done.output
     lines = re.findall(r"^\[.*\] (\d+) of (\d+) jobs \((\d+)%\) done(?:, | in )", done.output, re.MULTILINE)
@@ -135,7 +134,9 @@ def test_a_file_gets_lines_and_a_dry_run_none(workdir: Path, executor: str) -> N
     assert "9 of 9 steps (100%) done" in log
 
 
-def test_the_plan_of_a_run_is_on_record_and_quiet_is_quiet(workdir: Path) -> None:
+def test_a_dry_run_and_a_quiet_one_show_no_progress_and_the_plan_is_on_record(workdir: Path) -> None:
+    dry = run(workdir, "-n", "-F", "counted.txt", "--logger", "forge")
+    assert dry.code == 0 and "This was a dry-run" in dry.output and "%) done" not in dry.output and "\x1b" not in dry.output
     quiet = run(workdir, "-j2", "-F", "b.txt", "--quiet", "all", "--logger", "forge")
     assert quiet.code == 0 and quiet.output == ""
     newest = max((workdir / ".snakemake/forge/runs").iterdir())

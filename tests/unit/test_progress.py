@@ -25,7 +25,7 @@ from snakemake_executor_plugin_forge.spec.progress import (
     sentence,
     show_roughly,
 )
-from snakemake_logger_plugin_forge import LogHandler, LogHandlerSettings
+from snakemake_logger_plugin_forge.handler import LogHandler, LogHandlerSettings
 from snakemake_logger_plugin_forge.screen import Terminal, fitted, is_due
 from snakemake_logger_plugin_forge.watched import Known, Watched
 
