@@ -103,7 +103,7 @@ class Lines:
     def progress(self, progress: Progress) -> None:
         """Write a line if it is time for one."""
         percent, now = progress.done * 100 // max(1, progress.total), time.monotonic()
-        if is_due(now - self._last, percent - self._percent, self._interval):
+        if progress.done < progress.total and is_due(now - self._last, percent - self._percent, self._interval):
             self._last, self._percent = now, percent
             _write(self._stream, f"[{time.asctime()}] {sentence(progress)}\n")
 
