@@ -133,7 +133,9 @@ def _alike(failures: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in failures:
         said = [str(record.get("happened") or record.get("reason")), *telling_lines(record.get("told", Told()).text)]
-        words = (_FIGURES.sub("#", with_wildcards(text, record["wildcards"])) for text in said)
+        values = {name: _FIGURES.sub("#", str(value)) for name, value in record["wildcards"].items()}
+        values = {name: value for name, value in values.items() if value != "#"}  # "1" also stands in "exit code 1"
+        words = (with_wildcards(_FIGURES.sub("#", text), values) for text in said)
         groups.setdefault((str(record["rule"]), str(record["outcome"]), *words), []).append(record)
     return list(groups.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from .errors import ResourceError, UsageError
 from .job import LaunchSpec, Undeclared
@@ -34,6 +34,7 @@ UNRECORDED = "its record could not be written: {}"
 SHORTENED = "this is shortened: verdict.json has all of it"
 
 _SHOWN = 5
+_MOST_DECLARED = 30  # outputs in a line to paste, which has all or none
 _LONGEST_NAME = 400  # characters; the record has all of them
 _MENDED_BY_ALLOWING = (HarmKind.CHANGED, HarmKind.DELETED, HarmKind.REPLACED)
 _MENDED_BY_SHARING = {HarmKind.LOCKED, HarmKind.LINKED, HarmKind.BEGUN}
@@ -58,6 +59,10 @@ _FAILED = {
     ),
     Cause.SUPERVISOR: ("{evidence.supervisor_error}", "run it again; if it fails again, report it with the record"),
     Cause.SIGNAL: ("killed by {decision.signal}", _STDERR),
+    Cause.BROKEN_PIPE: (
+        "killed by SIGPIPE: a program wrote to one that had ended already (head, grep -q), and pipefail counts that",
+        "have the last program read all of it (sed -n 1,10p for head), or add || true to that line of rule {spec.rule}",
+    ),
     Cause.EXIT_CODE: ("exit code {evidence.exit_code}", _STDERR),
     Cause.EXCEPTION: ("{evidence.summary}", _STDERR),
     Cause.ERROR: ("{error}", _STDERR),
@@ -157,7 +162,10 @@ def seen(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usage,
 def _violation(evidence: Evidence, spec: LaunchSpec) -> Words:
     if spec.files.undeclared is Undeclared.FAIL:
         names = (*evidence.undeclared, *evidence.deleted, *(harm.path for harm in evidence.harms))
-        declared = _declaration(names, spec.wildcards) or 'resources: forge_undeclared="keep"'
+        declared = (
+            _declaration(names, spec.wildcards, directories=evidence.directories)
+            or 'resources: forge_undeclared="keep"'
+        )
         return Words(
             f"wrote outside its outputs: {_few(names)} (undeclared=fail); nothing was published",
             f"add {declared} to rule {spec.rule}, or set --forge-undeclared keep",
@@ -346,7 +354,7 @@ def _undeclared(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Itera
     dropped = spec.files.undeclared is Undeclared.DISCARD
     if evidence.undeclared:
         fate = "were dropped" if dropped else "were kept"
-        declared = _declaration(evidence.undeclared, spec.wildcards)
+        declared = _declaration(evidence.undeclared, spec.wildcards, directories=evidence.directories)
         add = f"; add to rule {spec.rule}: {declared}" if declared else ""
         yield f"wrote {_few(evidence.undeclared)}, which it does not declare and which {fate}{add}"
     if undone and dropped:
@@ -419,15 +427,19 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
 
 
-def _declaration(names: Sequence[str], wildcards: Mapping[str, str], form: str = "{}") -> str:
-    """Return the text to paste into a rule; "" if no output of the rule can have such a name.
+def _declaration(
+    names: Sequence[str], wildcards: Mapping[str, str], form: str = "{}", directories: Collection[str] = ()
+) -> str:
+    """Return the text to paste into a rule; "" if no output of the rule can have such a name, or there are too many.
 
     Args:
         form: the function of Snakemake that is around each name.
+        directories: those that are directories.
     """
     fitting = [name for name in names if can_be_declared(name) and len(name) <= _LONGEST_NAME]
-    fitting = [name for name in fitting if not lacking(name, wildcards)]
-    patterns = dict.fromkeys(with_wildcards(name, wildcards) if wildcards else name for name in fitting)
-    names = [python_string(pattern) for pattern in [*patterns][:_SHOWN]]
-    shown = [form.format(name) for name in names]
-    return f"output: {', '.join(shown)}" if shown else ""
+    lines: dict[str, None] = {}
+    for name in fitting:
+        if not lacking(name, wildcards):
+            pattern = python_string(with_wildcards(name, wildcards) if wildcards else name)
+            lines[f"directory({pattern})" if name in directories else form.format(pattern)] = None
+    return f"output: {', '.join(lines)}" if 0 < len(lines) <= _MOST_DECLARED else ""
