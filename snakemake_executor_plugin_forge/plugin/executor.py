@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..analysis.failures import Failures
     from ..analysis.notes import Notes
     from ..run.engine import Engine
-    from ..spec.verdict import Verdict
+    from ..spec.verdict import Order, Verdict
     from .submission import PreparedJob, Submitter
 
 
@@ -325,10 +325,9 @@ class Executor(_InnerSnakemake):
         """End all jobs of an interrupted run, then let Snakemake clear up after them as after failed ones."""
         if self._run is None:
             return
-        from ..spec.verdict import EndedBy, Order
         from .snakemake_internals import finish_ended_jobs
 
-        engine, order = self._run.engine, Order(EndedBy.USER, f"Snakemake was stopped by {self._stopped_by}")
+        engine, order = self._run.engine, _stop(self._stopped_by)
         if self._stopped_by == "SIGHUP" and engine.config.on_disconnect == "finish":
             engine.leave(order)
         else:
@@ -377,6 +376,15 @@ def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:
         f"Forge: the scheduler {scheduler} took {seconds / of:.0%} of this run's time to choose jobs ({seconds:.0f} of "
         f"{of:.0f} s); with --scheduler forge that time does not grow with the number of ready jobs"
     )
+
+
+def _stop(interrupt: str) -> Order:
+    """Return the order to end all jobs, because of an interrupt or an exception that ends Snakemake."""
+    from ..spec.verdict import EndedBy, Order
+
+    error = sys.exception()
+    by = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else interrupt
+    return Order(EndedBy.USER, f"Snakemake was stopped by {by}")
 
 
 def _cancelled(job: Any, verdict: Verdict) -> str:
