@@ -31,7 +31,7 @@ from ..spec.paths import STAGING, STATE
 from ..spec.plan import plan, stages
 from ..spec.resources import check_group, priority_of_run
 from ..spec.verdict import Order, Verdict
-from ..staging.journal import in_words
+from ..staging.confines import in_words
 from ..staging.recovery import clear_after_own, recover_dead_runs
 from ..workers.zygote import Render, ZygoteSetup
 from .attempts import Attempts, Submission
@@ -230,7 +230,7 @@ class Engine:
         if "gpu" in planned.isolation.not_enforced:
             self._resources.warn_of_gpus(request.rule, asked.resources, backend.host.gpus)
         planned = replace(planned, backend=backend.name, resources=plain(request.resources), submitted=now())
-        spec = with_runtime(planned, runtime, identity, root)
+        spec = replace(with_runtime(planned, runtime, identity, root), asked=request.asked, planned=time.monotonic())
         # The other members of a group have seen it die; a shadow directory holds what the first attempt left.
         policy = OomPolicy() if request.together or request.shadow else OomPolicy.of(config)
         most = backend.host.run_memory_bytes
@@ -314,7 +314,7 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
             "of two jobs that make the same file at the same time, the later one fails."
         )
     for directory in recovered.undecided:
-        notice(f"Forge: {in_words(directory)}")
+        notice(f"Forge: {in_words(directory, workdir)}")
     if recovered.published:
         notice(f"Forge: completed what an interrupted run was publishing: {', '.join(recovered.published)}")
 

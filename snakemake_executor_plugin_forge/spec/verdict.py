@@ -155,12 +155,19 @@ class HarmKind(enum.StrEnum):
     UNMERGED = "made by another job while this one ran, as a file here and as a directory there"
 
 
+class Owner(NamedTuple):
+    """The rule to which a file belongs alone."""
+
+    rule: str
+    what: str = "an output"  # of the rule, in words
+
+
 class Harm(NamedTuple):
     """What a job has done undeclared and Forge does not carry out."""
 
     path: str
     kind: HarmKind
-    owner: str = ""  # the rule whose output it is, or in whose output it lies
+    owner: Owner | None = None  # another rule
 
 
 class WritesTo(enum.Enum):

@@ -87,7 +87,7 @@ _FAILED = {
         "end the command of rule {spec.rule} with wait, or with kill $! if they serve for nothing more",
     ),
     Cause.MISSING: (
-        "exit code 0, but it did not write {missing}; the files that were there before are unchanged.{wrote}",
+        "exit code 0, but it did not write {missing}, so nothing was published.{wrote}",
         "correct the command or the output of rule {spec.rule}",
     ),
 }
@@ -137,12 +137,13 @@ def seen(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usage,
         case Outcome.OOM:
             return _memory(decision, evidence, spec, usage)
         case Outcome.TIMEOUT:
-            return Words(f"timed out after {show_seconds(limits.wall_seconds or 0)}", _RUNTIME)
+            origin = _origin(spec, "runtime")
+            return Words(f"timed out after {show_seconds(limits.wall_seconds or 0)}{origin}", _RUNTIME)
         case Outcome.PIDS:
             hits = f"hit its limit of {limits.pids} processes and threads {evidence.pids_hits} times"
             return Words(hits, "raise --forge-pids if it needs more")
         case Outcome.DISK if decision.cause is None:
-            return Words(_disk(evidence, show_bytes(limits.disk_bytes or 0)), _DISK)
+            return Words(_disk(evidence, show_bytes(limits.disk_bytes or 0)) + _origin(spec, "disk_mb"), _DISK)
         case Outcome.CANCELLED:
             return cancelled(evidence.cancelled, seconds)
         case Outcome.FAILED | Outcome.DISK:
@@ -202,11 +203,11 @@ def _done(harms: Sequence[Harm]) -> str:
 
 
 def _others(harms: Sequence[Harm], spec: LaunchSpec) -> Words:
-    """Say what a job has done to outputs of other rules."""
-    groups = dict.fromkeys((harm.kind, harm.owner) for harm in harms if harm.owner)
+    """Say what a job has done to files that other rules declare."""
+    owners = dict.fromkeys((harm.kind, harm.owner) for harm in harms if harm.owner)
+    groups = {(k, o): [h.path for h in harms if (h.kind, h.owner) == (k, o)] for k, o in owners}
     said = [
-        f"{kind} {_few([h.path for h in harms if (h.kind, h.owner) == (kind, owner)])}, an output of rule {owner}"
-        for kind, owner in groups
+        f"{kind} {_few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items() if owner
     ]
     nobodys = [harm for harm in harms if not harm.owner and harm.kind in _MENDED_BY_ALLOWING]
     done = _few(said, "; ") + (f"; {_done(nobodys)}" if nobodys else "")
@@ -240,7 +241,12 @@ def _memory(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usa
         where = (evidence.oom.where if evidence.oom is not None else None) or "the host or a cgroup around this run"
         had = f"out of memory: {where} ran out of it; the job had {used}{ending}"
         return Words(had, "lower --forge-run-memory, or leave this host more memory")
-    return Words(f"out of memory: {used} of {show_bytes(limit or 0)}{ending}", _MEMORY)
+    return Words(f"out of memory: {used} of {show_bytes(limit or 0)}{_origin(spec, 'mem_mb')}{ending}", _MEMORY)
+
+
+def _origin(spec: LaunchSpec, name: str) -> str:
+    """Say where a limit comes from, if it is not the rule's own."""
+    return f" (from --default-resources {name})" if name in spec.by_default else ""
 
 
 def _disk(evidence: Evidence, limit: str) -> str:
@@ -353,7 +359,7 @@ def _undeclared(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Itera
 
 def kept(what: str, directory: str, places: Sequence[str], left_out: Sequence[tuple[str, int]]) -> tuple[str, ...]:
     """Say what was kept of a failed job, under numbers in its job directory, and what was not."""
-    numbered = [f"{place} is {number}" for number, place in enumerate(places, 1)]
+    numbered = [f"{number} is {place}" for number, place in enumerate(places, 1)]
     said = [f"{what} is kept in {directory}: {_few(numbered)}"] if places else []
     if left_out:
         largest = [f"{place} ({show_bytes(size)})" for place, size in left_out]

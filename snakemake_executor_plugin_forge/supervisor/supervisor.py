@@ -69,18 +69,21 @@ def supervise(spec: LaunchSpec, payload: bytes, tools: Tools, report: Callable[[
         ended = running.examine(state)
         reached("looked through")
         ended, verdict = ended.conclude()
+        record.mark("judged")
         verdict = ended.publish(ended.confirm(verdict))
-        reached("published")
+        record.event("published")
         ended.leave_checkpoint(verdict)
         scratch_kept = ended.keep_scratch(verdict)
         fills = ended.may_fill_the_disk(verdict)
         if fills:
             ended.clear_up(verdict, scratch_kept=scratch_kept)
-        verdict = write(record, spec, verdict)
+        verdict, recorded = write(record, spec, verdict), record.seconds()
         running.show_rest()
         reached("written")
         report(verdict)
         reached("reported")
+        with suppress(OSError):
+            record.reported(recorded)
         if not fills:
             ended.clear_up(verdict, scratch_kept=scratch_kept)
         keep(record, spec, verdict)

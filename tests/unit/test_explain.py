@@ -40,7 +40,7 @@ CASES: list[tuple[dict[str, object], str, str, str]] = [
     ({"exit_code": 3}, "exit code 3", "exit code 3; ran", "to try it by hand: bash /"),
     ({"exit_code": None, "signal": 11}, "killed by SIGSEGV", "signal SIGSEGV", "the command, which says nothing; to try"),
     ({"setup_error": "mount: no", "exit_code": None}, "nothing was run: mount: no", "before anything of it", "mend that"),
-    ({"cancelled": Order(EndedBy.USER, "Ctrl-C")}, "cancelled after 2.00 s: Ctrl-C", "by Ctrl-C", "snakemake-forge resume"),
+    ({"cancelled": Order(EndedBy.USER, "Ctrl-C")}, "cancelled after 2.00 s: Ctrl-C", "ran 2.00 s", "snakemake-forge resume"),
 ]
 
 
@@ -144,7 +144,7 @@ def test_what_snakemake_says_of_a_script_is_no_cause(tmp_path: Path) -> None:
     record = json.loads((run / "00001-call" / "verdict.json").read_text())
     fields = dict(explain(record, read_telling(f"{run}/00001-call")).fields())
     assert fields["log"] == "trim.log: Error: giving notice"
-    assert fields["change"].startswith("what log trim.log says")
+    assert fields["change"].startswith("the cause that log trim.log names")
     assert "CalledProcessError" in explain(record, read_telling(f"{run}/00002-call")).stderr  # nothing else says anything
 
 
