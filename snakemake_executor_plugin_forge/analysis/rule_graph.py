@@ -55,7 +55,7 @@ def draw(needs: Needs) -> Picture:
 
 
 def without_cycles(needs: Needs) -> dict[str, set[str]]:
-    """The same rules, without those of their needs that close a cycle."""
+    """The rules and their needs, but for those that close a cycle."""
     found = {rule: set(before) - {rule} for rule, before in needs.items()}
     for before in list(found.values()):
         for rule in before:
@@ -71,7 +71,7 @@ def without_cycles(needs: Needs) -> dict[str, set[str]]:
 
 
 def reduced(needs: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The same rules, without those of their needs that others of their needs imply."""
+    """The rules and their needs, but for those that others imply."""
     all_before: dict[str, set[str]] = {}
     for rule in TopologicalSorter(needs).static_order():
         all_before[rule] = needs[rule].union(*(all_before[before] for before in needs[rule]))
