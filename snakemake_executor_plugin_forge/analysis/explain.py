@@ -110,7 +110,7 @@ def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directo
     """
     where = f" --directory {shell_words([directory])}" if directory else ""
     blocks = []
-    groups = _alike(failures)
+    groups = alike(failures)
     for group in groups[:MOST_FAILURES]:
         record = group[0]
         fields = explain(record, record.get("told", Told())).fields()
@@ -128,7 +128,7 @@ def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directo
     return printable(f"Forge: {count} job(s) failed.\n\n" + "\n\n".join(blocks) + "\n", keep="\n")
 
 
-def _alike(failures: Sequence[Record]) -> list[list[Record]]:
+def alike(failures: Sequence[Record]) -> list[list[Record]]:
     """Put failures together that differ in the values of wildcards, in sizes and times only; the first ones first."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in failures:
