@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from .errors import ResourceError, UsageError
 from .job import LaunchSpec, Undeclared
@@ -34,6 +34,7 @@ UNRECORDED = "its record could not be written: {}"
 SHORTENED = "this is shortened: verdict.json has all of it"
 
 _SHOWN = 5
+_MOST_DECLARED = 30  # outputs in a line to paste, which has all or none
 _LONGEST_NAME = 400  # characters; the record has all of them
 _MENDED_BY_ALLOWING = (HarmKind.CHANGED, HarmKind.DELETED, HarmKind.REPLACED)
 _MENDED_BY_SHARING = {HarmKind.LOCKED, HarmKind.LINKED, HarmKind.BEGUN}
@@ -58,6 +59,10 @@ _FAILED = {
     ),
     Cause.SUPERVISOR: ("{evidence.supervisor_error}", "run it again; if it fails again, report it with the record"),
     Cause.SIGNAL: ("killed by {decision.signal}", _STDERR),
+    Cause.BROKEN_PIPE: (
+        "killed by SIGPIPE: a program wrote to one that had ended already (head, grep -q), and pipefail counts that",
+        "have the last program read all of it (sed -n 1,10p for head), or add || true to that line of rule {spec.rule}",
+    ),
     Cause.EXIT_CODE: ("exit code {evidence.exit_code}", _STDERR),
     Cause.EXCEPTION: ("{evidence.summary}", _STDERR),
     Cause.ERROR: ("{error}", _STDERR),
@@ -87,7 +92,7 @@ _FAILED = {
         "end the command of rule {spec.rule} with wait, or with kill $! if they serve for nothing more",
     ),
     Cause.MISSING: (
-        "exit code 0, but it did not write {missing}; the files that were there before are unchanged.{wrote}",
+        "exit code 0, but it did not write {missing}, so nothing was published.{wrote}",
         "correct the command or the output of rule {spec.rule}",
     ),
 }
@@ -137,12 +142,13 @@ def seen(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usage,
         case Outcome.OOM:
             return _memory(decision, evidence, spec, usage)
         case Outcome.TIMEOUT:
-            return Words(f"timed out after {show_seconds(limits.wall_seconds or 0)}", _RUNTIME)
+            origin = _origin(spec, "runtime")
+            return Words(f"timed out after {show_seconds(limits.wall_seconds or 0)}{origin}", _RUNTIME)
         case Outcome.PIDS:
             hits = f"hit its limit of {limits.pids} processes and threads {evidence.pids_hits} times"
             return Words(hits, "raise --forge-pids if it needs more")
         case Outcome.DISK if decision.cause is None:
-            return Words(_disk(evidence, show_bytes(limits.disk_bytes or 0)), _DISK)
+            return Words(_disk(evidence, show_bytes(limits.disk_bytes or 0)) + _origin(spec, "disk_mb"), _DISK)
         case Outcome.CANCELLED:
             return cancelled(evidence.cancelled, seconds)
         case Outcome.FAILED | Outcome.DISK:
@@ -156,7 +162,10 @@ def seen(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usage,
 def _violation(evidence: Evidence, spec: LaunchSpec) -> Words:
     if spec.files.undeclared is Undeclared.FAIL:
         names = (*evidence.undeclared, *evidence.deleted, *(harm.path for harm in evidence.harms))
-        declared = _declaration(names, spec.wildcards) or 'resources: forge_undeclared="keep"'
+        declared = (
+            _declaration(names, spec.wildcards, directories=evidence.directories)
+            or 'resources: forge_undeclared="keep"'
+        )
         return Words(
             f"wrote outside its outputs: {few(names)} (undeclared=fail); nothing was published",
             f"add {declared} to rule {spec.rule}, or set --forge-undeclared keep",
@@ -240,7 +249,12 @@ def _memory(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usa
         where = (evidence.oom.where if evidence.oom is not None else None) or "the host or a cgroup around this run"
         had = f"out of memory: {where} ran out of it; the job had {used}{ending}"
         return Words(had, "lower --forge-run-memory, or leave this host more memory")
-    return Words(f"out of memory: {used} of {show_bytes(limit or 0)}{ending}", _MEMORY)
+    return Words(f"out of memory: {used} of {show_bytes(limit or 0)}{_origin(spec, 'mem_mb')}{ending}", _MEMORY)
+
+
+def _origin(spec: LaunchSpec, name: str) -> str:
+    """Say where a limit comes from, if it is not the rule's own."""
+    return f" (from --default-resources {name})" if name in spec.by_default else ""
 
 
 def _disk(evidence: Evidence, limit: str) -> str:
@@ -340,7 +354,7 @@ def _undeclared(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Itera
     dropped = spec.files.undeclared is Undeclared.DISCARD
     if evidence.undeclared:
         fate = "were dropped" if dropped else "were kept"
-        declared = _declaration(evidence.undeclared, spec.wildcards)
+        declared = _declaration(evidence.undeclared, spec.wildcards, directories=evidence.directories)
         add = f"; add to rule {spec.rule}: {declared}" if declared else ""
         yield f"wrote {few(evidence.undeclared)}, which it does not declare and which {fate}{add}"
     if undone and dropped:
@@ -353,7 +367,7 @@ def _undeclared(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Itera
 
 def kept(what: str, directory: str, places: Sequence[str], left_out: Sequence[tuple[str, int]]) -> tuple[str, ...]:
     """Say what was kept of a failed job, under numbers in its job directory, and what was not."""
-    numbered = [f"{place} is {number}" for number, place in enumerate(places, 1)]
+    numbered = [f"{number} is {place}" for number, place in enumerate(places, 1)]
     said = [f"{what} is kept in {directory}: {few(numbered)}"] if places else []
     if left_out:
         largest = [f"{place} ({show_bytes(size)})" for place, size in left_out]
@@ -414,15 +428,19 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
 
 
-def _declaration(names: Sequence[str], wildcards: Mapping[str, str], form: str = "{}") -> str:
-    """Return the text to paste into a rule; "" if no output of the rule can have such a name.
+def _declaration(
+    names: Sequence[str], wildcards: Mapping[str, str], form: str = "{}", directories: Collection[str] = ()
+) -> str:
+    """Return the text to paste into a rule; "" if no output of the rule can have such a name, or there are too many.
 
     Args:
         form: the function of Snakemake that is around each name.
+        directories: those that are directories.
     """
     fitting = [name for name in names if can_be_declared(name) and len(name) <= _LONGEST_NAME]
-    fitting = [name for name in fitting if not lacking(name, wildcards)]
-    patterns = dict.fromkeys(with_wildcards(name, wildcards) if wildcards else name for name in fitting)
-    names = [python_string(pattern) for pattern in [*patterns][:_SHOWN]]
-    shown = [form.format(name) for name in names]
-    return f"output: {', '.join(shown)}" if shown else ""
+    lines: dict[str, None] = {}
+    for name in fitting:
+        if not lacking(name, wildcards):
+            pattern = python_string(with_wildcards(name, wildcards) if wildcards else name)
+            lines[f"directory({pattern})" if name in directories else form.format(pattern)] = None
+    return f"output: {', '.join(lines)}" if 0 < len(lines) <= _MOST_DECLARED else ""

@@ -236,6 +236,7 @@ def _evidence(
         missing=tuple(found.missing),
         rejected=tuple(found.rejected),
         undeclared=tuple(named(path) for path in found.undeclared.written()),
+        directories=frozenset(named(move.place) for move in found.undeclared.moves if _is_directory(move.source)),
         deleted=tuple(named(path) for path in found.undeclared.deleted()),
         harms=tuple(harm._replace(path=named(harm.path)) for harm in found.undeclared.harms),
         left_out=tuple(named(path) for path in found.undeclared.left_out),
@@ -245,6 +246,10 @@ def _evidence(
         inputs_changed=prepared.files.inputs_changed(),
         stderr_tail=prepared.streams[1].tail(),
     )
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def _left_in_tmp(prepared: PreparedAttempt) -> tuple[tuple[str, int], ...]:
