@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..record.jsonfile import COMMAND, STDERR, STDOUT
-from ..spec.printable import printable, shell_words, without_escapes
+from ..spec.printable import few, printable, shell_words, without_escapes
 from ..spec.units import MEBIBYTE, show_bytes, show_seconds
 from ..spec.verdict import Cause
 from ..spec.wildcards import with_wildcards
-from ..spec.words import few
 
 Record = Mapping[str, Any]
 

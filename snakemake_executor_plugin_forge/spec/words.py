@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from .errors import ResourceError, UsageError
 from .job import LaunchSpec, Undeclared
-from .printable import printable, python_string
+from .printable import LONGEST_NAME, SHOWN, few, python_string
 from .refusal_words import allowed_by, full, refused
 from .units import show_bytes, show_seconds
 from .verdict import (
@@ -33,9 +33,7 @@ HALF_PUBLISHED = "what it had begun to publish is not whole: {}; the next run tr
 UNRECORDED = "its record could not be written: {}"
 SHORTENED = "this is shortened: verdict.json has all of it"
 
-_SHOWN = 5
 _MOST_DECLARED = 30  # outputs in a line to paste, which has all or none
-_LONGEST_NAME = 400  # characters; the record has all of them
 _MENDED_BY_ALLOWING = (HarmKind.CHANGED, HarmKind.DELETED, HarmKind.REPLACED)
 _MENDED_BY_SHARING = {HarmKind.LOCKED, HarmKind.LINKED, HarmKind.BEGUN}
 _LINKS = {
@@ -313,12 +311,12 @@ def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, inputs_spoilt
             "What they would have written later is missing: end the command with wait, or with kill $!"
         )
     if evidence.leftover:
-        shown = ", ".join(evidence.leftover[:_SHOWN]) + (", …" if len(evidence.leftover) > _SHOWN else "")
+        shown = ", ".join(evidence.leftover[:SHOWN]) + (", …" if len(evidence.leftover) > SHOWN else "")
         yield f"left {len(evidence.leftover)} process(es) running, which were killed: {shown}"
     if evidence.pids_hits and outcome is not Outcome.PIDS:
         yield f"hit its limit of {spec.limits.pids} processes {evidence.pids_hits} times"
     if evidence.unkillable:
-        shown = ", ".join(evidence.unkillable[:_SHOWN])
+        shown = ", ".join(evidence.unkillable[:SHOWN])
         yield f"{len(evidence.unkillable)} process(es) did not die when they were killed: {shown}"
     if evidence.inputs_changed and (evidence.exit_code != 0 or not inputs_spoilt):
         yield f"its inputs were changed while it ran: {few(evidence.inputs_changed)}"
@@ -417,17 +415,6 @@ def _writing(writers: Sequence[Writer], did: str) -> str:
     return few([f"the process {writer.process} {did} {writer.file}" for writer in writers])
 
 
-def few(names: Sequence[str], separator: str = ", ") -> str:
-    """Name the first ones, and say how many there are."""
-    shown = separator.join(_shortened(printable(name)) for name in names[:_SHOWN])
-    return shown + (f"{separator}… ({len(names)} in all)" if len(names) > _SHOWN else "")
-
-
-def _shortened(name: str) -> str:
-    """Return the beginning and the end of a very long name, as of thousands of directories in each other."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
-
-
 def _declaration(
     names: Sequence[str], wildcards: Mapping[str, str], form: str = "{}", directories: Collection[str] = ()
 ) -> str:
@@ -437,7 +424,7 @@ def _declaration(
         form: the function of Snakemake that is around each name.
         directories: those that are directories.
     """
-    fitting = [name for name in names if can_be_declared(name) and len(name) <= _LONGEST_NAME]
+    fitting = [name for name in names if can_be_declared(name) and len(name) <= LONGEST_NAME]
     lines: dict[str, None] = {}
     for name in fitting:
         if not lacking(name, wildcards):
