@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..analysis.failures import Failures
     from ..analysis.notes import Notes
     from ..run.engine import Engine
-    from ..spec.verdict import Verdict
+    from ..spec.verdict import Order, Verdict
     from .run_plan import RunPlan
     from .submission import PreparedJob, Submitter
 
@@ -235,7 +235,11 @@ class Executor(_InnerSnakemake):
             self.report_job_error(info, msg=str(error))
 
     def _fetch_or_submit(self, info: SubmittedJobInfo, prepared: PreparedJob) -> None:
-        if not _call_cache(self, info, "fetch"):
+        from .parts import ask_cache
+
+        if ask_cache(self, info, "fetch"):
+            self._running.plan.concluded(info.job.rule.name, None)
+        else:
             self._submit(info, prepared)
 
     # -- what comes back (in the backend's thread) -----------------------------------------------------------------
@@ -256,7 +260,9 @@ class Executor(_InnerSnakemake):
             self._failures.discard(info.job.jobid)
         self._running.plan.concluded(info.job.rule.name, verdict.directory)
         if uses_cache(self.workflow, info.job.rule):
-            self._running.threads.submit(_call_cache, self, info, "store")
+            from .parts import ask_cache
+
+            self._running.threads.submit(ask_cache, self, info, "store")
         else:
             self.report_job_success(info)
 
@@ -317,10 +323,9 @@ class Executor(_InnerSnakemake):
         """End all jobs of an interrupted run, then let Snakemake clear up after them as after failed ones."""
         if self._run is None:
             return
-        from ..spec.verdict import EndedBy, Order
         from .snakemake_internals import finish_ended_jobs
 
-        engine, order = self._run.engine, Order(EndedBy.USER, f"Snakemake was stopped by {self._stopped_by}")
+        engine, order = self._run.engine, _stop(self._stopped_by)
         if self._stopped_by == "SIGHUP" and engine.config.on_disconnect == "finish":
             engine.leave(order)
         else:
@@ -371,6 +376,15 @@ def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:
     )
 
 
+def _stop(interrupt: str) -> Order:
+    """Return the order to end all jobs, because of an interrupt or an exception that ends Snakemake."""
+    from ..spec.verdict import EndedBy, Order
+
+    error = sys.exception()
+    by = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else interrupt
+    return Order(EndedBy.USER, f"Snakemake was stopped by {by}")
+
+
 def _cancelled(job: Any, verdict: Verdict) -> str:
     """Return a line about a job that the user has cancelled."""
     from ..analysis.explain import job_in_words
@@ -387,23 +401,7 @@ def _error(verdict: Verdict) -> str | None:
     return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
 
 
-def _call_cache(executor: Executor, info: SubmittedJobInfo, name: str) -> bool:
-    """Fetch or store a job's outputs, and report that; False if the cache does not have them."""
-    from .snakemake_internals import call_cache
-
-    try:
-        if not call_cache(executor.workflow, info.job, name):
-            return False
-    except Exception as error:
-        executor.report_job_error(info, msg=f"the output cache failed: {error}")
-    else:
-        if name == "fetch":
-            executor._running.plan.concluded(info.job.rule.name, None)
-        executor.report_job_success(info)
-    return True
-
-
-def _message(verdict: Verdict, job: Any) -> list[str]:
+def _message(verdict: Verdict, job: Any = None) -> list[str]:
     """Return a verdict in words, the end of stderr, file and line of the rule, and the path of the record."""
     from ..analysis.attempt_log import read_telling
     from ..analysis.explain import Told
@@ -414,7 +412,7 @@ def _message(verdict: Verdict, job: Any) -> list[str]:
     told = told if told.text.strip() else Told(verdict.stderr_tail)
     tail = [printable(without_escapes(line), keep="\t") for line in told.text.strip().splitlines()[-10:]]
     shown = [f"last lines of {printable(told.source)}:", *(f"  {line}" for line in tail)] if tail else []
-    where = [] if job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
+    where = [] if job is None or job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
     return [printable(verdict.reason), *shown, *where, f"record: {printable(verdict.directory)}"]
 
 

@@ -17,6 +17,7 @@ from ..spec.catalog import with_defaults
 from .config import to_config
 from .groups import Group
 from .left_modules import left_modules
+from .output_cache import ask_cache
 from .run_blocks import RunBlockStarts
 from .run_plan import RunPlan
 from .run_wrapper import CallRunner
@@ -39,6 +40,7 @@ __all__ = [
     "RunPlan",
     "RunRequest",
     "Submitter",
+    "ask_cache",
     "check_store",
     "explain",
     "forget_failures",
