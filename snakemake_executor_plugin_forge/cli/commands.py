@@ -7,6 +7,7 @@ A new command is a line here and a module of that name with ``add_parser(command
 from __future__ import annotations
 
 COMMANDS = {
+    "init": "write a first forge.yaml and profile, from the Snakefile, this host and earlier runs",
     "doctor": "show what this host lets Forge enforce, and what would change it",
     "runs": "list runs: when, command, outcome, number of jobs, duration",
     "jobs": "list attempts: rule, wildcards, outcome, time, memory",

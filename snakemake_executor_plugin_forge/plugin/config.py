@@ -14,6 +14,7 @@ from ..spec.job import (
     Checksums,
     Config,
     CpuMode,
+    DefaultResources,
     FilePolicy,
     KeepScratch,
     Nested,
@@ -72,6 +73,7 @@ def to_config(settings: ExecutorSettings) -> Config:
         run_blocks=_enum(RunBlocks, settings.run_blocks, "--forge-run-blocks"),
         on_disconnect=_enum(OnDisconnect, settings.on_disconnect, "--forge-on-disconnect"),
         nice=_parse_between(settings.nice, FORGE_NUMBERS["forge_nice"], "--forge-nice"),
+        default_resources=_enum(DefaultResources, settings.default_resources, "--forge-default-resources"),
         io_weight=_parse_between(settings.io_weight, FORGE_NUMBERS["forge_io_weight"], "--forge-io-weight"),
         slurm=_slurm(settings),
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..analysis.failures import Failures
     from ..analysis.notes import Notes
     from ..run.engine import Engine
-    from ..spec.verdict import Verdict
+    from ..spec.verdict import Order, Verdict
     from .submission import PreparedJob, Submitter
 
 
@@ -253,7 +253,7 @@ class Executor(_InnerSnakemake):
         """Tell Snakemake how a job ended."""
         from .snakemake_internals import spare, uses_cache
 
-        if self._notes is not None:
+        if self._notes is not None and verdict.ok:  # the explanation of a failure has its notes
             self._notes.add(info.job.rule.name, info.job.wildcards_dict, verdict.notes)
         spare(info.job, verdict)
         if verdict.undeclared_reads:
@@ -287,10 +287,10 @@ class Executor(_InnerSnakemake):
             self.logger.error(_cancelled(info.job, verdict))
             self.workflow.scheduler.error_callback(info.job)
             return
-        if verdict.error:
-            self.logger.error(verdict.error)
-        logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log", "undeclared/index")]
-        message = "\n        ".join(_message(verdict))
+        if error := _error(verdict):
+            self.logger.error(error)
+        logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
+        message = "\n        ".join(_message(verdict, info.job))
         if info.job.is_group():
             self.logger.error(message)
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
@@ -325,10 +325,9 @@ class Executor(_InnerSnakemake):
         """End all jobs of an interrupted run, then let Snakemake clear up after them as after failed ones."""
         if self._run is None:
             return
-        from ..spec.verdict import EndedBy, Order
         from .snakemake_internals import finish_ended_jobs
 
-        engine, order = self._run.engine, Order(EndedBy.USER, f"Snakemake was stopped by {self._stopped_by}")
+        engine, order = self._run.engine, _stop(self._stopped_by)
         if self._stopped_by == "SIGHUP" and engine.config.on_disconnect == "finish":
             engine.leave(order)
         else:
@@ -379,6 +378,15 @@ def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:
     )
 
 
+def _stop(interrupt: str) -> Order:
+    """Return the order to end all jobs, because of an interrupt or an exception that ends Snakemake."""
+    from ..spec.verdict import EndedBy, Order
+
+    error = sys.exception()
+    by = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else interrupt
+    return Order(EndedBy.USER, f"Snakemake was stopped by {by}")
+
+
 def _cancelled(job: Any, verdict: Verdict) -> str:
     """Return a line about a job that the user has cancelled."""
     from ..analysis.explain import job_in_words
@@ -388,17 +396,26 @@ def _cancelled(job: Any, verdict: Verdict) -> str:
     return printable(f"Forge: {called}: {verdict.reason}")
 
 
-def _message(verdict: Verdict) -> list[str]:
-    """Return a verdict in words, the end of stderr and the path of the record."""
+def _error(verdict: Verdict) -> str | None:
+    """Return Snakemake's words about a failed rule, unless they say less than the verdict."""
+    from ..spec.verdict import Cause
+
+    return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
+
+
+def _message(verdict: Verdict, job: Any = None) -> list[str]:
+    """Return a verdict in words, the end of stderr, file and line of the rule, and the path of the record."""
     from ..analysis.attempt_log import read_telling
     from ..analysis.explain import Told
     from ..spec.printable import printable, without_escapes
+    from .rule_resources import declared_at
 
     told = read_telling(verdict.directory) if verdict.directory else Told()
     told = told if told.text.strip() else Told(verdict.stderr_tail)
     tail = [printable(without_escapes(line), keep="\t") for line in told.text.strip().splitlines()[-10:]]
     shown = [f"last lines of {printable(told.source)}:", *(f"  {line}" for line in tail)] if tail else []
-    return [printable(verdict.reason), *shown, f"record: {printable(verdict.directory)}"]
+    where = [] if job is None or job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
+    return [printable(verdict.reason), *shown, *where, f"record: {printable(verdict.directory)}"]
 
 
 def _workflow_facts(workflow: Any) -> dict[str, object]:

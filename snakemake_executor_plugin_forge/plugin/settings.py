@@ -52,6 +52,11 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "What a rule's threads mean: a hard cap on its CPU time, a share of the machine relative to the other jobs, "
         "or no limit.",
     )
+    default_resources: str = _choice(
+        "limit schedule",
+        "Whether values of --default-resources limit the jobs on this host, as a rule's own do, or only count for "
+        "Snakemake's scheduler.",
+    )
     nice: str = _text(
         "0",
         "N",
@@ -212,6 +217,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         """Begin to note what the Snakefile does while it is read: only the chosen executor's settings are made."""
+        from .dry_run import check_dry_runs
         from .parsing import begin
 
         begin()
+        check_dry_runs(self)

@@ -52,7 +52,7 @@ def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
 
 def test_where_jobs_are_started_nothing_is_loaded_that_only_reads_records() -> None:
     loaded = _modules("import snakemake_executor_plugin_forge.run.engine, snakemake_executor_plugin_forge.supervisor.supervisor")
-    heavy = {"sqlite3", "gzip", "rich", "jinja2", "plotly", "prometheus_client", "rocrate", "argcomplete"}
+    heavy = {"sqlite3", "gzip", "rich", "jinja2", "prometheus_client", "rocrate", "argcomplete"}
     assert not heavy & {name.split(".")[0] for name in loaded}
 
 
