@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..analysis.failures import Failures
     from ..analysis.notes import Notes
     from ..run.engine import Engine
-    from ..spec.verdict import Verdict
+    from ..spec.verdict import Order, Verdict
     from .submission import PreparedJob, Submitter
 
 
@@ -308,7 +308,7 @@ class Executor(_InnerSnakemake):
             return
         from . import parts
 
-        parts.make_sparse(self.workflow.scheduler)
+        parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
         if threading.current_thread() is not threading.main_thread():
             return
@@ -325,10 +325,9 @@ class Executor(_InnerSnakemake):
         """End all jobs of an interrupted run, then let Snakemake clear up after them as after failed ones."""
         if self._run is None:
             return
-        from ..spec.verdict import EndedBy, Order
         from .snakemake_internals import finish_ended_jobs
 
-        engine, order = self._run.engine, Order(EndedBy.USER, f"Snakemake was stopped by {self._stopped_by}")
+        engine, order = self._run.engine, _stop(self._stopped_by)
         if self._stopped_by == "SIGHUP" and engine.config.on_disconnect == "finish":
             engine.leave(order)
         else:
@@ -379,6 +378,15 @@ def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:
     )
 
 
+def _stop(interrupt: str) -> Order:
+    """Return the order to end all jobs, because of an interrupt or an exception that ends Snakemake."""
+    from ..spec.verdict import EndedBy, Order
+
+    error = sys.exception()
+    by = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else interrupt
+    return Order(EndedBy.USER, f"Snakemake was stopped by {by}")
+
+
 def _cancelled(job: Any, verdict: Verdict) -> str:
     """Return a line about a job that the user has cancelled."""
     from ..analysis.explain import job_in_words
@@ -395,7 +403,7 @@ def _error(verdict: Verdict) -> str | None:
     return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
 
 
-def _message(verdict: Verdict, job: Any) -> list[str]:
+def _message(verdict: Verdict, job: Any = None) -> list[str]:
     """Return a verdict in words, the end of stderr, file and line of the rule, and the path of the record."""
     from ..analysis.attempt_log import read_telling
     from ..analysis.explain import Told
@@ -406,7 +414,7 @@ def _message(verdict: Verdict, job: Any) -> list[str]:
     told = told if told.text.strip() else Told(verdict.stderr_tail)
     tail = [printable(without_escapes(line), keep="\t") for line in told.text.strip().splitlines()[-10:]]
     shown = [f"last lines of {printable(told.source)}:", *(f"  {line}" for line in tail)] if tail else []
-    where = [] if job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
+    where = [] if job is None or job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
     return [printable(verdict.reason), *shown, *where, f"record: {printable(verdict.directory)}"]
 
 
