@@ -306,7 +306,7 @@ class Executor(_InnerSnakemake):
             return
         from . import parts
 
-        parts.make_sparse(self.workflow.scheduler)
+        parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
         if threading.current_thread() is not threading.main_thread():
             return

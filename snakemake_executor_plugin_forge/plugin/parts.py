@@ -5,7 +5,7 @@ See kernel/imports.py. What only a few runs need is imported when they do.
 
 from __future__ import annotations
 
-from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime, make_sparse
+from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime, mend
 
 from ..analysis import explain
 from ..analysis.crates import check_store, leave_crate
@@ -46,7 +46,7 @@ __all__ = [
     "forget_failures",
     "leave_crate",
     "left_modules",
-    "make_sparse",
+    "mend",
     "to_config",
     "with_defaults",
 ]
