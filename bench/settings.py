@@ -72,6 +72,12 @@ class Sizes:
     sleepers: int = 8
     sleep_seconds: int = 20
     start_pairs: int = 21
+    crowd: int = 200
+    crowd_seconds: int = 60
+    sandboxes: int = 20
+    finished: int = 10_000
+    file_jobs: int = 100
+    files: int = 10_000
 
 
 FULL = Sizes()
@@ -87,6 +93,12 @@ QUICK = Sizes(  # noqa: S604 - `shell` is the name of a case
     sleepers=4,
     sleep_seconds=10,
     start_pairs=5,
+    crowd=10,
+    crowd_seconds=10,
+    sandboxes=3,
+    finished=100,
+    file_jobs=10,
+    files=500,
 )
 
 
