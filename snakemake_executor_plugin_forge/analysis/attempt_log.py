@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from ..record import sound
-from ..record.archive import read_entries
+from ..record.archive import NAME, read_entries
 from ..record.jsonfile import SPEC, STDERR, VERDICT, load
 from ..record.plain_files import read_end
 from .explain import Told, tells
@@ -74,4 +75,13 @@ def read_spec(directory: str) -> dict[str, Any] | None:
 
 def _archived(directory: str) -> dict[str, Any] | None:
     run_dir, _, attempt = directory.rpartition("/")
-    return next((entry for entry in read_entries(run_dir) if entry["name"] == attempt), None)
+    with suppress(OSError):
+        return _entries(run_dir, os.stat(f"{run_dir}/{NAME}").st_mtime_ns).get(attempt)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _entries(run_dir: str, mtime_ns: int) -> dict[str, dict[str, Any]]:
+    """The archive of a run by the names of its attempts; ``mtime_ns`` is that of its file."""
+    del mtime_ns
+    return {entry["name"]: entry for entry in read_entries(run_dir)}

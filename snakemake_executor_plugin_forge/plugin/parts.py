@@ -5,6 +5,8 @@ See kernel/imports.py. What only a few runs need is imported when they do.
 
 from __future__ import annotations
 
+from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime, make_sparse
+
 from ..analysis import explain
 from ..analysis.crates import check_store, leave_crate
 from ..analysis.failures import Failures
@@ -24,6 +26,7 @@ from .submission import Submitter
 
 __all__ = [
     "CallRunner",
+    "ChoosingTime",
     "Deployment",
     "Engine",
     "ExecutorSettings",
@@ -39,6 +42,7 @@ __all__ = [
     "forget_failures",
     "leave_crate",
     "left_modules",
+    "make_sparse",
     "to_config",
     "with_defaults",
 ]

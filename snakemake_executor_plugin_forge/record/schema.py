@@ -17,6 +17,7 @@ _USAGE = (
 )
 NUMBERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("attempt", "retry", "exit_code", "signal", "seconds"), ()),
+    "threads_asked": (),
     "cpus": ("limits", "cpus"),
     "memory_limit_bytes": ("limits", "memory_bytes"),
     "wall_limit_seconds": ("limits", "seconds"),
@@ -45,8 +46,8 @@ _TABLES = f"""
     """
 
 MIGRATIONS = (
-    *("", ""),  # 1 had no column for retry, 2 none for submitted
-    # 3: the commands read all job directories again.
+    *("", "", ""),  # 1 had no column for retry, 2 none for submitted, 3 none for threads_asked
+    # 4: the commands read all job directories again.
     "DROP TABLE IF EXISTS meta; DROP TABLE IF EXISTS run; DROP TABLE IF EXISTS attempt; DROP TABLE IF EXISTS verdict;"
     + _TABLES,
 )

@@ -163,6 +163,9 @@ _ATTEMPT = {
     "retry": _COUNT,
     "retry_of": _null_or(_TEXT),
     "submitted": _kind(lambda value: value == "" or _is_time(value), ""),
+    "declared_at": _TEXT,
+    "by_default": _TEXTS,
+    "threads_asked": _null_or(_CPUS),
     "limits": _LIMITS,
     "isolation": _ISOLATION,
 }

@@ -31,7 +31,7 @@ from ..spec.paths import STAGING, STATE
 from ..spec.plan import plan, stages
 from ..spec.resources import check_group, priority_of_run
 from ..spec.verdict import Order, Verdict
-from ..staging.journal import in_words
+from ..staging.confines import in_words
 from ..staging.recovery import clear_after_own, recover_dead_runs
 from ..workers.zygote import Render, ZygoteSetup
 from .attempts import Attempts, Submission
@@ -314,7 +314,7 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
             "of two jobs that make the same file at the same time, the later one fails."
         )
     for directory in recovered.undecided:
-        notice(f"Forge: {in_words(directory)}")
+        notice(f"Forge: {in_words(directory, workdir)}")
     if recovered.published:
         notice(f"Forge: completed what an interrupted run was publishing: {', '.join(recovered.published)}")
 

@@ -69,9 +69,9 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_the_output_ends_with_every_job_that_failed_for_good(failed: Result) -> None:
     assert failed.code == 1
     end = failed.output.partition("Forge: 2 job(s) failed.")[2]
-    assert "happened  many: out of memory: 40.0 MiB of 40.0 MiB" in end
+    assert "happened  many (Snakefile:9): out of memory: 40.0 MiB of 40.0 MiB" in end
     assert "change    in rule many:  resources: mem_mb=80   or once: snakemake … --set-resources many:mem_mb=80" in end
-    assert "happened  broken 's=a b': exit code 4" in end
+    assert "happened  broken 's=a b' (Snakefile:13): exit code 4" in end
     assert "stderr    Error: no index" in end
     assert "next      snakemake-forge why broken 's=a b'\n" in end
     assert "again" not in end.partition("Complete log")[0]

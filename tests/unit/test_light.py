@@ -22,7 +22,8 @@ def test_the_launcher_loads_nothing_large() -> None:
     """What it has in memory is copied for each job; names and versions of packages would take as much as all else."""
     loaded = _modules("import snakemake_executor_plugin_forge.workers.launcher")
     bare = _modules("")  # what the environment itself loads
-    large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess"}
+    large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess",
+             "shutil", "random", "locale"}
     assert not (loaded - bare) & large
 
 
@@ -37,6 +38,13 @@ def test_the_face_loads_no_part_of_the_engine() -> None:
     assert ours == {"plugin", "plugin.executor", "plugin.settings", "spec", "spec.errors"}
 
 
+def test_the_scheduler_loads_nothing_of_the_executor() -> None:
+    loaded = _modules("from snakemake_scheduler_plugin_forge import Scheduler")
+    ours = {n.removeprefix("snakemake_scheduler_plugin_forge") for n in loaded if "plugin_forge" in n}
+    assert ours == {"", ".scheduler", ".ready_jobs"}
+    assert "snakemake" not in loaded
+
+
 def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
     loaded = _modules("import snakemake_executor_plugin_forge.cli.main")
     assert "snakemake" not in loaded
@@ -45,7 +53,7 @@ def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
 
 def test_where_jobs_are_started_nothing_is_loaded_that_only_reads_records() -> None:
     loaded = _modules("import snakemake_executor_plugin_forge.run.engine, snakemake_executor_plugin_forge.supervisor.supervisor")
-    heavy = {"sqlite3", "gzip", "rich", "jinja2", "plotly", "prometheus_client", "rocrate", "argcomplete"}
+    heavy = {"sqlite3", "gzip", "rich", "jinja2", "prometheus_client", "rocrate", "argcomplete"}
     assert not heavy & {name.split(".")[0] for name in loaded}
 
 

@@ -14,7 +14,8 @@ from snakemake.rules import Rule
 from snakemake.scheduling.job_scheduler import JobRateLimiter, JobScheduler
 from snakemake.settings.types import MaxJobsPerTimespan
 
-from snakemake_executor_plugin_forge.plugin.snakemake_internals import SHELL_MODULE, argument, make_sparse
+from snakemake_executor_plugin_forge.plugin.snakemake_internals import SHELL_MODULE, argument
+from snakemake_scheduler_plugin_forge.snakemake_internals import make_sparse
 
 SECONDS = 0.2
 
