@@ -21,6 +21,7 @@ class Executor:
     plugin: str | None = None
     max_jobs: int | None = None
     cases: frozenset[str] | None = None
+    scheduler: str = "greedy"
 
     def available(self) -> bool:
         """Whether the Python that runs the benchmark can import the executor's plugin."""
@@ -78,6 +79,9 @@ class Sizes:
     finished: int = 10_000
     file_jobs: int = 100
     files: int = 10_000
+    schedule: int = 10_000
+    schedule_greedy: tuple[int, int] = (1000, 4000)
+    schedule_ilp: tuple[int, int] = (500, 2000)
 
 
 FULL = Sizes()
@@ -99,6 +103,9 @@ QUICK = Sizes(  # noqa: S604 - `shell` is the name of a case
     finished=100,
     file_jobs=10,
     files=500,
+    schedule=400,
+    schedule_greedy=(100, 200),
+    schedule_ilp=(50, 100),
 )
 
 
