@@ -618,7 +618,7 @@ def test_accounting_knows_what_the_controller_has_forgotten(workdir: Path, monke
         """)
         session.wait_file("signs/begun")
         time.sleep(3)  # until Slurm has looked at its memory
-        (attempt,) = {a for a in workdir.glob(".snakemake/forge/runs/*/slurm/b1/*")
+        (attempt,) = {a for a in workdir.glob(".snakemake/forge/runs/*/slurm/b*/*")
                       if b"killed.txt" in (a / "launch").read_bytes()}
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # of others, and just ended
@@ -637,11 +637,13 @@ def test_accounting_knows_what_the_controller_has_forgotten(workdir: Path, monke
         assert 2 < found["killed"]["seconds"] < 120
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
-        rows = SlurmClient().history(["1_0", "1_1"])
-        assert sorted((row.job_id, row.index, row.state) for row in rows) == [
-            ("1_0", 0, rows[0].state), ("1_1", 1, rows[1].state)]
+        # On a busy machine the second job may come when the first has been submitted, alone.
+        apart = any(workdir.glob(".snakemake/forge/runs/*/slurm/b2"))
+        expected = [("1", 0, ".b1"), ("2", 0, ".b2")] if apart else [("1_0", 0, ".b1"), ("1_1", 1, ".b1")]
+        rows = SlurmClient().history([number for number, _, _ in expected])
+        assert sorted((row.job_id, row.index, row.name[-3:]) for row in rows) == expected
         assert {row.state for row in rows} == {SlurmState.COMPLETED, SlurmState.FAILED}
-        assert all(row.name.startswith("forge-") and row.name.endswith(".b1") for row in rows)
+        assert all(row.name.startswith("forge-") for row in rows)
 
 
 def test_the_variants_workflow_gives_the_same_bytes(cluster: Cluster, workdir: Path) -> None:
