@@ -34,17 +34,21 @@ rule all:
     input: expand("{i}.txt", i=range(int(config["jobs"])))
 rule one:
     output: "{i}.txt"
-    shell: "date +%s.%N > {output}"
+    shell: "sleep 0.2; date +%s.%N > {output}"
 """
 RESOURCES = ("--default-resources", "mem_mb=400", "runtime=5", "slurm_partition=main")
 PLUGIN = ("--executor", "slurm", "--slurm-no-account", *RESOURCES)
+PACKED = "forge, packs of 50"
 EVERY_SECOND = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
 EXECUTORS: dict[str, tuple[str, ...]] = {
-    "forge": ("--executor", "forge", "--forge-backend", "slurm", *RESOURCES),
+    "forge": ("--executor", "forge", "--forge-backend", "slurm", "--forge-slurm-pack", "off", *RESOURCES),
+    PACKED: ("--executor", "forge", "--forge-backend", "slurm", "--forge-slurm-pack", "50", *RESOURCES),
     "slurm, every second": (*PLUGIN, *EVERY_SECOND),
     "slurm, as it comes": PLUGIN,
+    "slurm, arrays": (*PLUGIN, "--slurm-array-jobs", "all"),
 }
 LIMITS = {"slurm, as it comes": 0.25, "slurm, every second": 0.5}
+PACK_LIMITS = {"forge": 0.25, "slurm, arrays": 0.1}
 TIMEOUT_SECONDS = 1800
 
 
@@ -100,7 +104,17 @@ def with_configuration(environment: dict[str, str], directory: Path) -> dict[str
 
 def table(runs: Sequence[Run]) -> Table:
     """Medians, and the ratios to them of forge."""
-    shown = Table("jobs", "executor", "wall", "forge / it", "limit", "slurmctld CPU per job", "noticed after (median)")
+    shown = Table(
+        "jobs",
+        "executor",
+        "wall",
+        "forge / it",
+        "limit",
+        "packs / it",
+        "limit",
+        "slurmctld CPU per job",
+        "noticed after (median)",
+    )
     for jobs in sorted({run.jobs for run in runs}):
         walls = {name: statistics.median(r.wall_seconds for r in runs if (r.executor, r.jobs) == (name, jobs))
                  for name in EXECUTORS}  # fmt: skip
@@ -110,6 +124,7 @@ def table(runs: Sequence[Run]) -> Table:
             shown.add_row(
                 str(jobs), name, f"{wall:.1f} s",
                 f"{walls['forge'] / wall:.2f}", f"≤ {limit}" if limit else "",
+                f"{walls[PACKED] / wall:.2f}", f"≤ {PACK_LIMITS[name]}" if name in PACK_LIMITS else "",
                 f"{statistics.median(run.controller_cpu_seconds for run in those) / jobs * 1000:.2f} ms",
                 f"{statistics.median(run.noticed_seconds for run in those):.2f} s",
             )  # fmt: skip
@@ -133,7 +148,7 @@ def main() -> None:
             for number in range(options.rounds):
                 for jobs in options.jobs:
                     names = list(EXECUTORS)
-                    for name in (*names[number % 3 :], *names[: number % 3]):
+                    for name in (*names[number % len(names) :], *names[: number % len(names)]):
                         runs.append(measure(cluster, name, jobs))
                         Console().print(f"{runs[-1].wall_seconds:8.1f} s  {jobs} jobs, {name}")
     except ClusterError as error:

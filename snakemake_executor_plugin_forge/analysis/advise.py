@@ -12,7 +12,7 @@ from ..spec.units import MEBIBYTE
 
 COLUMNS = (
     *("rule", "outcome", "seconds", "cpus", "cpu_seconds", "memory_peak_bytes", "memory_anon_peak_bytes"),
-    *("memory_limit_bytes", "wall_limit_seconds", "disk_limit_bytes", "scratch_peak_bytes"),
+    *("threads_asked", "memory_limit_bytes", "wall_limit_seconds", "disk_limit_bytes", "scratch_peak_bytes"),
 )
 FEWEST_JOBS = 5
 """The number of succeeded jobs below which a rule gets no suggestion."""
@@ -127,7 +127,8 @@ def _take(seen: _Seen, row: Mapping[str, Any]) -> None:
             seen.seconds.append(seconds)
             seen.scratch_bytes.append(row["scratch_peak_bytes"] or 0)
             seen.core_seconds += seconds
-            if seconds >= _SHORT_SECONDS:
+            whole = row["threads_asked"] is not None and row["threads_asked"] <= seen.cpus  # not scaled to --cores
+            if seconds >= _SHORT_SECONDS and whole:
                 seen.cores.append((row["cpu_seconds"] or 0) / seconds)
 
 

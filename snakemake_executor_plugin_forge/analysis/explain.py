@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..record.jsonfile import COMMAND, STDERR, STDOUT
-from ..spec.printable import printable, shell_words, without_escapes
+from ..spec.printable import few, printable, shell_words, without_escapes
 from ..spec.units import MEBIBYTE, show_bytes, show_seconds
 from ..spec.verdict import Cause
 from ..spec.wildcards import with_wildcards
@@ -87,14 +87,13 @@ def explain(record: Record, told: Told) -> Explanation:
     remedy = str(record.get("remedy") or "")
     traceback = _traceback(record, told.text)
     lines = traceback or telling_lines(told.text)
-    source = (
-        f"what {'the traceback' if traceback else told.source} says" if lines else "the command, which says nothing"
-    )
+    source = f"the cause that {'the traceback' if traceback else told.source} names"
+    source = source if lines else "the command, which says nothing"
     names = (STDERR, STDOUT, COMMAND, "verdict.json")
     return Explanation(
-        happened=f"{job_words(record)}: {record.get('happened') or record['reason']}",
+        happened=f"{job_words(record)}{_place(record)}: {record.get('happened') or record['reason']}",
         evidence=_evidence(record),
-        stderr=" | ".join(lines) if lines else "nothing in it, nor in a log: of the rule",
+        stderr=" | ".join(lines) if lines else "empty, as is any log: of the rule",
         change=_change(record, remedy, record.get("evidence") or {}, source),
         files=f"{record['directory']}/{{{','.join(names)}}}",
         log="" if traceback or not lines else told.log,
@@ -111,7 +110,7 @@ def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directo
     """
     where = f" --directory {shell_words([directory])}" if directory else ""
     blocks = []
-    groups = _alike(failures)
+    groups = alike(failures)
     for group in groups[:MOST_FAILURES]:
         record = group[0]
         fields = explain(record, record.get("told", Told())).fields()
@@ -129,12 +128,14 @@ def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directo
     return printable(f"Forge: {count} job(s) failed.\n\n" + "\n\n".join(blocks) + "\n", keep="\n")
 
 
-def _alike(failures: Sequence[Record]) -> list[list[Record]]:
+def alike(failures: Sequence[Record]) -> list[list[Record]]:
     """Put failures together that differ in the values of wildcards, in sizes and times only; the first ones first."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in failures:
         said = [str(record.get("happened") or record.get("reason")), *telling_lines(record.get("told", Told()).text)]
-        words = (_FIGURES.sub("#", with_wildcards(text, record["wildcards"])) for text in said)
+        values = {name: _FIGURES.sub("#", str(value)) for name, value in record["wildcards"].items()}
+        values = {name: value for name, value in values.items() if value != "#"}  # "1" also stands in "exit code 1"
+        words = (with_wildcards(_FIGURES.sub("#", text), values) for text in said)
         groups.setdefault((str(record["rule"]), str(record["outcome"]), *words), []).append(record)
     return list(groups.values())
 
@@ -150,6 +151,10 @@ def job_words(record: Record) -> str:
     attempt = record.get("attempt", 1)
     again = f", run again with more memory ({record['retry']})" if record.get("retry") else ""
     return _words(record) + (f", attempt {attempt}" if attempt != 1 else "") + again
+
+
+def _place(record: Record) -> str:
+    return f" ({record['declared_at']})" if record.get("declared_at") else ""
 
 
 def _words(record: Record) -> str:
@@ -221,13 +226,16 @@ def _disk_facts(facts: Record) -> list[str]:
         return [f"the file system {facts['full']} was full", *_failed_facts(facts)]
     size = show_bytes(facts["largest_bytes"]) if facts.get("largest_bytes") else "the largest"
     total = f"{show_bytes(facts['total_bytes'])} of " if facts.get("total_bytes") else "at the limit of "
-    return [f"{facts['what']}: {total}{show_bytes(facts['limit_bytes'] or 0)}", f"{size} in {facts.get('largest')}"]
+    return [
+        f"{facts['what']}: {total}{show_bytes(facts['limit_bytes'] or 0)}",
+        *([f"{size} in {facts['largest']}"] if facts.get("largest") else []),
+    ]
 
 
 def _failed_facts(facts: Record) -> list[str]:
     code, number = facts.get("exit_code"), facts.get("signal")
     stage = ["before anything of it was run"] if facts.get("stage") == "setup" else []
-    files = [f"{what}: {', '.join(facts[what])}" for what in ("missing", "rejected", "changed") if facts.get(what)]
+    files = [f"{what}: {few(facts[what])}" for what in ("missing", "rejected", "changed") if facts.get(what)]
     ending = [f"exit code {code}"] if code is not None else []
     return [*stage, *ending, *([f"signal {number}"] if number else []), *files]
 
@@ -238,8 +246,8 @@ _EVIDENCE: dict[str, Callable[[Record], list[str]]] = {
     "failed": _failed_facts,
     "timeout": lambda facts: [f"its limit was {show_seconds(facts['limit_seconds'] or 0)}"],
     "pids": lambda facts: [f"{facts['refused_forks']} forks refused at the limit of {facts['limit']}"],
-    "violation": lambda facts: [f"{what.replace('_', ' ')}: {', '.join(paths)}" for what, paths in facts.items()],
-    "cancelled": lambda facts: [f"by {facts['by']}"],
+    "violation": lambda facts: [f"{what.replace('_', ' ')}: {few(paths)}" for what, paths in facts.items()],
+    "cancelled": lambda _: [],  # "happened" has it all
 }
 
 
@@ -281,7 +289,9 @@ def _resource(record: Record, name: str, now: float) -> str:
     """Return the line for the rule, and the option with that effect for one run."""
     value = max(1, math.ceil(now * _GROWTH))
     rule = record["rule"]
-    return f"in rule {rule}:  resources: {name}={value}   or once: snakemake … --set-resources {rule}:{name}={value}"
+    line = f"in rule {rule}:  resources: {name}={value}   or once: snakemake … --set-resources {rule}:{name}={value}"
+    by_default = name in (record.get("by_default") or ())
+    return line + ("   or for all rules: --forge-default-resources schedule" if by_default else "")
 
 
 def wildcards_in_words(wildcards: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ _EXAMPLES = """examples:
   snakemake-forge jobs --running               only running attempts: memory and CPUs against their limits
   snakemake-forge jobs --run -1                only attempts of the newest run
   snakemake-forge jobs --rule call sample=A    only attempts of one rule and wildcard value
+  snakemake-forge jobs --run -1 --timings      how long each phase of each attempt took, and the medians
   snakemake-forge jobs --json | jq '.[].usage.memory_peak_bytes'
 
 TRY is Snakemake's attempt; 1+2 is the second time that Forge ran it again with more memory (--forge-oom-retries)
@@ -42,6 +44,7 @@ def add_parser(commands: Any) -> None:
     which = parser.add_mutually_exclusive_group()
     add_run(which, "all")
     which.add_argument("--last", dest="name", action="store_const", const="-1", help="the same as --run -1")
+    parser.add_argument("--timings", action="store_true", help="the time of each phase in ms (JSON: seconds)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)
 
@@ -58,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
             running=options.running,
             run=pick_run(index, options.name) if options.name else None,
         )
-        if options.running:
+        if options.timings:
+            found = _print_timings(index, selection, options.json)
+        elif options.running:
             found = _print_running(index, selection, options.json)
         else:
             found = _print_json(index, selection) if options.json else _print_table(index, selection)
@@ -92,6 +97,33 @@ def _print_running(index: Index, selection: Selection, as_json: bool) -> bool:
     return bool(found)
 
 
+def _print_timings(index: Index, selection: Selection, as_json: bool) -> bool:
+    """Print how long each phase of the attempts took, and the medians."""
+    from ..analysis import timings  # other lists do without it
+
+    found = list(index.rows(selection, ("run", "name", "rule", "wildcards", "attempt", "retry", "outcome")))
+    times = list(timings.read(found, f"{index.state}/runs"))
+    if as_json:
+        print_json([row | {"timings": own} for row, own in zip(found, times, strict=True)])
+    elif found:
+        names = (*timings.PHASES, timings.CPU)
+        header = ("RULE", "WILDCARDS", "TRY", "OUTCOME", *(name.upper().replace("_", " ") for name in names))
+        rows = [(*_job(row), row["outcome"], *_milliseconds(own, names)) for row, own in zip(found, times, strict=True)]
+        rows.append(("median", "", "", "", *_milliseconds(timings.medians(times), names)))
+        print_table(header, rows, less=("OUTCOME", "TRY", "WILDCARDS"))
+    return bool(found)
+
+
+def _milliseconds(times: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
+    return ["-" if (seconds := times[name]) is None else f"{1000 * seconds:.1f}" for name in names]
+
+
+def _job(row: Row) -> tuple[str, str, str]:
+    """Return the cells that say which attempt it is."""
+    tries = f"{row['attempt']}+{row['retry']}" if row["retry"] else str(row["attempt"])
+    return row["rule"], wildcards_in_words(row["wildcards"]) or "-", tries
+
+
 def _print_table(index: Index, selection: Selection) -> bool:
     found = list(index.rows(selection, _COLUMNS))
     if not found:
@@ -118,9 +150,7 @@ def _cells(row: Row, with_gpus: bool) -> tuple[str, ...]:
     memory = "-" if used is None else show_bytes(used) + (f" of {show_bytes(limit)}" if limit else "")
     succeeded = row["outcome"] == "succeeded"
     return (
-        row["rule"],
-        wildcards_in_words(row["wildcards"]) or "-",
-        f"{row['attempt']}+{row['retry']}" if row["retry"] else str(row["attempt"]),
+        *_job(row),
         row["outcome"],
         show_seconds(row["seconds"]),
         memory,

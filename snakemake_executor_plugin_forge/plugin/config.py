@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..spec.job import (
     Checksums,
     Config,
     CpuMode,
+    DefaultResources,
     FilePolicy,
     KeepScratch,
     Nested,
@@ -23,6 +25,7 @@ from ..spec.job import (
     Undeclared,
 )
 from ..spec.resources import FORGE_NUMBERS, NUMBERED_NODE
+from ..spec.slurm import AUTO, MOST_PACKED, Partition, SlurmSettings, read_partitions
 from ..spec.units import parse_bytes, parse_seconds, parse_share, show_bytes
 from .settings import ExecutorSettings
 
@@ -70,8 +73,70 @@ def to_config(settings: ExecutorSettings) -> Config:
         run_blocks=_enum(RunBlocks, settings.run_blocks, "--forge-run-blocks"),
         on_disconnect=_enum(OnDisconnect, settings.on_disconnect, "--forge-on-disconnect"),
         nice=_parse_between(settings.nice, FORGE_NUMBERS["forge_nice"], "--forge-nice"),
+        default_resources=_enum(DefaultResources, settings.default_resources, "--forge-default-resources"),
         io_weight=_parse_between(settings.io_weight, FORGE_NUMBERS["forge_io_weight"], "--forge-io-weight"),
+        slurm=_slurm(settings),
     )
+
+
+def _slurm(settings: ExecutorSettings) -> SlurmSettings:
+    pack = settings.slurm_pack.strip().lower()
+    packs = {AUTO: None, "off": 1}
+    at_most, where = (1, MOST_PACKED), "--forge-slurm-pack"
+    if settings.slurm_requeue not in ("on", "off"):
+        raise UsageError(f"--forge-slurm-requeue={settings.slurm_requeue}: not one of on, off.")
+    return SlurmSettings(
+        pack=packs[pack] if pack in packs else _parse_between(pack, at_most, where, ", auto or off"),
+        account=_parse_name(settings.slurm_account, "--forge-slurm-account"),
+        qos=_parse_name(settings.slurm_qos, "--forge-slurm-qos"),
+        reservation=_parse_name(settings.slurm_reservation, "--forge-slurm-reservation"),
+        requeue=settings.slurm_requeue == "on",
+        exclude=_parse_excluded(settings.slurm_exclude),
+        job_prefix=_parse_prefix(settings.slurm_job_prefix),
+        partitions=_read_partitions(settings.slurm_partitions),
+    )
+
+
+def _parse_name(text: str, where: str) -> str:
+    name = text.strip()
+    if name and not re.fullmatch(r"[\w.,@+-]+", name):
+        raise UsageError(f"{where}={text}: no name that Slurm knows: letters, digits, '.', ',', '@', '+', '_' and '-'.")
+    return name
+
+
+def _parse_excluded(text: str) -> tuple[str, ...] | None:
+    """Nodes as sbatch takes them, such as ``n[1-3],x``; None for auto."""
+    nodes = text.strip()
+    if nodes.lower() == AUTO:
+        return None
+    if nodes.lower() in ("", "none"):
+        return ()
+    if not re.fullmatch(r"[\w.,\[\]-]+", nodes):
+        raise UsageError(f"--forge-slurm-exclude={text}: no list of nodes, such as n1,n[3-5]. Or auto, or none.")
+    return (nodes,)
+
+
+def _parse_prefix(text: str) -> str:
+    if len(text) > 50 or not re.fullmatch(r"[A-Za-z0-9_-]*", text):
+        raise UsageError(f"--forge-slurm-job-prefix={text}: up to 50 letters, digits, '_' and '-'.")
+    return text
+
+
+def _read_partitions(path: Path | None) -> tuple[Partition, ...]:
+    if path is None:
+        return ()
+    from ..software.safe_yaml import UnfitYamlError, load, read_text
+
+    where = f"--forge-slurm-partitions={path}"
+    try:
+        data = load(read_text(str(path)))[1]
+    except OSError as error:
+        raise UsageError(f"{where}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{where}: it is not UTF-8 text.") from None
+    except UnfitYamlError as error:
+        raise UsageError(f"{where}, line {error.line}: {error}") from None
+    return read_partitions(data, where)
 
 
 def _directory(path: Path | None, backend: str) -> str | None:

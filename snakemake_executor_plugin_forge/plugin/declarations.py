@@ -1,4 +1,4 @@
-"""The outputs of the DAG for the supervisors: no job may write to those of another rule. See staging/declared.py."""
+"""The files that the DAG declares, for the supervisors: they belong to their rules. See staging/declared.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..staging.declared import DECLARED, Declaration, write
+from ..staging.declared import DECLARED, Declaration, DeclaredKind, write
 from .symlinks import Links
 
 
@@ -49,7 +49,12 @@ class Declarations:
             yield Declaration("\0", rule.name)
         for job in self._known:
             for file in job.output:
-                yield Declaration(self._links.place(str(file)), job.rule.name, bool(file.is_directory))
+                kind = DeclaredKind.DIRECTORY if file.is_directory else DeclaredKind.FILE
+                yield Declaration(self._links.place(str(file)), job.rule.name, kind)
+            for file in job.log:
+                yield Declaration(self._links.place(str(file)), job.rule.name, DeclaredKind.LOG)
+            if job.benchmark:
+                yield Declaration(self._links.place(str(job.benchmark)), job.rule.name, DeclaredKind.BENCHMARK)
 
 
 def _members(jobs: Iterable[Any]) -> Iterator[Any]:

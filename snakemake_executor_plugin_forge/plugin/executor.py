@@ -26,14 +26,18 @@ from snakemake_interface_executor_plugins.settings import CommonSettings, ExecMo
 from ..spec.errors import ForgeError
 
 if TYPE_CHECKING:
+    from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime
+
     from ..analysis.failures import Failures
     from ..analysis.notes import Notes
     from ..run.engine import Engine
-    from ..spec.verdict import Verdict
+    from ..spec.verdict import Order, Verdict
+    from .run_plan import RunPlan
     from .submission import PreparedJob, Submitter
 
 
 _SHOWN = 5
+_SLOW_SHARE, _SLOW_SECONDS = 0.1, 1.0  # of a run's time, and at least: then the scheduler is worth a line
 _STARTED_IN: str | None = None  # before --directory: Snakemake loads this module first
 with suppress(OSError):
     _STARTED_IN = os.getcwd()
@@ -84,6 +88,7 @@ class _Run:
 
     engine: Engine
     submitter: Submitter
+    plan: RunPlan
     threads: concurrent.futures.ThreadPoolExecutor  # for everything that may block and the scheduler must not wait for
     crates: str | None  # the directory in which this run leaves its crate
 
@@ -127,7 +132,7 @@ class Executor(_InnerSnakemake):
         self._failures: Failures | None = None
         self._notes: Notes | None = None
         self._reads: dict[str, set[str]] = {}  # rule to the files that its jobs read without declaring them
-        self._taken_over = False
+        self._choosing: ChoosingTime | None = None  # from the first job on
         self._stopped_by = "Ctrl-C"
         if len(self.dag) == 0:
             return
@@ -171,7 +176,8 @@ class Executor(_InnerSnakemake):
         engine = parts.Engine(request)
         submitter = parts.Submitter(self, engine, deployment, starts)
         threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
-        self._run = _Run(engine, submitter, threads, crates)
+        plan = parts.RunPlan(self.dag, engine.directory, engine.write_plan)
+        self._run = _Run(engine, submitter, plan, threads, crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         submitter.check(jobs)
@@ -191,6 +197,7 @@ class Executor(_InnerSnakemake):
         """Start jobs. On the scheduler's thread: nothing here may block."""
         self._take_over()
         self._running.submitter.declarations.update(jobs)
+        self._running.plan.update()
         super().run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:
@@ -228,21 +235,12 @@ class Executor(_InnerSnakemake):
             self.report_job_error(info, msg=str(error))
 
     def _fetch_or_submit(self, info: SubmittedJobInfo, prepared: PreparedJob) -> None:
-        if not self._call_cache(info, "fetch"):
-            self._submit(info, prepared)
+        from .parts import ask_cache
 
-    def _call_cache(self, info: SubmittedJobInfo, name: str) -> bool:
-        """Fetch or store a job's outputs, and report that; False if the cache does not have them."""
-        from .snakemake_internals import call_cache
-
-        try:
-            if not call_cache(self.workflow, info.job, name):
-                return False
-        except Exception as error:
-            self.report_job_error(info, msg=f"the output cache failed: {error}")
+        if ask_cache(self, info, "fetch"):
+            self._running.plan.concluded(info.job.rule.name, None)
         else:
-            self.report_job_success(info)
-        return True
+            self._submit(info, prepared)
 
     # -- what comes back (in the backend's thread) -----------------------------------------------------------------
 
@@ -250,7 +248,7 @@ class Executor(_InnerSnakemake):
         """Tell Snakemake how a job ended."""
         from .snakemake_internals import spare, uses_cache
 
-        if self._notes is not None:
+        if self._notes is not None and verdict.ok:  # the explanation of a failure has its notes
             self._notes.add(info.job.rule.name, info.job.wildcards_dict, verdict.notes)
         spare(info.job, verdict)
         if verdict.undeclared_reads:
@@ -260,8 +258,11 @@ class Executor(_InnerSnakemake):
             return
         if self._failures is not None:
             self._failures.discard(info.job.jobid)
+        self._running.plan.concluded(info.job.rule.name, verdict.directory)
         if uses_cache(self.workflow, info.job.rule):
-            self._running.threads.submit(self._call_cache, info, "store")
+            from .parts import ask_cache
+
+            self._running.threads.submit(ask_cache, self, info, "store")
         else:
             self.report_job_success(info)
 
@@ -284,10 +285,10 @@ class Executor(_InnerSnakemake):
             self.logger.error(_cancelled(info.job, verdict))
             self.workflow.scheduler.error_callback(info.job)
             return
-        if verdict.error:
-            self.logger.error(verdict.error)
-        logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log", "undeclared/index")]
-        message = "\n        ".join(_message(verdict))
+        if error := _error(verdict):
+            self.logger.error(error)
+        logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
+        message = "\n        ".join(_message(verdict, info.job))
         if info.job.is_group():
             self.logger.error(message)
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
@@ -301,12 +302,12 @@ class Executor(_InnerSnakemake):
         SIGTERM and SIGHUP end the run as Ctrl-C does; the scheduler's own handler would finish the running jobs. A
         SIGHUP that is ignored (nohup) stays ignored.
         """
-        if self._taken_over:
+        if self._choosing is not None:
             return
-        self._taken_over = True
-        from .snakemake_internals import make_sparse
+        from . import parts
 
-        make_sparse(self.workflow.scheduler)
+        parts.mend(self.workflow.scheduler)
+        self._choosing = parts.ChoosingTime(self.workflow.scheduler)
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -322,10 +323,9 @@ class Executor(_InnerSnakemake):
         """End all jobs of an interrupted run, then let Snakemake clear up after them as after failed ones."""
         if self._run is None:
             return
-        from ..spec.verdict import EndedBy, Order
         from .snakemake_internals import finish_ended_jobs
 
-        engine, order = self._run.engine, Order(EndedBy.USER, f"Snakemake was stopped by {self._stopped_by}")
+        engine, order = self._run.engine, _stop(self._stopped_by)
         if self._stopped_by == "SIGHUP" and engine.config.on_disconnect == "finish":
             engine.leave(order)
         else:
@@ -339,6 +339,8 @@ class Executor(_InnerSnakemake):
         """End the run. After this Snakemake prints only that it failed, and where its own log is."""
         from ..spec.printable import printable
 
+        if line := _slow_choices(self.workflow.scheduling_settings.scheduler, self._choosing):
+            self.logger.warning(line)
         for rule, paths in sorted(self._reads.items()):
             shown = ", ".join(map(printable, sorted(paths)[:_SHOWN])) + (
                 f", … ({len(paths)} in all)" if len(paths) > _SHOWN else ""
@@ -363,6 +365,26 @@ class Executor(_InnerSnakemake):
             self.logger.error(summary)
 
 
+def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:
+    """Return a line about a scheduler whose choices have taken much of the run's time, or nothing."""
+    seconds, of = (choosing.seconds, choosing.since_first()) if choosing else (0.0, 0.0)
+    if scheduler == "forge" or seconds < max(_SLOW_SECONDS, of * _SLOW_SHARE):
+        return ""
+    return (
+        f"Forge: the scheduler {scheduler} took {seconds / of:.0%} of this run's time to choose jobs ({seconds:.0f} of "
+        f"{of:.0f} s); with --scheduler forge that time does not grow with the number of ready jobs"
+    )
+
+
+def _stop(interrupt: str) -> Order:
+    """Return the order to end all jobs, because of an interrupt or an exception that ends Snakemake."""
+    from ..spec.verdict import EndedBy, Order
+
+    error = sys.exception()
+    by = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else interrupt
+    return Order(EndedBy.USER, f"Snakemake was stopped by {by}")
+
+
 def _cancelled(job: Any, verdict: Verdict) -> str:
     """Return a line about a job that the user has cancelled."""
     from ..analysis.explain import job_in_words
@@ -372,17 +394,26 @@ def _cancelled(job: Any, verdict: Verdict) -> str:
     return printable(f"Forge: {called}: {verdict.reason}")
 
 
-def _message(verdict: Verdict) -> list[str]:
-    """Return a verdict in words, the end of stderr and the path of the record."""
+def _error(verdict: Verdict) -> str | None:
+    """Return Snakemake's words about a failed rule, unless they say less than the verdict."""
+    from ..spec.verdict import Cause
+
+    return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
+
+
+def _message(verdict: Verdict, job: Any = None) -> list[str]:
+    """Return a verdict in words, the end of stderr, file and line of the rule, and the path of the record."""
     from ..analysis.attempt_log import read_telling
     from ..analysis.explain import Told
     from ..spec.printable import printable, without_escapes
+    from .rule_resources import declared_at
 
     told = read_telling(verdict.directory) if verdict.directory else Told()
     told = told if told.text.strip() else Told(verdict.stderr_tail)
     tail = [printable(without_escapes(line), keep="\t") for line in told.text.strip().splitlines()[-10:]]
     shown = [f"last lines of {printable(told.source)}:", *(f"  {line}" for line in tail)] if tail else []
-    return [printable(verdict.reason), *shown, f"record: {printable(verdict.directory)}"]
+    where = [] if job is None or job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
+    return [printable(verdict.reason), *shown, *where, f"record: {printable(verdict.directory)}"]
 
 
 def _workflow_facts(workflow: Any) -> dict[str, object]:

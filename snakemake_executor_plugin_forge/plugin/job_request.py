@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from snakemake.io import get_flag_value, is_flagged
 
 from ..spec.job import JobRequest, Product, Target, TargetKind
-from .snakemake_internals import SCRIPTS, code_of, declared_at, has_script, source_directory
+from .rule_resources import by_default, declared_at, threads_asked
+from .snakemake_internals import SCRIPTS, code_of, has_script, source_directory
 from .symlinks import Links
 
 
 class Translator:
     """Translates the jobs of one run into Forge's words."""
 
-    def __init__(self, workflow: Any, stays_here: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, workflow: Any, stays_here: Callable[[Any], bool], without: Callable[[Any], Collection[str]]
+    ) -> None:
         """Make a translator.
 
         Args:
             stays_here: whether the jobs of a rule run on the submitting host only.
+            without: the resources of a rule that limit nothing.
         """
         self._workflow = workflow
+        self._without = without
         self._stays_here = stays_here
         self._links = Links(os.path.realpath(os.getcwd()))
 
     def request(self, job: Any) -> JobRequest:
         """Translate a job that Snakemake has not prepared yet, or that it has."""
+        asked = time.monotonic()
         inputs, outputs = _paths(job.input), _paths(job.output)
         place = self._links.place
         logs = _paths([*job.log, *([job.benchmark] if job.benchmark else [])])
@@ -37,7 +44,7 @@ class Translator:
             wildcards={k: str(v) for k, v in (job.wildcards_dict or {}).items()},
             attempt=job.attempt,
             threads=job.threads,
-            resources=dict(job.resources.items()),
+            resources=self._resources(job),
             command=None,
             inputs=inputs,
             outputs=outputs,
@@ -58,7 +65,10 @@ class Translator:
             streamed=tuple(self._streamed(job)),
             shadow=bool(job.is_shadow),
             declared_at=declared_at(job.rule),
+            by_default=by_default(job.rule),
+            threads_asked=threads_asked(job.rule),
             recipe=_recipe(job),
+            asked=asked,
         )
 
     def with_outputs(self, request: JobRequest, job: Any) -> JobRequest:
@@ -70,6 +80,10 @@ class Translator:
             products=tuple(_products(job, place)),
             live=self._live(job),
         )
+
+    def _resources(self, job: Any) -> dict[str, object]:
+        without = self._without(job.rule)
+        return {name: value for name, value in job.resources.items() if name not in without}
 
     def _live(self, job: Any) -> tuple[str, ...]:
         """The paths that a job writes directly. Under ``--skip-script-cleanup`` its script is to stay."""

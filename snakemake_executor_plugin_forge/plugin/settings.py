@@ -52,6 +52,11 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "What a rule's threads mean: a hard cap on its CPU time, a share of the machine relative to the other jobs, "
         "or no limit.",
     )
+    default_resources: str = _choice(
+        "limit schedule",
+        "Whether values of --default-resources limit the jobs on this host, as a rule's own do, or only count for "
+        "Snakemake's scheduler.",
+    )
     nice: str = _text(
         "0",
         "N",
@@ -177,9 +182,43 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "number of the cluster's cores that jobs may use, and rules in localrules stay on this host), or a backend "
         "that another package registers.",
     )
+    slurm_pack: str = _text(
+        "auto",
+        "auto|N|off",
+        "How many short jobs of one shape a Slurm job works through, one after the other, each in its own sandbox: "
+        "auto takes as many as last half a minute together, by what records say of the rule; off submits each alone.",
+    )
+    slurm_account: str = _text(
+        "",
+        "NAME",
+        "Account of the Slurm jobs whose rule has no slurm_account: a name, or auto for the one that you used last. "
+        "Default: the cluster's default account.",
+    )
+    slurm_qos: str = _text(
+        "", "NAME", "QOS of the Slurm jobs whose rule has no resource qos. Default: the cluster's default."
+    )
+    slurm_reservation: str = _text("", "NAME", "Reservation that the Slurm jobs use.")
+    slurm_requeue: str = _text(
+        "on", "on|off", "Whether Slurm runs a job again by itself, after its node died or a preemption."
+    )
+    slurm_exclude: str = _text(
+        "auto",
+        "NODES",
+        "Nodes that get no jobs, as sbatch takes them; auto: those on which a job of this run was lost for the node's "
+        "sake; none.",
+    )
+    slurm_job_prefix: str = _text("", "TEXT", "Beginning of the names of the Slurm jobs: letters, digits, '_' and '-'.")
+    slurm_partitions: Optional[Path] = _text(
+        None,
+        "FILE",
+        "YAML file of partitions and their limits (write one with: snakemake-forge slurm partitions). Jobs whose rule "
+        "has no slurm_partition get the tightest one that they fit into. Default: none.",
+    )
 
     def __post_init__(self) -> None:
         """Begin to note what the Snakefile does while it is read: only the chosen executor's settings are made."""
+        from .dry_run import check_dry_runs
         from .parsing import begin
 
         begin()
+        check_dry_runs(self)

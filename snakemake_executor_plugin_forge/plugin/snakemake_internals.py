@@ -9,8 +9,6 @@ part                                                versions     what Forge does
 ``Persistence.finished``                            all          fails at the start of a run
 ``Persistence._unmark_incomplete``, ``_get_key``    from 9.17.0  ``_delete_record`` with ``_incomplete_path``
 ``FilePersistence._get_recorded_starttime``         from 9.17.0  trusts the starts that Snakemake records
-``JobScheduler._schedule_reevalutation`` (sic),     all          the scheduler looks as often as it likes
-``JobScheduler.job_rate_limiter``
 ``JobScheduler._finish_jobs``, ``_tofinish``,       all          forgets jobs that end just before Ctrl-C
 ``_toerror``, ``_lock``
 ``Workflow._localrules``                            all          fails at the start of a run
@@ -41,7 +39,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,7 +52,7 @@ from ..kernel.tree import remove_tree
 from ..staging.owners import keep_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from ..spec.verdict import Verdict
 
@@ -165,32 +162,7 @@ def _keep_windows(persistence: Any) -> None:
 SCRIPTS = ".snakemake/scripts"
 
 
-# -- the scheduler -----------------------------------------------------------------------------------------------------
-
-_SHARE = 0.1  # of the time span: two looks that are nearer to each other become one
-
-
-def make_sparse(scheduler: Any) -> None:
-    """Have a scheduler look again only if the limit of jobs has been reached: nothing else changes with time.
-
-    The end of a job, the only other change, makes it look by itself.
-    """
-    limiter = getattr(scheduler, "job_rate_limiter", None)
-    look_again = getattr(scheduler, "_schedule_reevalutation", None)
-    if limiter is None or look_again is None:
-        return
-    due = 0.0
-
-    def look_again_if_necessary(delay: float) -> None:
-        nonlocal due
-        if delay == limiter.timespan:
-            wanted = time.monotonic() + delay
-            if limiter.get_free_jobs() > 0 or wanted - due < delay * _SHARE:
-                return
-            due = wanted
-        look_again(delay)
-
-    scheduler._schedule_reevalutation = look_again_if_necessary
+# -- the scheduler: more in snakemake_scheduler_plugin_forge/snakemake_internals.py -----------------------------------
 
 
 def finish_ended_jobs(workflow: Any) -> None:
@@ -277,52 +249,6 @@ def call_cache(workflow: Any, job: Any, name: str) -> bool:
     except CacheMissException:
         return False
     return True
-
-
-def known_resources(rule: Any) -> dict[str, object]:
-    """The resources of a rule that are known without a job: plain values, no functions.
-
-    A number is at most what ``--resources`` says, as Snakemake gives it to the job.
-    """
-    known: dict[str, object] = {}
-    for name, resource in rule.resources.items():
-        if not _is_function(resource):
-            value, most = getattr(resource, "value", resource), rule.workflow.global_resources.get(name)
-            most = getattr(most, "value", most)
-            known[name] = min(value, most) if isinstance(value, int) and isinstance(most, int) else value
-    return known
-
-
-def jobs_to_ask(rule: Any, names: Collection[str], jobs: Iterable[Any]) -> list[Any]:
-    """The jobs of a rule for which functions give some of these resources, and can be called before the run.
-
-    A function that looks at the inputs cannot, where the run makes them: what is there now may be an old version.
-    """
-    functions = [f for name, resource in rule.resources.items() if name in names and (f := _function(resource))]
-    if not any("input" in inspect.signature(function).parameters for function in functions):
-        return list(jobs) if functions else []
-    dag = rule.workflow.dag
-    return [job for job in jobs if not any(map(dag.needrun, dag.dependencies[job]))]
-
-
-def resources_ahead(job: Any, names: Collection[str]) -> dict[str, object]:
-    """Some resources of a job, before the run; Snakemake's exceptions are its own."""
-    others = {name for name in job.rule.resources if name not in names and name != "_cores"}
-    return dict(job.rule.expand_resources(job.wildcards_dict, job.input, job.attempt, skip_evaluation=others).items())
-
-
-def _is_function(resource: Any) -> bool:
-    return bool(resource.is_evaluable()) if hasattr(resource, "is_evaluable") else callable(resource)
-
-
-def _function(resource: Any) -> Any:
-    return (getattr(resource, "_evaluator", None) or resource) if _is_function(resource) else None
-
-
-def declared_at(rule: Any) -> str:
-    """File and line of a rule, relative to the working directory if it is in it."""
-    line = rule.workflow.linemaps.get(rule.snakefile, {}).get(rule.lineno, rule.lineno)
-    return f"{str(rule.snakefile).removeprefix(f'{os.getcwd()}/')}:{line}"
 
 
 def code_of(rule: Any) -> tuple[object, ...]:

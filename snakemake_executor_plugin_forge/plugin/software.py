@@ -24,7 +24,8 @@ from ..software.surroundings import problems
 from ..spec.catalog import HOST, Catalog, Runtime, RuntimeKind, choose
 from ..spec.errors import BrokenRuntimeError, UsageError
 from ..spec.paths import CATALOG_FILE
-from .snakemake_internals import argument, in_environment, known_resources
+from .rule_resources import known_resources
+from .snakemake_internals import argument, in_environment
 
 _BLOCKED = ("R_LIBS", "PYTHONPATH", "PERLLIB", "PERL5LIB")
 """Variables that Snakemake removes where a rule has ``conda:``: snakemake/shell.py."""
@@ -139,6 +140,17 @@ class Deployment:
         scratch = engine.config.scratch_dir or tempfile.gettempdir()
         for problem in problems({"working directory": os.getcwd(), "scratch": scratch}):
             self._notice(f"Forge: {problem}.")
+
+    def check(self, jobs: Iterable[Any]) -> None:
+        """Refuse runtimes that rules cannot have, without making any ready.
+
+        Raises:
+            UsageError: for a runtime that the catalog does not have, or that cannot run the rule.
+        """
+        for job in {job.rule: job for job in jobs}.values():
+            runtime = self._choose(job, known_resources(job.rule))
+            if runtime is not None:
+                refuse_in_container(job, runtime)
 
     def _report(self, runtime: Runtime) -> Callable[[str], None]:
         return lambda text: self._notice(f"Forge: runtime {runtime.name}: {text}")

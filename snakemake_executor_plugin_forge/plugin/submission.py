@@ -14,12 +14,12 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
 from ..kernel.tree import remove_tree, walk
 from ..run.engine import Engine
-from ..spec import misnamed
 from ..spec.errors import UsageError
 from ..spec.file_policy import inside_outputs
 from ..spec.job import JobRequest
-from ..spec.resources import FORGE_NUMBERS, FORGE_RESOURCES, GPU_RESOURCES, all_at_once, without_tiny
+from ..spec.resources import all_at_once
 from ..spec.verdict import EndedBy, Order, Verdict
+from .ahead import ResourceCheck, warnings
 from .declarations import Declarations
 from .job_request import Translator
 from .later_changes import LaterChanges
@@ -28,20 +28,14 @@ from .run_blocks import RunBlockStarts
 from .run_wrapper import UNPICKLABLE, encode_call, encode_command, encode_remote
 from .snakemake_internals import (
     SCRIPTS,
-    declared_at,
     has_script,
     is_local,
-    jobs_to_ask,
     keep_until_success,
-    known_resources,
-    resources_ahead,
     spare_devices,
     uses_cache,
 )
 from .software import Deployment, Place
 
-_CHECKED = ("mem_mb", "disk_mb", "runtime", *GPU_RESOURCES, *FORGE_RESOURCES, *FORGE_NUMBERS)
-_MOST_CALLS = 200  # jobs of a rule whose functions are called before the run; the others are checked when they start
 _MOST_RECORDS = 100  # jobs of a rule that get a record when they are refused before the run
 
 
@@ -66,7 +60,9 @@ class Submitter:
         self._starts = starts
         self._changes = LaterChanges(self._workflow)
         self.declarations = Declarations(self._workflow, engine.directory)
-        self._translator = Translator(self._workflow, partial(is_local, self._workflow))
+        defaults = engine.config.default_resources
+        self._check = ResourceCheck(self._workflow, engine.check, remote=engine.has_remote, defaults=defaults)
+        self._translator = Translator(self._workflow, partial(is_local, self._workflow), self._check.without)
 
     def runs_elsewhere(self, job: Any) -> bool:
         """Whether a job runs on another host than this one."""
@@ -153,23 +149,15 @@ class Submitter:
     def check(self, jobs: Iterable[Any]) -> None:
         """Refuse all jobs whose resources cannot be had, before anything runs, and on record.
 
-        Functions are called ahead, as far as Snakemake lets them: without inputs that do not exist yet.
-
         Raises:
             UsageError: names each rule, its place and value, and the line to paste.
             HostError: see :func:`..spec.resources.check_required`.
         """
-        by_rule: dict[Any, list[Any]] = {}
-        for job in jobs:
-            by_rule.setdefault(job.rule, []).append(job)
-        asked = {rule.name: (_asked(rule), declared_at(rule)) for rule in by_rule}
-        for warning in misnamed.warnings(asked, self._workflow.global_resources):
+        jobs = list(jobs)
+        for warning in warnings(self._workflow, jobs):
             self._executor.logger.warning(f"Forge: {warning}")
         errors = []
-        for rule, of_rule in by_rule.items():
-            error, refused = self._check_rule(rule, of_rule)
-            if error is None:
-                continue
+        for error, refused in self._check.refusals(jobs):
             errors.append(error)
             for job in refused[:_MOST_RECORDS]:
                 with suppress(Exception):  # Snakemake's, about another resource of the job
@@ -177,27 +165,6 @@ class Submitter:
                     self._engine.refuse(request, str(self._executor.format_job_exec(job)), error)
         if errors:
             raise all_at_once(errors)
-
-    def _check_rule(self, rule: Any, jobs: list[Any]) -> tuple[UsageError | None, list[Any]]:
-        """The error of a rule, if it has one, and the jobs that it is about."""
-        here, place = is_local(self._workflow, rule), declared_at(rule)
-        check = partial(self._engine.check, rule.name, stays_here=here, place=place)
-        try:
-            check(known_resources(rule))
-        except UsageError as error:
-            return error, jobs
-        first, refused = None, []
-        if here or not self._engine.has_remote:
-            for job in jobs_to_ask(rule, _CHECKED, jobs[:_MOST_CALLS]):
-                resources: dict[str, object] = {}
-                with suppress(Exception):  # Snakemake says so itself, in its own words, when it comes to the job
-                    resources = resources_ahead(job, _CHECKED)
-                try:
-                    check(dict(without_tiny(resources)[0]))
-                except UsageError as error:
-                    first = first or error
-                    refused.append(job)
-        return first, refused
 
     def check_group(self, jobs: list[Any]) -> None:
         """Refuse jobs that cannot run at the same time.
@@ -217,11 +184,6 @@ class Submitter:
     def end(self, name: str, reason: str) -> None:
         """End one attempt."""
         self._engine.cancel(name, Order(EndedBy.FORGE, reason))
-
-
-def _asked(rule: Any) -> list[str]:
-    """Return the names of a rule's resources, and ``threads`` if it has more than one."""
-    return [*rule.resources, *([] if known_resources(rule).get("_cores") == 1 else ["threads"])]
 
 
 def _remove_empty(directory: str) -> None:

@@ -24,8 +24,9 @@ from .identity import start_time
 from .jsonfile import COMMAND, EVENTS, SPEC, STDERR, STDOUT, VERDICT, on_its_way, to_disk, write_file
 
 _PLAIN = (
-    *("name", "rule", "attempt", "retry", "retry_of", "command", "how", "cpu_mode", "runtime", "runtime_id", "backend"),
-    *("workdir", "scratch_base", "inputs", "outputs", "logs"),
+    *("name", "rule", "attempt", "retry", "retry_of", "submitted", "command", "how", "cpu_mode"),
+    *("runtime", "runtime_id", "backend", "workdir", "scratch_base", "inputs", "outputs", "logs"),
+    *("declared_at", "by_default", "threads_asked"),
 )
 """Fields of a specification that ``spec.json`` has by their names, as they are."""
 
@@ -56,7 +57,9 @@ class JobDirectory:
         except OSError:
             os.close(self.stdout)
             raise
-        self._events = [self._event("created")]
+        self._cpu = time.process_time()
+        self._events: list[str] = []
+        self.mark("created", **_before(spec, self._begin))
         reached("created")
 
     def describe(self, pid: int | None = None, staging: Mapping[str, str] | None = None) -> None:
@@ -94,19 +97,43 @@ class JobDirectory:
             "sandbox": as_json(spec),
         }
 
-    def _event(self, name: str, **data: object) -> str:
-        seconds = round(time.monotonic() - self._begin, 6)
-        return json.dumps({"schema": RECORD_SCHEMA, "event": name, "seconds": seconds, **data})
+    def seconds(self) -> float:
+        """Return the time since the start."""
+        return round(time.monotonic() - self._begin, 6)
+
+    def mark(self, name: str, **data: object) -> None:
+        """Note an event with the time since the start; it stays in memory until :meth:`finish`."""
+        self._events.append(self._event(name, data))
+
+    def _event(self, name: str, data: Mapping[str, object]) -> str:
+        if not data:  # most have none, and json.dumps() takes ten times as long
+            return f'{{"schema": {RECORD_SCHEMA}, "event": "{name}", "seconds": {self.seconds()}}}'
+        return json.dumps({"schema": RECORD_SCHEMA, "event": name, "seconds": self.seconds(), **data})
 
     def event(self, name: str, **data: object) -> None:
-        """Note an event with the time since the start; it stays in memory until :meth:`finish`."""
-        self._events.append(self._event(name, **data))
+        """Note an event at which a test can kill this process: see :mod:`..kernel.failpoints`."""
+        self.mark(name, **data)
         reached(name)
 
     def append_event(self, name: str, **data: object) -> None:
         """Note an event after :meth:`finish`."""
-        with open(f"{self.path}/{EVENTS}", "a", encoding="utf-8") as file:
-            file.write(self._event(name, **data) + "\n")
+        fd = os.open(f"{self.path}/{EVENTS}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"{self._event(name, data)}\n".encode())
+        finally:
+            os.close(fd)
+
+    def reported(self, recorded_seconds: float) -> None:
+        """Note that the verdict was reported, and what this process has used for the attempt.
+
+        Args:
+            recorded_seconds: when the record was written: :meth:`seconds`.
+
+        Raises:
+            OSError: if the disk is full, for example.
+        """
+        used = round(time.process_time() - self._cpu, 6)
+        self.append_event("reported", recorded_seconds=recorded_seconds, cpu_seconds=used)
 
     def finish(self, verdict: Verdict) -> None:
         """Write the events, then ``verdict.json`` in one step.
@@ -182,6 +209,13 @@ def record_unseen(spec: LaunchSpec, verdict: Verdict) -> Verdict:
     except OSError as error:
         return replace(verdict, notes=(*verdict.notes, words.UNRECORDED.format(error.strerror)))
     return verdict
+
+
+def _before(spec: LaunchSpec, begin: float) -> dict[str, float]:
+    """Return the time that the attempt took before it had a directory: none is known of one that another host began."""
+    if not spec.planned or spec.backend != "local":
+        return {}
+    return {"plan_seconds": round(spec.planned - spec.asked, 6), "dispatch_seconds": round(begin - spec.planned, 6)}
 
 
 def _identity(pid: int) -> dict[str, int] | None:

@@ -32,7 +32,10 @@ _MOST = 2.0**64  # a bound on all numbers of a verdict
 _BESIDE_THE_RECORD = ("stderr_tail", "in_place")
 """What ``verdict.json`` leaves out: the stream beside it and ``isolation.files`` say it."""
 
-_OF_THE_SPEC = ("rule", "attempt", "retry", "retry_of", "runtime", "backend", "how")
+_OF_THE_SPEC = (
+    *("rule", "attempt", "retry", "retry_of", "submitted", "runtime", "backend", "how"),
+    *("declared_at", "by_default", "threads_asked"),
+)
 
 
 def encode(verdict: Verdict) -> dict[str, object]:

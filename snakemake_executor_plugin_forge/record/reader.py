@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +22,10 @@ from .jsonfile import ADOPTABLE, CLOSED, SPEC, VERDICT, load, read_object, repla
 from .origin import is_believed
 
 RUNNING = "running"
+_OF_THE_SPEC = (
+    *("rule", "wildcards", "attempt", "retry", "retry_of", "submitted", "limits", "isolation", "runtime", "backend"),
+    *("declared_at", "by_default", "threads_asked"),
+)
 RUN = "run.json"
 SETTLED_SECONDS = 600.0
 """Seconds after the death of a run in which its last supervisors may still write a verdict; far more than they need."""
@@ -133,10 +137,8 @@ def read_attempt(directory: str, alive: bool) -> dict[str, Any] | None:
     if problems and not alive:
         reason = f"lost: {'; '.join(problems)}"
     seconds = (time.time() if alive else _last_sign(directory)) - datetime.fromisoformat(spec["created"]).timestamp()
-    record = {key: spec[key] for key in ("rule", "wildcards", "attempt", "limits", "isolation", "runtime", "backend")}
+    record = {key: spec[key] for key in _OF_THE_SPEC}
     return record | {
-        "retry": spec["retry"],
-        "retry_of": spec["retry_of"],
         "outcome": RUNNING if alive else "lost",
         "reason": reason,
         "exit_code": None,
@@ -181,6 +183,22 @@ def is_alive(run: dict[str, Any]) -> bool:
         return lives(process_number(run["pid"]), int(run["start_time"]), str(run["boot_id"]))
     except (ValueError, TypeError, KeyError, OverflowError):
         return False
+
+
+def run_outcome(run: dict[str, Any], outcomes: Collection[str]) -> str:
+    """The end of a run in one word.
+
+    Args:
+        run: its ``run.json``.
+        outcomes: those of the last attempts of its jobs.
+    """
+    if is_alive(run):
+        return RUNNING
+    if not run.get("ended") or run.get("declared_dead"):
+        return "interrupted"
+    if not outcomes:
+        return "no jobs"
+    return "succeeded" if set(outcomes) == {"succeeded"} else "failed"
 
 
 def save_run(directory: str, record: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ _USAGE = (
 )
 NUMBERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("attempt", "retry", "exit_code", "signal", "seconds"), ()),
+    "threads_asked": (),
     "cpus": ("limits", "cpus"),
     "memory_limit_bytes": ("limits", "memory_bytes"),
     "wall_limit_seconds": ("limits", "seconds"),
@@ -25,7 +26,7 @@ NUMBERS: dict[str, tuple[str, ...]] = {
     **{name: ("usage", name) for name in _USAGE},
 }
 """Columns with a number, and its place in a verdict. () is the field of that name itself."""
-TEXTS = ("run", "name", "rule", "outcome", "reason", "started", "runtime", "backend")
+TEXTS = ("run", "name", "rule", "outcome", "reason", "submitted", "started", "runtime", "backend")
 JSONS = {"wildcards": (), "notes": (), "gpus": ("limits", "gpus")}
 
 # Lists and statistics read the narrow table; whole verdicts have a table of their own, which they need not read.
@@ -45,8 +46,8 @@ _TABLES = f"""
     """
 
 MIGRATIONS = (
-    "",  # 1 had no column for retry
-    # 2: the commands read all job directories again.
+    *("", "", ""),  # 1 had no column for retry, 2 none for submitted, 3 none for threads_asked
+    # 4: the commands read all job directories again.
     "DROP TABLE IF EXISTS meta; DROP TABLE IF EXISTS run; DROP TABLE IF EXISTS attempt; DROP TABLE IF EXISTS verdict;"
     + _TABLES,
 )

@@ -6,9 +6,11 @@ Snakemake is told of the last one only. See docs/how-to/retries.md.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from ..record.attempt_dir import now
 from ..spec.backend import Backend, Done
 from ..spec.errors import ForgeError
 from ..spec.job import LaunchSpec, Target
@@ -97,7 +99,8 @@ class Attempts:
     def _start_again(self, submission: Submission, spec: LaunchSpec, first: str, memory_bytes: int) -> str | None:
         """Start the next attempt; returns why that was impossible, or None."""
         number = self.number()
-        following = again(spec, number, memory_bytes)
+        asked = time.monotonic()
+        following = replace(again(spec, number, memory_bytes, now()), asked=asked, planned=asked)
         try:
             if not spec.files.staged:
                 remove_outputs(submission.targets)

@@ -31,13 +31,15 @@ from ..spec.paths import STAGING, STATE
 from ..spec.plan import plan, stages
 from ..spec.resources import check_group, priority_of_run
 from ..spec.verdict import Order, Verdict
-from ..staging.journal import in_words
+from ..staging.confines import in_words
 from ..staging.recovery import clear_after_own, recover_dead_runs
 from ..workers.zygote import Render, ZygoteSetup
 from .attempts import Attempts, Submission
 from .backends import Backends
 from .resource_checks import RefusedError, ResourceChecks, plain, without_gpus
 from .run_file import RunFile
+
+_UNLIMITED = 1 << 20  # cores; Snakemake's own number for that does not fit into all readers of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Engine:
         state = f"{workdir}/{STATE}"
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}"
         run_dir = f"{state}/runs/{run_id}"
+        self._cores = min(request.cores or os.cpu_count() or 1, _UNLIMITED)
         self._record = RunFile(run_dir, workdir, config.backend, request.workflow, request.started_in, notice)
         self._scratch = config.scratch_dir or PRIVATE_DIRECTORIES[0]
         _recover(state, workdir, run_id, self._scratch, notice)
@@ -87,8 +90,7 @@ class Engine:
             run_id, workdir, config.run_memory, config.run_pids, gpus, request.declared,
             request.prepare, request.execute, request.render, priority_of_run(config), self._scratch,
         )  # fmt: skip
-        cores = request.cores or os.cpu_count() or 1
-        self._places = Backends(config, setup, run_dir, request.local_cores, notice, cores)
+        self._places = Backends(config, setup, run_dir, request.local_cores, notice, self._cores)
         self._mounts = MountTable()
         self._run = RunContext(
             run_id, workdir, state,
@@ -229,8 +231,8 @@ class Engine:
             raise RefusedError(str(error), self.refuse(request, by_hand, error)) from None
         if "gpu" in planned.isolation.not_enforced:
             self._resources.warn_of_gpus(request.rule, asked.resources, backend.host.gpus)
-        planned = replace(planned, backend=backend.name, resources=plain(request.resources))
-        spec = with_runtime(planned, runtime, identity, root)
+        planned = replace(planned, backend=backend.name, resources=plain(request.resources), submitted=now())
+        spec = replace(with_runtime(planned, runtime, identity, root), asked=request.asked, planned=time.monotonic())
         # The other members of a group have seen it die; a shadow directory holds what the first attempt left.
         policy = OomPolicy() if request.together or request.shadow else OomPolicy.of(config)
         most = backend.host.run_memory_bytes
@@ -286,6 +288,10 @@ class Engine:
         if self._metrics is not None:
             self._metrics.close()
 
+    def write_plan(self, plan: dict[str, object]) -> None:
+        """Put the numbers of jobs into the record of the run: plugin/run_plan.py. Called in any thread."""
+        self._record.update(durable=False, cores=self._cores, plan=plan)
+
     def write_record(self, ended: str | None = None) -> None:
         """Write ``run.json`` with all that is known now; ``ended``: the time at which the run ended."""
         host = self._places.local.host
@@ -314,7 +320,7 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
             "of two jobs that make the same file at the same time, the later one fails."
         )
     for directory in recovered.undecided:
-        notice(f"Forge: {in_words(directory)}")
+        notice(f"Forge: {in_words(directory, workdir)}")
     if recovered.published:
         notice(f"Forge: completed what an interrupted run was publishing: {', '.join(recovered.published)}")
 

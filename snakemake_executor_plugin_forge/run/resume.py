@@ -29,7 +29,7 @@ from ..record.attempt_dir import now
 from ..record.reader import RUN, RunDirectory, save_run
 from ..sandbox.cgroups.base import kill_all, member_pids, remove_patiently, remove_tree
 from ..spec.errors import BusyError, HostError, UsageError
-from ..staging.journal import in_words
+from ..staging.confines import in_words
 from ..staging.liveness import detached_supervisors
 from ..staging.pending import Entry, signal_supervisor
 from ..staging.recovery import PROMPT_PROCESS, Inventory, recover_dead_runs
@@ -234,7 +234,7 @@ def clear(state: str, workdir: str) -> list[str]:
     reached("locks removed")
     done: dict[str, object] = {
         f"finished the publication of {', '.join(recovered.published)}": recovered.published,
-        **{in_words(directory): True for directory in recovered.undecided},
+        **{in_words(directory, workdir): True for directory in recovered.undecided},
         f"removed the staged files of {recovered.removed} dead supervisor(s)": recovered.removed,
         "removed Snakemake's stale lock": locks,
         f"removed scratch {', '.join(leftover.paths[0] for leftover in scratch)}": scratch,

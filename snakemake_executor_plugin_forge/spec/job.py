@@ -10,6 +10,8 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .slurm import SlurmSettings
+
 DEFAULT_IO_WEIGHT = 100
 """The weight of a new cgroup: ``io.weight`` in Linux' cgroup-v2.rst."""
 
@@ -94,6 +96,13 @@ class Require(enum.StrEnum):
     NONE = "none"
     LIMITS = "limits"
     FULL = "full"
+
+
+class DefaultResources(enum.StrEnum):
+    """Effect of the values of ``--default-resources`` on this host."""
+
+    LIMIT = "limit"
+    SCHEDULE = "schedule"  # Snakemake's scheduler counts them, and nothing else does
 
 
 class OnDisconnect(enum.StrEnum):
@@ -281,7 +290,10 @@ class JobRequest:
     own_snakemake: bool = False  # it starts a Snakemake, which needs memory beside the rule's
     shadow: bool = False  # it works in a directory that Snakemake has made for this try alone
     declared_at: str = ""  # file and line of its rule
+    by_default: tuple[str, ...] = ()  # resources that it has from --default-resources
+    threads_asked: int | None = None  # before Snakemake scaled them down to --cores; None: a function gives them
     recipe: str = ""  # all that determines its outputs beside its inputs: another recipe is another job
+    asked: float = field(default=0.0, compare=False)  # when Snakemake handed it over: time.monotonic(); 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +333,8 @@ class Config:
     nice: int = 0
     io_weight: int = DEFAULT_IO_WEIGHT
     io_weights: bool = False  # whether a rule of the workflow sets a weight
+    default_resources: DefaultResources = DefaultResources.LIMIT
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,9 +393,15 @@ class LaunchSpec:
     resources: Mapping[str, object] = field(default_factory=dict)  # as Snakemake has them, for other backends
     retry: int = 0  # how many times Forge has run it again within one try of Snakemake
     retry_of: str | None = None  # the name of the previous attempt
+    declared_at: str = ""  # this and the next two: see JobRequest
+    by_default: tuple[str, ...] = ()
+    threads_asked: int | None = None
+    submitted: str = ""  # when Snakemake handed the job over, or Forge repeated it: ISO 8601
     together: bool = False  # see JobRequest
     checkpoint: str | None = None  # FORGE_CHECKPOINT_DIR
     recipe: str = ""  # see JobRequest
     sources: tuple[str, ...] = ()  # see JobRequest
     adoptable: bool = False  # whether it may take over the result of an earlier run: see staging/fingerprint.py
     detachable: bool = False  # whether it continues without Snakemake: --forge-on-disconnect=finish
+    asked: float = field(default=0.0, compare=False)  # see JobRequest
+    planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown

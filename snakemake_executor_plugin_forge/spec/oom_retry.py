@@ -48,7 +48,7 @@ def raised_memory(policy: OomPolicy, spec: LaunchSpec, verdict: Verdict, run_mem
     return raised if raised > limit else None
 
 
-def again(spec: LaunchSpec, number: int, memory_bytes: int) -> LaunchSpec:
+def again(spec: LaunchSpec, number: int, memory_bytes: int, submitted: str = "") -> LaunchSpec:
     """Return the next attempt of a job: with another name, directory and limit; all else stays.
 
     The rule still sees the old ``resources.mem_mb``, also in the text of its command: see
@@ -57,6 +57,7 @@ def again(spec: LaunchSpec, number: int, memory_bytes: int) -> LaunchSpec:
     Args:
         spec: the attempt that ended, as planned.
         number: the number of the next attempt in its run.
+        submitted: the time.
     """
     name = f"{number:05d}-{spec.name.partition('-')[2]}"
     job_dir = posixpath.join(posixpath.dirname(spec.job_dir), name)
@@ -69,4 +70,5 @@ def again(spec: LaunchSpec, number: int, memory_bytes: int) -> LaunchSpec:
         resources={key: value for key, value in spec.resources.items() if key not in _OTHER_SIZES},
         retry=spec.retry + 1,
         retry_of=spec.name,
+        submitted=submitted,
     )

@@ -27,6 +27,10 @@ CHECKPOINTS = f"{STATE}/checkpoints"
 """Directory below the working directory that holds a directory for each job that keeps checkpoints of its own."""
 
 
+COPY_SIGN = "@"
+"""Separates the run from the copy of an attempt in names on a cluster node: see backends/slurm/exchange.py."""
+
+
 def run_name(run_id: str) -> str:
     """The name of a run's scratch base and cgroup, with which the names of its layers begin."""
     return f"forge-{run_id}"

@@ -130,6 +130,9 @@ def plan(
         checkpoint=checkpoint,
         recipe=hashlib.sha256(request.recipe.encode("utf-8", "surrogateescape")).hexdigest(),
         sources=request.sources,
+        declared_at=request.declared_at,
+        by_default=request.by_default,
+        threads_asked=request.threads_asked,
         inputs=request.inputs,
         outputs=request.outputs,
         isolation=isolation(

@@ -147,7 +147,10 @@ def _check_forge_resource(rule: str, key: str, value: object) -> None:
         return
     if key not in FORGE_RESOURCES:
         hint = near_miss(key, (*FORGE_RESOURCES, *FORGE_NUMBERS, "forge_runtime"))
-        raise UsageError(f"Rule {rule}: resource {key}={value!r} is not known to Forge.{hint}")
+        given = "" if value == UNKNOWN_YET else f"={value!r}"
+        raise UsageError(f"Rule {rule}: resource {key}{given} is not known to Forge.{hint}")
+    if value == UNKNOWN_YET:
+        return
     allowed = [str(v) for v in FORGE_RESOURCES[key]]
     if str(value) not in allowed:
         raise UsageError(f"Rule {rule}: resource {key}={value!r} is not one of {', '.join(allowed)}.")

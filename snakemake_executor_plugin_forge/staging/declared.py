@@ -1,4 +1,4 @@
-"""The outputs that the DAG of a run declares: they belong to the jobs of their rules alone.
+"""The outputs, logs and benchmark files that the DAG of a run declares: they belong to the jobs of their rules alone.
 
 One file in the directory of the run has all of them, written when the DAG is known. Its lines are sorted, so a question
 reads a few of its pages, however large the DAG is. A supervisor opens it only if its job has done something undeclared.
@@ -6,6 +6,7 @@ reads a few of its pages, however large the DAG is. A supervisor opens it only i
 
 from __future__ import annotations
 
+import enum
 import json
 import mmap
 import os
@@ -14,17 +15,30 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from ..record.jsonfile import replace_file
+from ..spec.verdict import Owner
 
 DECLARED = "declared"
 """The name of the file in the directory of a run."""
 
 
+class DeclaredKind(enum.Enum):
+    """What a rule declares: a letter in the file, and words."""
+
+    FILE = "f", "an output"
+    DIRECTORY = "d", "an output"
+    LOG = "l", "the log"
+    BENCHMARK = "b", "the benchmark file"
+
+
 class Declaration(NamedTuple):
-    """An output of a job, or a rule without an output."""
+    """A file that a job declares, or a rule without one."""
 
     path: str  # absolute, no link in its directory; "\\0" for a rule alone
     rule: str
-    directory: bool = False
+    kind: DeclaredKind = DeclaredKind.FILE
+
+
+_KINDS = {kind.value[0]: kind for kind in DeclaredKind}
 
 
 def write(path: str, declarations: Iterable[Declaration]) -> None:
@@ -38,7 +52,7 @@ def write(path: str, declarations: Iterable[Declaration]) -> None:
 
 
 def _line(found: Declaration) -> str:
-    return f"{_escaped(found.path)}\t{_escaped(found.rule)}\t{'d' if found.directory else 'f'}\n"
+    return f"{_escaped(found.path)}\t{_escaped(found.rule)}\t{found.kind.value[0]}\n"
 
 
 def _escaped(text: str) -> str:
@@ -51,38 +65,39 @@ class Declared:
     def __init__(self, path: str) -> None:
         """Open nothing yet."""
         self._path = path
-        self._found_around: dict[str, tuple[str, ...]] = {}
+        self._found_around: dict[str, tuple[Owner, ...]] = {}
         self.has_below = cache(self._has_below)
 
-    def at(self, path: str) -> tuple[str, ...]:
+    def at(self, path: str) -> tuple[Owner, ...]:
         """The rules that declare just this path."""
-        return tuple(rule for rule, _ in self._at(path))
+        return tuple(owner for owner, _ in self._at(path))
 
     def knows(self, rule: str) -> bool:
         """Whether the workflow has such a rule."""
-        return any(found == rule for found, _ in self._at("\0"))
+        return any(found.rule == rule for found, _ in self._at("\0"))
 
-    def around(self, directory: str) -> tuple[str, ...]:
+    def around(self, directory: str) -> tuple[Owner, ...]:
         """The rules that declare the directory, or one around it, with ``directory()``."""
         passed: list[str] = []
         while directory not in self._found_around:
             passed.append(directory)
-            found = tuple(rule for rule, is_directory in self._at(directory) if is_directory)
+            found = tuple(owner for owner, kind in self._at(directory) if kind is DeclaredKind.DIRECTORY)
             if found or directory == "/":
                 self._found_around[directory] = found
                 break
             directory = os.path.dirname(directory)
-        rules = self._found_around[directory]
-        self._found_around.update(dict.fromkeys(passed, rules))
-        return rules
+        owners = self._found_around[directory]
+        self._found_around.update(dict.fromkeys(passed, owners))
+        return owners
 
     def _has_below(self, directory: str) -> bool:
         """Whether anything in a directory is declared."""
         return next(self._beginning(f"{directory.rstrip('/')}/"), None) is not None
 
-    def _at(self, path: str) -> Iterator[tuple[str, bool]]:
-        for _, rule, kind in self._beginning(path, "\t"):
-            yield rule, kind == "d"
+    def _at(self, path: str) -> Iterator[tuple[Owner, DeclaredKind]]:
+        for _, rule, letter in self._beginning(path, "\t"):
+            kind = _KINDS[letter]
+            yield Owner(rule, kind.value[1]), kind
 
     def _beginning(self, path: str, end: str = "") -> Iterator[tuple[str, str, str]]:
         """Yield the declarations whose path begins so: with a tab at the end, only those of the path itself."""

@@ -21,13 +21,17 @@ from typing import NamedTuple
 from ..kernel.long_paths import reach
 from ..record.jsonfile import parse, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
+from ..spec.paths import COPY
 from .file_version import as_path, file_version
 
 JOURNAL, COPY_OF_JOURNAL = "journal.json", "journal.copy"
 PUBLISHED = "published.json"
 """The journal of what is published, where a later process has to know that."""
 
-_UNDECIDED = "undecided-"
+TRASH = ".forge-trash-"
+"""Begins the names of what is to be deleted, in a layer."""
+
+UNDECIDED = "undecided-"
 """Begins the names of directories whose journal is damaged: nobody but a person can say what is to become of them."""
 
 _MOST_BYTES = 1 << 30
@@ -71,6 +75,11 @@ class Move(NamedTuple):
         """Whether the file of this move is at ``path``."""
         found = file_version(path)
         return found is not None and found.inode == self.inode
+
+    @property
+    def is_deletion(self) -> bool:
+        """Whether it brings a file from its place to staging, where it is removed."""
+        return os.path.basename(self.place).startswith((TRASH, COPY))
 
     def is_done(self) -> bool:
         """Whether this rename has been made."""
@@ -142,7 +151,7 @@ def set_aside(directory: str) -> str:
         OSError: if that is not possible.
     """
     parent, name = os.path.split(directory)
-    aside = f"{parent}/{_UNDECIDED}{name}"
+    aside = f"{parent}/{UNDECIDED}{name}"
     os.rename(directory, aside)
     return aside
 
@@ -150,17 +159,8 @@ def set_aside(directory: str) -> str:
 def undecided(staging: str) -> list[str]:
     """Return the directories that :func:`set_aside` has left in a directory of staging."""
     with suppress(OSError):
-        return [f"{staging}/{name}" for name in sorted(os.listdir(staging)) if name.startswith(_UNDECIDED)]
+        return [f"{staging}/{name}" for name in sorted(os.listdir(staging)) if name.startswith(UNDECIDED)]
     return []
-
-
-def in_words(directory: str) -> str:
-    """Return what a user has to know about a directory of :func:`undecided`."""
-    return (
-        f"the journal of a job that was ended while it published is damaged, so it is unknown which of its outputs are "
-        f"in their places. Nothing was changed: one version of each is at its place, the other in {directory}. Run "
-        "its rule again with --forcerun, or move the files yourself; then remove that directory."
-    )
 
 
 def _encode(journal: Journal) -> bytes:

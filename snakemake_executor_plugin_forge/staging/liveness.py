@@ -13,10 +13,8 @@ from ..record.identity import boot_id
 from ..record.jsonfile import CLOSED, load
 from ..record.reader import RUN, is_alive
 from ..spec.errors import UnfitError
-from .pending import Entry, Status, WaitingOutputs, entries
-
-COPY_SIGN = "@"
-"""Separates the run from the copy of an attempt in names on a cluster node: see backends/slurm/exchange.py."""
+from ..spec.paths import COPY_SIGN
+from .pending import Entry, Status, entries, waiting_outputs
 
 
 def occupied(found: Iterable[Entry]) -> tuple[frozenset[str], frozenset[tuple[str, int]]]:
@@ -27,7 +25,7 @@ def occupied(found: Iterable[Entry]) -> tuple[frozenset[str], frozenset[tuple[st
         status = entry.status()
         if status is Status.WAITING:
             with suppress(UnfitError):
-                directories.update(WaitingOutputs.read(entry.directory).directories)
+                directories.update(waiting_outputs(entry).directories)
         elif status is not Status.OVER:
             detached.add((entry.run, entry.pid))
     return frozenset(directories), frozenset(detached)

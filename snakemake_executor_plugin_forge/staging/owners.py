@@ -28,6 +28,7 @@ from ..kernel.syscalls import birth_time
 from ..kernel.tree import Below, walk
 from ..record.jsonfile import parse, read_object
 from ..sandbox.filesystem.directories import attribute
+from ..spec.verdict import Owner
 from .declared import Declared
 from .journal import Move
 
@@ -85,19 +86,19 @@ class Owners:
         """Whether a job has left a file or directory undeclared."""
         return self.left_by(path) is not None
 
-    def other_rule(self, path: str, *, is_there: bool) -> str | None:
-        """Another rule to which a path belongs: it is its output, or lies in one; None if it is this rule's, too.
+    def other_rule(self, path: str, *, is_there: bool) -> Owner | None:
+        """Another rule that declares a path, or a directory around it; None if this rule does so, too.
 
         Args:
             is_there: whether it exists. Then Snakemake's records count as well, for outputs of an earlier run that the
                 DAG of this one does not have.
         """
-        rules = self.declared.at(path) or self.declared.around(os.path.dirname(path))
-        if rules:
-            return None if self._rule in rules else rules[0]
+        owners = self.declared.at(path) or self.declared.around(os.path.dirname(path))
+        if owners:
+            return None if any(owner.rule == self._rule for owner in owners) else owners[0]
         found = next(self._records_of(path), None) if is_there else None
         rule = _recorded_rule(found) if found is not None else self._rule
-        return rule if rule != self._rule and self.declared.knows(rule) else None
+        return Owner(rule) if rule != self._rule and self.declared.knows(rule) else None
 
     def must_be_noted(self, path: str) -> bool:
         """Whether only the records of this job's outputs prove it, which the end of the job will replace."""

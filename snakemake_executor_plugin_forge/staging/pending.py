@@ -33,8 +33,10 @@ from ..record.jsonfile import ADOPTABLE, STAGED, VERDICT, amend, load, parse, re
 from ..sandbox.filesystem.directories import remove_if_empty
 from ..spec.errors import UnfitError
 from ..spec.job import RECORD_SCHEMA, LaunchSpec
+from ..spec.paths import STATE
 from ..spec.verdict import Verdict
 from . import journal
+from .confines import Confines, ForgedError
 from .file_version import FileVersion, as_path, file_version
 from .fingerprint import Fingerprint
 from .journal import JOURNAL, PUBLISHED, Journal, Move, UndecidedError
@@ -199,15 +201,15 @@ class WaitingOutputs:
         """Whether a process has begun to publish the outputs, and perhaps finished."""
         return os.path.exists(f"{self.journal}/{JOURNAL}") or self.published()
 
-    def recover(self) -> list[str]:
+    def recover(self, confines: Confines) -> list[str]:
         """Complete the publication if it was begun: see :func:`.publish.recover`. This knows what its journal had."""
         try:
-            return recover(self.journal)
-        except UndecidedError:
-            if self.undeclared is not None:  # what that had led to was in the journal alone
+            return recover(self.journal, confines)
+        except UndecidedError as error:
+            if isinstance(error, ForgedError) or self.undeclared is not None:  # what led to it was in the journal alone
                 raise
             journal.write(self.journal, Journal(self.moves))
-            return recover(self.journal)
+            return recover(self.journal, confines)
 
     def check(self) -> None:
         """Check that the outputs can be published now.
@@ -237,6 +239,36 @@ class WaitingOutputs:
             publish(self.moves, self.journal, merging(scene), lock=lock_of(scene), noted=True)
         except ContestedError as error:
             raise UnfitError(f"what the job did beside its outputs cannot be kept any more: {error}") from error
+
+
+def waiting_outputs(entry: Entry) -> WaitingOutputs:
+    """Read what waits to be published for an entry.
+
+    Raises:
+        UnfitError: if the file is missing or damaged, or names what no job of its run publishes.
+    """
+    found = WaitingOutputs.read(entry.directory)
+    confines = confines_of(entry, found)
+    wrong = confines.outside((*found.moves, *found.logs))
+    wrong += [path for path in (found.journal, *found.directories) if not confines.is_staging(path)]
+    wrong += [path for path in found.stale_logs if not confines.has_place(path)]
+    wrong += [found.journal] if confines.run != entry.run else []
+    scene = found.undeclared
+    if scene is not None:
+        state = entry.path.rpartition(f"/{ADOPTABLE}/")[0]
+        wrong += [path for path in (scene.state,) if path != state]
+        wrong += [layer.upper for layer in scene.layers if not confines.is_layer(layer.upper, layer.root)]
+    if wrong:
+        raise UnfitError(
+            f"{entry.directory}/{STAGED} names files that no job of its run publishes: {', '.join(wrong[:3])}"
+        )
+    return found
+
+
+def confines_of(entry: Entry, outputs: WaitingOutputs) -> Confines:
+    """The confines of what waits."""
+    state = entry.path.rpartition(f"/{ADOPTABLE}/")[0]
+    return Confines(state.removesuffix(f"/{STATE}"), outputs.journal)
 
 
 # -- in later runs -------------------------------------------------------------------------------------------------
@@ -300,7 +332,7 @@ class EntryClaim:
         Raises:
             UnfitError: if they cannot.
         """
-        WaitingOutputs.read(self.entry.directory).check()
+        waiting_outputs(self.entry).check()
 
     def publish(self, adopted: str) -> Verdict:
         """Publish all outputs, or none, and note that in the verdict.
@@ -316,8 +348,8 @@ class EntryClaim:
             OSError: if that failed; all places are then as they were.
         """
         entry = self.entry
-        outputs = WaitingOutputs.read(entry.directory)
-        if not outputs.recover() and not outputs.published():
+        outputs = waiting_outputs(entry)
+        if not outputs.recover(confines_of(entry, outputs)) and not outputs.published():
             outputs.check()
             reached("adopting", entry.rule)
             outputs.publish()
@@ -349,7 +381,7 @@ class EntryClaim:
         if (load(f"{self.entry.directory}/{VERDICT}") or {}).get("staged"):
             self._note({"staged": False, "discarded": why})
         try:
-            outputs = WaitingOutputs.read(self.entry.directory)
+            outputs = waiting_outputs(self.entry)
         except UnfitError:  # its layers remain leftovers of a dead run
             remove_entry(self.entry.path)
             self.release()

@@ -29,11 +29,11 @@ from ..sandbox.filesystem.directories import make_places, make_shared, waited_lo
 from ..spec.job import Target, TargetKind
 from ..spec.paths import COPY
 from . import journal
+from .confines import Confines
 from .journal import Journal, Move
 from .tree import append, unfit
 
 _MANY_FILES = 32  # with more files, one sync of the whole file system is faster
-TRASH = ".forge-trash-"  # begins the names of what is to be deleted, in a layer
 OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
 _STRIPPED = stat.S_ISUID | stat.S_ISGID
 
@@ -103,7 +103,7 @@ def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> None:
             for move in moves:
                 done.append((move, _carry_out(move, places)))
                 reached("renamed")
-            places.check({os.path.dirname(move.place) for move in moves if not _is_deletion(move)})
+            places.check({os.path.dirname(move.place) for move in moves if not move.is_deletion})
         except OSError:
             for move, exchanged in reversed(done):
                 if exchanged is not None:
@@ -193,21 +193,26 @@ def remove_outputs(targets: Iterable[Target]) -> None:
                 raise OSError(errno.ENOTEMPTY, "it cannot be removed", target.path)
 
 
-def recover(directory: str) -> list[str]:
+def recover(directory: str, confines: Confines | None) -> list[str]:
     """Complete the publication whose journal is in ``directory``, if there is one.
 
     The process that wrote the journal must be dead.
+
+    Args:
+        confines: of its moves; None: it may name any file.
 
     Returns:
         The places that the journal names.
 
     Raises:
-        UndecidedError: if the journal is damaged; nothing was changed.
+        UndecidedError: if the journal is damaged or forged; nothing was changed.
         OSError: if the publication cannot be completed.
     """
     found = journal.read(directory)
     if found is None:
         return []
+    if confines is not None:
+        confines.check(directory, found)
     moves = list(found.moves)
     with waited_lock(found.lock) if found.lock else nullcontext(), Places() as places:
         for number, move in enumerate(moves):
@@ -223,7 +228,7 @@ def recover(directory: str) -> list[str]:
         reached("all followed")
         journal.end(directory, noted=found.noted)
     remove_copies(moves)
-    return [move.place for move in moves if not _is_deletion(move)]
+    return [move.place for move in moves if not move.is_deletion]
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -232,10 +237,6 @@ def _status(path: str) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found
-
-
-def _is_deletion(move: Move) -> bool:
-    return os.path.basename(move.place).startswith((TRASH, COPY))
 
 
 def _carry_out(move: Move, places: Places) -> bool | None:
@@ -318,7 +319,7 @@ def sync(moves: Sequence[Move]) -> None:
     Raises:
         OSError: if that is not possible.
     """
-    sources = [move.source for move in moves if not _is_deletion(move)]
+    sources = [move.source for move in moves if not move.is_deletion]
     count = 0
     for source in sources:
         for path in Below(source):

@@ -33,12 +33,13 @@ from ..sandbox.filesystem.scratch import kept_directories, kept_path, remove_slo
 from ..spec.errors import UnfitError
 from ..spec.file_policy import PRIVATE_DIRECTORIES
 from ..spec.job import Files, LaunchSpec
-from ..spec.paths import CHECKPOINTS, HOME, run_name
+from ..spec.paths import CHECKPOINTS, COPY_SIGN, HOME, run_name
 from .checkpoints import in_use, remove_unused
+from .confines import Confines
 from .journal import UndecidedError, set_aside
 from .journal import undecided as all_undecided
-from .liveness import COPY_SIGN, detached_supervisors, is_forge, is_own, may_live, occupied
-from .pending import Entry, Status, WaitingOutputs, claim, entries
+from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied
+from .pending import Entry, Status, claim, entries, waiting_outputs
 from .publish import copies, recover
 
 PROMPT_PROCESS = "forge-shell"
@@ -141,7 +142,7 @@ class Inventory:
             if entry.supervised() or entry.status() is not Status.WAITING:
                 continue
             with suppress(UnfitError, OSError):  # another process publishes it now
-                size, _ = _weigh(WaitingOutputs.read(entry.directory).directories)
+                size, _ = _weigh(waiting_outputs(entry).directories)
                 age = time.time() - os.stat(f"{entry.directory}/{VERDICT}").st_mtime
                 yield Leftover(Kind.WAITING, (entry.directory,), entry.run, size, age, partial(_discard, entry))
 
@@ -159,7 +160,7 @@ class Inventory:
                     supervisors.setdefault((run, pid), []).append(path)
         for (run, _), paths in supervisors.items():
             name = run.partition(COPY_SIGN)[0]
-            yield Leftover(Kind.LAYERS, tuple(paths), name, *_weigh(paths), _by(_finish_layers, paths))
+            yield Leftover(Kind.LAYERS, tuple(paths), name, *_weigh(paths), _by(_finish_layers, self._workdir, paths))
 
     def _staging_directories(self, found: Collection[object]) -> Iterator[str]:
         """Yield that of the working directory; then the others, but only if anything was found in the first."""
@@ -329,7 +330,7 @@ def _is_interrupted(entry: Entry) -> bool:
     if entry.status() is not Status.WAITING:
         return False
     try:
-        return WaitingOutputs.read(entry.directory).is_begun()
+        return waiting_outputs(entry).is_begun()
     except UnfitError:
         return True
 
@@ -344,7 +345,7 @@ def _finish(entry: Entry, by: str) -> list[str]:
         if entry.status() is not Status.WAITING:
             held.discard("")
             return []
-        places = [move.place for move in WaitingOutputs.read(entry.directory).moves]
+        places = [move.place for move in waiting_outputs(entry).moves]
         held.publish(by)
         return places
     except UnfitError as error:
@@ -375,17 +376,17 @@ def recover_supervisor(spec: LaunchSpec, prefix: str, pid: int | None) -> list[s
     Raises:
         OSError: if the publication cannot be finished.
     """
-    published = _finish_layers(list(left_behind(spec.files, spec.workdir, prefix)))
+    published = _finish_layers(spec.workdir, list(left_behind(spec.files, spec.workdir, prefix)))
     for path, owner in copies(target.path for target in spec.files.targets):
         if owner == pid:
             remove_tree(path)
     return published
 
 
-def _finish_layers(paths: list[str]) -> list[str]:
+def _finish_layers(workdir: str, paths: list[str]) -> list[str]:
     """Finish the publication whose journal is in one of a dead supervisor's layers, and remove all of them."""
     try:
-        published = [place for path in paths for place in recover(path)]
+        published = [place for path in paths for place in recover(path, Confines(workdir, path))]
     except UndecidedError as error:
         aside = {path: set_aside(path) for path in paths}
         raise UndecidedError(error.errno, error.strerror, aside.get(error.filename, error.filename)) from error
@@ -400,7 +401,7 @@ def _remove_scratch(workdir: str, slot: str, pid: int) -> list[str]:
     base = os.path.dirname(slot)
     journals = left_behind(Files(), workdir, layer_name(os.path.basename(base), pid, ""))
     try:
-        published = [place for path in journals for place in recover(path)]
+        published = [place for path in journals for place in recover(path, Confines(workdir, path))]
     except UndecidedError as error:
         kept = kept_path(base, f"undecided-{pid}")
         os.rename(slot, kept)

@@ -32,15 +32,15 @@ from ..sandbox.filesystem.directories import attribute
 from ..sandbox.filesystem.overlay import PREPARED
 from ..spec.file_policy import below
 from ..spec.paths import STAGING_ELSEWHERE
-from ..spec.verdict import Harm, HarmKind
+from ..spec.verdict import Harm, HarmKind, Owner
 from .contents import MODES, begin_alike, has_header_of, is_byte_code, is_changed_under_locks, is_equal, is_kept
 from .control_files import ControlFiles, is_cached
 from .deletions import files_below, removable
 from .git_index import is_refreshed_index
-from .journal import Move
+from .journal import TRASH, Move
 from .links import harm_of
 from .owners import Owners, maker
-from .publish import OVERLAY_ATTRIBUTES, TRASH
+from .publish import OVERLAY_ATTRIBUTES
 from .tree import is_whiteout, unfit
 
 PRIVATE = ".snakemake"  # Snakemake's own, in which jobs leave temporary files: no record is a job's to write
@@ -162,7 +162,7 @@ def decide(scene: Scene) -> Decided:
                 directory, place, again = walk.left.pop()
                 for name in sorted(os.listdir(upper(directory))):
                     walk.entry(f"{directory}/{name}", f"{place}/{name}", again)
-        walk.decided.harms.sort()  # a message names the first ones
+        walk.decided.harms.sort(key=lambda harm: harm[:2])  # a message names the first ones
         return walk.decided
 
 
@@ -330,7 +330,7 @@ class _Walk(_Judge):
 
     # -- outputs of other rules -------------------------------------------------------------------------------------
 
-    def _others(self, upper: str, path: str, status: os.stat_result, now: os.stat_result | None, owner: str) -> None:
+    def _others(self, upper: str, path: str, status: os.stat_result, now: os.stat_result | None, owner: Owner) -> None:
         """Refuse a file at the place of another rule's output, or in one, unless it is as it was but for its times."""
         if now is None:
             if not is_byte_code(path) or self._owners.declared.at(path):

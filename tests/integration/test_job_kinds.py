@@ -398,6 +398,7 @@ def test_every_rule_with_something_to_run_is_on_record(results: dict[str, Result
     assert all(a["isolation"]["limits"] != "none" for a in attempts)
     assert [(a["attempt"], a["outcome"]) for a in attempts if a["rule"] == "retried"] == [(1, "failed"), (2, "succeeded")]
     assert results["forge"].attempt("notebook_py")["notes"] == [], "no kernel is left"
+    assert all("2" < a["submitted"] <= a["started"] for a in attempts)
     service = results["forge"].attempt("service")
     assert service["outcome"] == "cancelled"
     assert "all jobs that use this service are done" in service["reason"]

@@ -15,10 +15,13 @@ from ..side_by_side import USERS
 RULES = """
 rule made:
     output: "made/ready", "made/changed", "made/deleted", "made/mode", "made/attribute", "made/moved", "made/linked", directory("made/dir")
-    shell: "mkdir -p made/dir/sub; for f in {output} made/dir/file made/dir/sub/file; do [ -d $f ] || echo RIGHT > $f; done"
+    log: "made/log"
+    benchmark: "made/times.tsv"
+    shell: "mkdir -p made/dir/sub; for f in {output} made/dir/file made/dir/sub/file; do [ -d $f ] || echo RIGHT > $f; done; echo RIGHT > {log}"
 rule later:
     input: expand("{name}.done", name=DONE)
     output: "later", "new/deep/later", directory("new/dir")
+    log: "logs/later.log"
     shell: "mkdir -p {output[2]}; for f in {output[0]} {output[1]} {output[2]}/x; do echo RIGHT > $f; done"
 checkpoint pick:
     output: "picked.txt"
@@ -57,6 +60,9 @@ BAD = {
     "early": ("echo WRONG > later", "wrote later"),
     "early_deep": ("mkdir -p new/deep new/dir; echo WRONG > new/deep/later; touch new/mine", "wrote new/deep/later"),
     "early_dir": ("mkdir -p new/dir; echo WRONG > new/dir/y", "wrote new/dir/y"),
+    "log": ("echo WRONG > made/log; echo WRONG > made/times.tsv", "changed made/log"),
+    "logged": ("echo WRONG >> made/log", "changed made/log"),
+    "nolog": ("rm made/log; mkdir -p logs; touch logs/later.log", "deleted made/log"),
     "permitted": ("echo WRONG > made/changed", "changed made/changed"),
 }
 GOOD = {
@@ -97,13 +103,14 @@ def test_outputs_of_other_rules_belong_to_their_jobs_alone(workdir: Path, user: 
         assert attempts[name]["outcome"] == "violation", (name, result.output)
         assert words in attempts[name]["reason"], attempts[name]["reason"]
         owner = "later" if name.startswith("early") else "made"
-        assert f"an output of rule {owner}" in attempts[name]["reason"]
+        said = {"log": "the benchmark file", "logged": "the log", "nolog": "the log"}.get(name, "an output")
+        assert f"{said} of rule {owner}" in attempts[name]["reason"]
         assert f"rule {name}" in attempts[name]["reason"]
     assert {name: attempts[name]["outcome"] for name in GOOD} == dict.fromkeys(GOOD, "succeeded"), result.output
     guess = attempts["guess"]
     assert (guess["outcome"], "behind/one.txt, an output of rule behind" in guess["reason"]) == ("violation", True)
     contents = [path.read_text() for d in ("made", "new", "behind") for path in (workdir / d).rglob("*") if path.is_file()]
-    assert "WRONG\n" not in contents and contents.count("RIGHT\n") == 12, contents
+    assert "WRONG\n" not in contents and contents.count("RIGHT\n") == 13, contents
     assert (workdir / "made/mode").stat().st_mode & 0o777 == 0o644
     assert sorted(p.name for p in workdir.iterdir() if p.is_file() and not p.name.endswith(".done")) == [
         "Snakefile", "gathered.txt", "later", "picked.txt",

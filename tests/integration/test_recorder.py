@@ -7,15 +7,20 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import termios
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from snakemake_executor_plugin_forge.analysis.timings import PHASES
+from snakemake_executor_plugin_forge.record.retention import compact
 
 from ..conftest import DEADLINE, FORGE, Result, command, forge, residue, run, wait_until, write_workflow
 
@@ -64,9 +69,9 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_the_output_ends_with_every_job_that_failed_for_good(failed: Result) -> None:
     assert failed.code == 1
     end = failed.output.partition("Forge: 2 job(s) failed.")[2]
-    assert "happened  many: out of memory: 40.0 MiB of 40.0 MiB" in end
+    assert "happened  many (Snakefile:9): out of memory: 40.0 MiB of 40.0 MiB" in end
     assert "change    in rule many:  resources: mem_mb=80   or once: snakemake … --set-resources many:mem_mb=80" in end
-    assert "happened  broken 's=a b': exit code 4" in end
+    assert "happened  broken 's=a b' (Snakefile:13): exit code 4" in end
     assert "stderr    Error: no index" in end
     assert "next      snakemake-forge why broken 's=a b'\n" in end
     assert "again" not in end.partition("Complete log")[0]
@@ -91,6 +96,22 @@ def test_a_stream_that_is_too_long_has_its_head_and_tail(failed: Result) -> None
     # Another job may have said something in between, and so may Snakemake, which writes a message and its end of line
     # one after the other: "Execute 1 jobs...last".
     assert failed.output.rindex("last\n") >= failed.output.rindex("middle\n") + len("middle\n")
+
+
+def test_timings_tell_every_phase_once(failed: Result, tmp_path: Path) -> None:
+    """They lie one after the other, so that together they are not longer than the run; gc keeps them."""
+    def told(directory: Path) -> list[dict[str, Any]]:
+        return [row["timings"] for row in json.loads(forge(directory, "jobs", "--timings", "--json").stdout)]
+    before = told(failed.directory)
+    assert len(before) == len(failed.attempts()) and all(None not in one.values() for one in before), before
+    shutil.copytree(failed.directory / ".snakemake/forge", tmp_path / ".snakemake/forge")
+    (record,) = tmp_path.glob(".snakemake/forge/runs/*/run.json")
+    run_of = json.loads(record.read_text())
+    took = (datetime.fromisoformat(run_of["ended"]) - datetime.fromisoformat(run_of["started"])).total_seconds()
+    assert all(0 < sum(one[name] for name in PHASES) <= took + 1 for one in before), (before, took)
+    assert all(one["run"] <= attempt["seconds"] for one, attempt in zip(before, failed.attempts(), strict=True)), before
+    assert compact(str(record.parent)) > 0
+    assert told(tmp_path) == before
 
 
 def test_metrics_of_the_run(failed: Result) -> None:

@@ -83,7 +83,7 @@ def test_what_a_job_writes_into_the_pipe_of_its_result_is_ignored_and_noted(work
 
 
 _COMMANDS = (
-    ("jobs",), ("jobs", "--json"), ("jobs", "--failed"), ("runs",), ("why",), ("report", "r.html"), ("metrics",), ("advise",), ("audit",),
+    ("jobs",), ("jobs", "--json"), ("jobs", "--failed"), ("jobs", "--timings"), ("runs",), ("why",), ("report", "r.html"), ("metrics",), ("advise",), ("audit",),
     ("provenance", "crate"), ("verify",), ("logs", "good"), ("gc", "--dry-run"), ("resume", "--dry-run"), ("top", "--once"),
 )  # fmt: skip
 _OUTCOMES = """

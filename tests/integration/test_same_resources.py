@@ -86,8 +86,12 @@ WORKFLOW = f"""
 
 
 def test_all_are_named_at_once_before_anything_runs(tmp_path: Path) -> None:
+    """So does a dry run, which warns of names that limit nothing below its list of jobs."""
     write_workflow(tmp_path, WORKFLOW)
+    dry = run(tmp_path, "-j4", "-n")
     result = run(tmp_path, "-j4")
+    refusal = result.output[result.output.index("3 rules cannot run") :].partition("\n  File")[0]
+    assert dry.code == 1 and refusal in dry.output, dry.output
     assert result.code == 1 and not (tmp_path / "other").exists(), result.output
     assert "3 rules cannot run as they are:" in result.output
     assert f"Rule plain (Snakefile:8): mem_mb={HUGE} is more than" in result.output
@@ -98,7 +102,11 @@ def test_all_are_named_at_once_before_anything_runs(tmp_path: Path) -> None:
     assert {(a["rule"], a["wildcards"].get("s"), a["outcome"], a["cause"]) for a in result.attempts()} == {
         ("plain", None, "failed", "resources"), ("small", None, "failed", "resources"), ("large", "b", "failed", "resources"),
     }
-    mended = run(tmp_path, "-j4", "--set-resources", *paste.split()[1:], "small:disk_mb=10")
+    mend = ("-j4", "--set-resources", *paste.split()[1:], "small:disk_mb=10")
+    warned = run(tmp_path, *mend, "large:walltime=5", "-n").output
+    assert warned.index("rule large:") < warned.index("Rule large (Snakefile:16): resource walltime limits nothing"), warned
+    assert "resource forge_netwrok is not known to Forge" in run(tmp_path, *mend, "large:forge_netwrok=off", "-n").output
+    mended = run(tmp_path, *mend)
     assert mended.code == 0, mended.output
 
 
@@ -148,3 +156,23 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
     assert (refused.code == 1 and "asks for" in refused.output) or "gpu=64, but this run has" in refused.output
     result = run(tmp_path, "-j1")
     assert result.code == 0 and result.output.count("gpu=64, but this run has") == 1, result.output
+
+
+def test_values_of_default_resources_are_named_and_need_not_limit(tmp_path: Path) -> None:
+    write_workflow(tmp_path, """
+        rule large:
+            output: "large"
+            shell: "python3 -c 'bytearray(90 * 2**20)'; touch {output}"
+        rule own:
+            output: "own"
+            resources: mem_mb=40
+            shell: "python3 -c 'bytearray(90 * 2**20)'; touch {output}"
+        """)
+    both = ("-j2", "-k", "large", "own", "--default-resources", "mem_mb=40")
+    limited = run(tmp_path, *both)
+    said = "out of memory: 40.0 MiB of 40.0 MiB (from --default-resources mem_mb), in python3"
+    assert said in limited.output and "--set-resources large:mem_mb=80   or for all rules: --forge-default-resources schedule" in limited.output
+    assert limited.attempt("own")["happened"] == "out of memory: 40.0 MiB of 40.0 MiB, in python3"
+    scheduled = run(tmp_path, *both, "--forge-default-resources", "schedule")
+    newest = {a["rule"]: (a["outcome"], a["limits"]["memory_bytes"]) for a in scheduled.attempts()}
+    assert newest == {"large": ("succeeded", None), "own": ("oom", 40 * 2**20)}

@@ -13,8 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "snakemake_executor_plugin_forge"
-# Every file of the package that is not Python source. A new one must be listed: a wheel takes whatever lies there.
-DATA = {f"analysis/data/{name}" for name in ("grafana-dashboard.json", "report.css", "report.html.j2", "report.js")} | {"py.typed"}
+PACKAGES = (PACKAGE, "snakemake_logger_plugin_forge", "snakemake_scheduler_plugin_forge")
+# Every file of the packages that is not Python source. A new one must be listed: a wheel takes whatever lies there.
+DATA = {f"{PACKAGE}/analysis/data/{name}" for name in ("grafana-dashboard.json", "report.css", "report.html.j2", "report.js")} | {
+    f"{package}/py.typed" for package in PACKAGES}
 SDIST = {".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
 
 
@@ -38,22 +40,22 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_the_wheel_contains_the_package_and_nothing_else(dist: Path) -> None:
+def test_the_wheel_contains_the_packages_and_nothing_else(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    package = {name.removeprefix(f"{PACKAGE}/") for name in names if name.startswith(f"{PACKAGE}/")}
+    packages = {name for name in names if name.startswith(tuple(f"{package}/" for package in PACKAGES))}
     info = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}
-    assert package == _tree(ROOT / PACKAGE)
-    assert {name for name in package if not name.endswith(".py")} == DATA
+    assert packages == {f"{folder}/{name}" for folder in PACKAGES for name in _tree(ROOT / folder)}
+    assert {name for name in packages if not name.endswith(".py")} == DATA
     assert info == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
-    assert len(names) == len(package) + len(info)
+    assert len(names) == len(packages) + len(info)
 
 
-def test_the_source_distribution_contains_package_and_documentation(dist: Path) -> None:
+def test_the_source_distribution_contains_packages_and_documentation(dist: Path) -> None:
     (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()}
-    folders = {f"{folder}/{name}" for folder in (PACKAGE, "docs") for name in _tree(ROOT / folder)}
+    folders = {f"{folder}/{name}" for folder in (*PACKAGES, "docs") for name in _tree(ROOT / folder)}
     assert names == SDIST | folders
 
 
@@ -77,7 +79,7 @@ def test_the_installed_wheel_runs_the_first_rule_of_the_demo(dist: Path, tmp_pat
     assert Path(place.strip()).is_relative_to(site)
 
     snakefile = ROOT / "workflows" / "variants" / "Snakefile"
-    _call(venv / "bin/python", "-m", "snakemake", "--snakefile", snakefile, "--executor", "forge", "-j1", "results/verified.tsv",
+    _call(venv / "bin/python", "-m", "snakemake", "--snakefile", snakefile, "--executor", "forge", "--scheduler", "forge", "-j1", "results/verified.tsv",
           cwd=work, PYTHONPATH="")
     assert (work / "results" / "verified.tsv").read_text().count("\n") >= 4
     listed = _call(venv / "bin/snakemake-forge", "jobs", cwd=work)

@@ -135,7 +135,7 @@ class Publishing(RuleBasedStateMachine):
     def killed_again(self, step: int, after: bool) -> None:
         try:
             with killed_at(step, after=after):
-                recover(str(self.staging))
+                recover(str(self.staging), None)
         except Killed:
             return
         self.settle()
@@ -143,7 +143,7 @@ class Publishing(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule()
     def go_on(self) -> None:
-        recover(str(self.staging))
+        recover(str(self.staging), None)
         self.settle()
 
     def settle(self) -> None:
@@ -283,8 +283,8 @@ def test_of_undeclared_changes_nothing_is_lost_nor_done_twice(data: st.DataObjec
                 _apply(does, expected, published)
             for layer in interrupted:
                 with suppress(Killed), killed_at(data.draw(st.integers(0, 20), "again"), after=False):
-                    recover(str(layer))
-                recover(str(layer))
+                    recover(str(layer), None)
+                recover(str(layer), None)
             found = place.tree()
             assert sorted(found.pop("log", "").split()) == sorted(place.lines)
             if interrupted:  # their recovery comes after other jobs: of two whole files either is right
@@ -380,7 +380,7 @@ def test_old_or_new_and_never_half_with_a_damaged_journal(tmp_path: Path) -> Non
             begun = file.exists()
             if begun:
                 file.write_bytes(damage(file.read_bytes()))
-            recover(str(staging))
+            recover(str(staging), None)
             found = {name: content(work / name) for name in old}
             assert found == new or (found == old and not begun)
             assert (not file.exists() and not (staging / journal.COPY_OF_JOURNAL).exists()) or not begun
@@ -394,6 +394,6 @@ def test_old_or_new_and_never_half_with_a_damaged_journal(tmp_path: Path) -> Non
             for name in (JOURNAL, journal.COPY_OF_JOURNAL):
                 (staging / name).write_bytes(damage((staging / name).read_bytes()))
             with pytest.raises(journal.UndecidedError):
-                recover(str(staging))
+                recover(str(staging), None)
             assert before == {path: path.read_text() for path in sorted([*work.iterdir(), *(staging / "upper").iterdir()])}
     assert halves > 10  # else nothing was at stake

@@ -333,7 +333,7 @@ class Cluster:
         nodes = "\n".join(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={self._ports[node]}"
                           for node in self.nodes)
         accounting = (f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
-                      f"AccountingStoragePort={self._ports['slurmdbd']}\nAccountingStoragePass={root}/munge/socket"
+                      f"AccountingStoragePort={self._ports['slurmdbd']}\nAccountingStoragePass={root}/munge/socket\nAccountingStorageEnforce=associations,limits,qos"
                       if shape.accounting else "AccountingStorageType=accounting_storage/none")
         return f"""\
 ClusterName={self.token}

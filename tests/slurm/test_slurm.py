@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from snakemake_executor_plugin_forge.backends.slurm.adoption import run_of
 from snakemake_executor_plugin_forge.backends.slurm.client import SlurmClient
 from snakemake_executor_plugin_forge.backends.slurm.states import SlurmState
 from tests.conftest import DEADLINE, FORGE, Result, command, write_workflow
@@ -602,48 +603,114 @@ def test_a_node_that_dies_and_a_copy_that_lives_on(workdir: Path) -> None:
         assert (workdir / "a.txt").read_text().strip() == second
 
 
-def test_accounting_knows_what_the_controller_has_forgotten(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node's part of Forge is killed, and the controller forgets at once: only sacct knows how it ended."""
+@pytest.fixture(scope="module")
+def accounted() -> Iterator[Cluster]:
+    """A cluster whose controller forgets at once and whose accounting does not; a user has two jobs in it at most."""
     with Cluster(Shape(nodes=1, accounting=True, min_job_age_seconds=2)) as cluster:
-        session = Session(cluster, workdir)
-        session.start("""
-            rule all:
-                input: "killed.txt", "fine.txt"
-            rule killed:
-                output: "killed.txt"
-                shell: "echo begun > signs/begun; python3 -c 'import time; x = bytearray(80 << 20); time.sleep(1000)'"
-            rule fine:
-                output: "fine.txt"
-                shell: "sleep 1; touch {output}"
-        """)
-        session.wait_file("signs/begun")
-        time.sleep(3)  # until Slurm has looked at its memory
-        (attempt,) = {a for a in workdir.glob(".snakemake/forge/runs/*/slurm/b*/*")
-                      if b"killed.txt" in (a / "launch").read_bytes()}
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # of others, and just ended
-                if str(attempt).encode() in (process / "cmdline").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)
-        cluster.pause("slurmctld")  # so that it is not seen to have failed before it is forgotten
-        time.sleep(3)
-        cluster.resume("slurmctld")
-        done = session.finish()
-        found = by_rule(done)
-        assert found["fine"]["outcome"] == "succeeded"
-        assert found["killed"]["outcome"] == "lost", done.output
-        assert "Slurm: the batch script failed before Forge could write a verdict" in found["killed"]["reason"]
-        assert found["killed"]["usage"]["memory_peak_bytes"] > 80 << 20
-        assert found["killed"]["usage"]["cpu_seconds"] > 0
-        assert 2 < found["killed"]["seconds"] < 120
-        for name, value in cluster.environment.items():
-            monkeypatch.setenv(name, value)
-        # On a busy machine the second job may come when the first has been submitted, alone.
-        apart = any(workdir.glob(".snakemake/forge/runs/*/slurm/b2"))
-        expected = [("1", 0, ".b1"), ("2", 0, ".b2")] if apart else [("1_0", 0, ".b1"), ("1_1", 1, ".b1")]
-        rows = SlurmClient().history([number for number, _, _ in expected])
-        assert sorted((row.job_id, row.index, row.name[-3:]) for row in rows) == expected
-        assert {row.state for row in rows} == {SlurmState.COMPLETED, SlurmState.FAILED}
-        assert all(row.name.startswith("forge-") for row in rows)
+        for words in ("add account lab", "add user root account=lab", "modify user root set DefaultAccount=lab", "modify qos normal set MaxSubmitJobsPerUser=2"):
+            cluster.run("sacctmgr", "-i", *words.split())
+        yield cluster
+
+
+def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node's part of Forge is killed, and the controller forgets at once: only sacct knows how it ended."""
+    cluster = accounted
+    session = Session(cluster, workdir)
+    session.start("""
+        rule all:
+            input: "killed.txt", "fine.txt"
+        rule killed:
+            output: "killed.txt"
+            shell: "echo begun > signs/begun; python3 -c 'import time; x = bytearray(80 << 20); time.sleep(1000)'"
+        rule fine:
+            output: "fine.txt"
+            shell: "sleep 1; touch {output}"
+    """)
+    session.wait_file("signs/begun")
+    time.sleep(3)  # until Slurm has looked at its memory
+    (attempt,) = {a for a in workdir.glob(".snakemake/forge/runs/*/slurm/b*/*")
+                  if b"killed.txt" in (a / "launch").read_bytes()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # of others, and just ended
+            if str(attempt).encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+    cluster.pause("slurmctld")  # so that it is not seen to have failed before it is forgotten
+    time.sleep(3)
+    cluster.resume("slurmctld")
+    done = session.finish()
+    found = by_rule(done)
+    assert found["fine"]["outcome"] == "succeeded"
+    assert found["killed"]["outcome"] == "lost", done.output
+    assert "Slurm: the batch script failed before Forge could write a verdict" in found["killed"]["reason"]
+    assert found["killed"]["usage"]["memory_peak_bytes"] > 80 << 20
+    assert found["killed"]["usage"]["cpu_seconds"] > 0
+    assert 2 < found["killed"]["seconds"] < 120
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    rows = [row for row in SlurmClient().history(["1", "2"]) if workdir.joinpath(".snakemake/forge/runs", run_of(row.name)).is_dir()]
+    assert sorted(str(row.state) for row in rows) == [SlurmState.COMPLETED, SlurmState.FAILED]
+    assert SlurmClient().account() == "lab"
+
+
+def test_a_full_queue_delays_jobs_and_fails_none(accounted: Cluster, workdir: Path) -> None:
+    """The QOS lets a user have two jobs; the account is the one that the accounting knows."""
+    session = Session(accounted, workdir)
+    session.start("""
+        rule all:
+            input: expand("{n}.txt", n=range(7))
+        rule one:
+            output: "{n}.txt"
+            shell: "echo $SLURM_JOB_ACCOUNT > {output}"
+    """, "--forge-slurm-account", "auto", "--forge-slurm-pack", "off")
+    done = session.finish()
+    assert done.code == 0, done.output
+    assert "Slurm takes no more jobs of yours for now (QOSMaxSubmitJobPerUserLimit" in done.output
+    assert {done.read(f"{n}.txt") for n in range(7)} == {"lab\n"}
+    assert [attempt["outcome"] for attempt in done.attempts()] == ["succeeded"] * 7
+
+
+PACKED = """
+    rule all:
+        input: expand("{n}.txt", n=range(24))
+    rule short:
+        output: "{n}.txt"
+        resources: mem_mb=60
+        shell: "echo $SLURM_JOB_ID >> signs/{wildcards.n}; case {wildcards.n} in 3) exit 3;; 5) python3 -c 'x = bytearray(400 << 20)';;"
+               " 7) sleep 1000;; HELD) while [ ! -e signs/go ]; do sleep 0.1; done;; esac; echo $SLURM_JOB_ID > {output}"
+"""
+
+
+def test_short_jobs_share_a_slurm_job(session: Session) -> None:
+    """What one does is its own affair; what a cancelled Slurm job has not begun is submitted again."""
+    session.start(PACKED.replace("HELD", "16"), "--forge-slurm-pack", "8", "--forge-wall", "9s", "--forge-slurm-job-prefix", "lab_")
+    held = session.wait_file("signs/16").strip()
+    names = session.cluster.run("squeue", "-h", "-o", "%j %k").stdout
+    assert "lab_forge-" in names, names
+    assert " forge short n=" in names
+    session.cluster.run("scancel", held)
+    done = session.finish()
+    found = {attempt["wildcards"]["n"]: attempt for attempt in done.attempts()}
+    outcomes = {n: attempt["outcome"] for n, attempt in found.items()}
+    odd = {"3": "failed", "5": "oom", "7": "timeout", "16": "cancelled"}
+    assert outcomes == {str(n): "succeeded" for n in range(24)} | odd, done.output
+    jobs = [done.read(f"{n}.txt").strip() for n in range(24) if str(n) not in odd]
+    assert max(map(jobs.count, jobs)) > 3, "a busy Snakemake has fewer than eight ready at a time"
+    assert {len((session.directory / "signs" / str(n)).read_text().split()) for n in range(24)} == {1}, "no job ran twice"
+    assert found["5"]["evidence"]["scope"] == "job"
+    assert not list(session.directory.glob(".snakemake/forge/staging/*"))
+
+
+def test_packs_of_a_killed_snakemake_are_taken_over(session: Session) -> None:
+    text = PACKED.replace("HELD", "0").replace("range(24)", "range(8, 16)").replace("n=range(8, 16)", "n=[0, *range(8, 16)]")
+    session.start(text, "--forge-slurm-pack", "9")
+    session.wait_file("signs/0")
+    session.kill()
+    (session.directory / "signs" / "go").touch()
+    session.execute([*FORGE, "resume"], {})
+    done = session.finish()
+    assert done.code == 0, done.output
+    assert "Slurm job(s) that wait or run" in done.output or "the verdicts of" in done.output
+    assert {len((session.directory / "signs" / str(n)).read_text().split()) for n in (0, *range(8, 16))} == {1}, "no job ran twice"
 
 
 def test_the_variants_workflow_gives_the_same_bytes(cluster: Cluster, workdir: Path) -> None:

@@ -12,7 +12,7 @@ from snakemake_executor_plugin_forge.analysis.advise import Advice, advise, prof
 
 MIB = 2**20
 ROW: dict[str, Any] = {
-    "rule": "call", "outcome": "succeeded", "seconds": 10.0, "cpus": 4, "cpu_seconds": 9.0,
+    "rule": "call", "outcome": "succeeded", "seconds": 10.0, "cpus": 4, "threads_asked": 4, "cpu_seconds": 9.0,
     "memory_peak_bytes": 100 * MIB, "memory_anon_peak_bytes": 80 * MIB, "memory_limit_bytes": 4096 * MIB,
     "wall_limit_seconds": 3600, "disk_limit_bytes": None, "scratch_peak_bytes": 0,
 }
@@ -70,6 +70,8 @@ def test_timeouts() -> None:
 def test_busy_jobs_keep_their_threads() -> None:
     assert _one(*[{"cpu_seconds": 25.0}] * 5).threads is None
     assert _one(*[{"cpu_seconds": 9.0, "cpus": 1}] * 5).threads is None
+    assert _one(*[{"threads_asked": 8}] * 5).threads is None, "Snakemake scaled them down to its --cores"
+    assert _one(*[{"threads_asked": None}] * 5).threads is None, "a function gives them"
     assert _one(*[{"seconds": 0.1, "cpu_seconds": 0.01}] * 5).threads is None
 
 

@@ -16,7 +16,7 @@ from snakemake_executor_plugin_forge.backends import registry
 from snakemake_executor_plugin_forge.backends.registry import Services
 from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, node
 from snakemake_executor_plugin_forge.backends.slurm import job as slurm_job
-from snakemake_executor_plugin_forge.backends.slurm.job import script
+from snakemake_executor_plugin_forge.backends.slurm.job import Job, script
 from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
 from snakemake_executor_plugin_forge.backends.slurm.parse import parse_squeue
 from snakemake_executor_plugin_forge.backends.slurm.states import SlurmState
@@ -72,7 +72,7 @@ def test_a_job_table_that_is_closed_at_any_moment_ends_its_thread() -> None:
 
 def test_results_are_taken_once_and_damaged_ones_are_none(tmp_path: Path) -> None:
     state = str(tmp_path)
-    attempt = exchange.attempt_directory(state, "b1", 7)
+    attempt = exchange.attempt_directory(state, "b1", 7, None)
     assert exchange.new_results(state) == []
     exchange.write_result(state, attempt, VERDICT)
     (name,) = exchange.new_results(state)
@@ -95,10 +95,14 @@ def test_a_launch_that_a_job_has_written_is_not_read(tmp_path: Path) -> None:
     """It is a pickle: the checksum stands in the batch script, which Slurm keeps."""
     launch = exchange.Launch(spec(), b"", "/tmp/x", Require.NONE, None, None, "/s")
     checksum = exchange.write_launch(f"{tmp_path}/b1/3", launch)
-    text = script(str(tmp_path), "b1", {3: checksum, 0: "0"})
-    (tmp_path / "node").write_text(text[: text.index("exec ")] + 'echo "$index $launch"')
-    said = subprocess.run(["sh", tmp_path / "node"], env={"SLURM_ARRAY_TASK_ID": "3"}, capture_output=True, text=True, check=True)
-    assert said.stdout == f"3 {checksum}\n"
+    for parts, said in (((None, None), f"3 {checksum}\n"), ((0, 1), f"3.0 0 3.1 {checksum}\n")):
+        jobs = [Job(spec(), b"", lambda _: None, (), 0.0, attempt=exchange.attempt_directory(str(tmp_path), "b1", index, part),
+                    batch="b1", index=index, part=part, checksum=known)
+                for index, part, known in ((0 if parts[0] is None else 3, parts[0], "0"), (3, parts[1], checksum))]
+        text = script(str(tmp_path), jobs)
+        (tmp_path / "node").write_text(text[: text.index("exec ")] + 'echo "$@"')
+        done = subprocess.run(["sh", tmp_path / "node"], env={"SLURM_ARRAY_TASK_ID": "3"}, capture_output=True, text=True, check=True)
+        assert done.stdout == said
     assert exchange.read_launch(f"{tmp_path}/b1/3", checksum) == launch
     (tmp_path / "b1/3/launch").write_bytes(b"cos\nsystem\n(S'touch %s/ran'\ntR." % bytes(tmp_path))
     for known in (checksum, ""):

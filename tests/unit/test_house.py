@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "snakemake_executor_plugin_forge"
-FILES = sorted(PACKAGE.rglob("*.py"))
+OTHERS = [ROOT / "snakemake_logger_plugin_forge", ROOT / "snakemake_scheduler_plugin_forge"]
+FILES = sorted(path for package in (PACKAGE, *OTHERS) for path in package.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 LINES, FUNCTION, CLASS = 450, 50, 250
 REASON = re.compile(r"\b[Ll]ong(er than other \w+:| because)")
@@ -30,7 +31,7 @@ def test_the_root_holds_the_face_alone() -> None:
 
 
 def _module(path: Path) -> str:
-    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
 
 
@@ -65,7 +66,7 @@ def test_sizes_have_a_bound_or_a_reason() -> None:
     found = []
     for path, tree in TREES.items():
         lines = path.read_text(encoding="utf-8").splitlines()
-        where = path.relative_to(PACKAGE)
+        where = path.relative_to(ROOT)
         if len(lines) > LINES and not REASON.search("\n".join(lines[:12])):
             found.append(f"{where}: {len(lines)} lines")
         for node in ast.walk(tree):
@@ -84,7 +85,7 @@ def test_each_class_has_a_name_of_its_own() -> None:
     for path, tree in TREES.items():
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
-                places[node.name].append(str(path.relative_to(PACKAGE)))
+                places[node.name].append(str(path.relative_to(ROOT)))
     assert not {name: where for name, where in places.items() if len(where) > 1}
 
 
@@ -95,7 +96,7 @@ def test_docstrings_begin_with_their_subject() -> None:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""
                 if SUBJECTLESS.match(text):
-                    found.append(f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
+                    found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
     assert not found, "\n".join(found)
 
 

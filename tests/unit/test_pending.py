@@ -19,6 +19,7 @@ from snakemake_executor_plugin_forge.spec.errors import UnfitError
 from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, LaunchSpec, Target
 from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
 from snakemake_executor_plugin_forge.staging import journal
+from snakemake_executor_plugin_forge.staging.confines import in_words
 from snakemake_executor_plugin_forge.staging.file_version import file_version
 from snakemake_executor_plugin_forge.staging.fingerprint import take_fingerprint
 from snakemake_executor_plugin_forge.staging.journal import Move
@@ -208,6 +209,56 @@ def test_recovery(tmp_path: Path) -> None:
     _announced(tmp_path / "other")
     recover_dead_runs(f"{tmp_path}/other/.snakemake/forge", f"{tmp_path}/other", "run2")  # it died without a verdict
     assert entries(f"{tmp_path}/other/.snakemake/forge") == []
+
+
+def test_what_was_forged_moves_and_removes_nothing(tmp_path: Path) -> None:
+    """A journal, and a list of what waits: only from staging, only to where jobs of the run can have outputs."""
+    work, victim, key = tmp_path / "work", tmp_path / "victim", tmp_path / "key"
+    state, staging = work / ".snakemake/forge", work / ".snakemake/forge/staging"
+    layer, beside = staging / "forge-run1-99999999-1", staging / "forge-run1-99999998-1"
+    for path in (layer / "upper", beside / "upper", victim):
+        path.mkdir(parents=True)
+    (layer / "upper/x").write_text("new")
+    key.write_text("secret")
+    (work / ".forge-copy-1-1").write_text("copy")
+    (victim / ".forge-copy-1-1").write_text("copy")
+    good = Move.of(f"{layer}/upper/x", f"{work}/x")
+    forged = [good._replace(place=str(victim / "x")), good._replace(place=f"{work}/../victim/x"), good._replace(place=f"{state}/origin"),
+              good._replace(place=f"{work}/.forge-staging/x"), Move.of(str(key), f"{work}/x"), Move.of(str(key), f"{layer}/upper/.forge-trash-0"),
+              Move.of(f"{victim}/.forge-copy-1-1", f"{victim}/x"), Move.of(f"{work}/.forge-copy-1-1", f"{victim}/x")]
+    for move in forged:
+        journal.write(str(layer), journal.Journal((good, move)))
+        found = recover_dead_runs(str(state), str(work), "run2")
+        aside = staging / f"undecided-{layer.name}"
+        assert (found.published, found.undecided) == ((), (str(aside),)) and not (work / "x").exists(), move
+        named = move.source if move.is_deletion else move.place
+        assert f"names files that no job of its run publishes: {named}" in in_words(str(aside), str(work))
+        aside.rename(layer)
+    assert key.read_text() == "secret" and os.listdir(victim) == [".forge-copy-1-1"]
+    # a directory in which a job of the run has layers is one of its places
+    (state / "runs/run1/a").mkdir(parents=True)
+    (state / "runs/run1/a/spec.json").write_text(json.dumps({"layers": [str(victim)]}))
+    journal.write(str(layer), journal.Journal((good, Move.of(f"{victim}/.forge-copy-1-1", f"{victim}/x"))))
+    assert recover_dead_runs(str(state), str(work), "run2").published == (f"{work}/x", f"{victim}/x")
+    assert (work / "x").read_text() == "new" and (victim / "x").read_text() == "copy"
+
+    entry = _staged(tmp_path / "other")
+    staged = Path(entry.directory, "staged.json")
+    whole = json.loads(staged.read_text())
+    other = f"{tmp_path}/other/.snakemake/forge"
+    for change in ({"directories": [str(victim)]}, {"directories": [f"{tmp_path}/other"]}, {"journal": str(victim)}, {"stale_logs": [str(key)]},
+                   {"logs": [[str(key), f"{tmp_path}/other/log", key.stat().st_ino]]}, {"moves": [[str(key), f"{tmp_path}/other/x", key.stat().st_ino]]}):
+        staged.write_text(json.dumps(whole | change))
+        held = claim(entry)
+        assert held is not None
+        with pytest.raises(UnfitError, match="no job of its run publishes"):
+            held.publish("run2")
+        held.release()
+    assert not occupied(entries(other))[0]
+    held = claim(entry)
+    assert held is not None
+    held.discard("forged")
+    assert (victim / "x").exists() and key.exists() and entries(other) == []
 
 
 def test_a_journal_that_is_damaged_twice_is_named_and_both_versions_stay(tmp_path: Path) -> None:

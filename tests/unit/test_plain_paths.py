@@ -70,7 +70,7 @@ def test_a_journal_is_not_replayed_through_a_link(root: Path, kind: str) -> None
     (root / "work/res").rename(root / "work/aside")
     (root / "work/res").symlink_to(root / "elsewhere")
     with suppress(OSError):
-        recover(str(root / "staging"))
+        recover(str(root / "staging"), None)
     assert list((root / "elsewhere/sub").iterdir()) == []
 
 

@@ -16,6 +16,7 @@ from snakemake_executor_plugin_forge.spec.job import (
     Checksums,
     Config,
     CpuMode,
+    DefaultResources,
     FilePolicy,
     KeepScratch,
     Nested,
@@ -28,7 +29,7 @@ from snakemake_executor_plugin_forge.spec.job import (
 
 ENUMS = {
     "files": FilePolicy, "undeclared": Undeclared, "nested": Nested, "require": Require, "cpu": CpuMode, "network": Network, "keep_scratch": KeepScratch,
-    "run_blocks": RunBlocks, "checksums": Checksums, "check_formats": CheckFormats, "on_disconnect": OnDisconnect,
+    "run_blocks": RunBlocks, "checksums": Checksums, "check_formats": CheckFormats, "on_disconnect": OnDisconnect, "default_resources": DefaultResources,
 }  # fmt: skip
 
 

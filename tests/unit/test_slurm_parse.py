@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snakemake_executor_plugin_forge.backends.slurm.packing import PACK_SECONDS, packs, time_minutes
 from snakemake_executor_plugin_forge.backends.slurm.parse import (
+    is_full,
     is_outage,
     parse_config,
+    parse_nodes,
     parse_sacct,
     parse_squeue,
     parse_submission,
     parse_usage,
     refusal,
 )
-from snakemake_executor_plugin_forge.backends.slurm.sbatch import adapt, check, shape
+from snakemake_executor_plugin_forge.backends.slurm.sbatch import (
+    KNOWN_RESOURCES,
+    REFUSED_RESOURCES,
+    adapt,
+    check,
+    shape,
+)
 from snakemake_executor_plugin_forge.backends.slurm.states import TABLE, SlurmState, parse_state
 from snakemake_executor_plugin_forge.spec.errors import UsageError
 from snakemake_executor_plugin_forge.spec.job import CpuMode, Isolation, KeepScratch, LaunchSpec, Limits, Network
+from snakemake_executor_plugin_forge.spec.slurm import SlurmSettings, minutes_of, read_partitions
 from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
 from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage
 
 OUTPUT = Path(__file__).parent / "slurm_output"
 
 
-def spec(limits: Limits | None = None, **resources: object) -> LaunchSpec:
+def spec(limits: Limits | None = None, /, **resources: Any) -> LaunchSpec:
     return LaunchSpec(
         name="00001-map", rule="map", wildcards={}, attempt=1, command="true", by_hand="true", how="launcher",
         limits=limits or Limits(None, 1, None, None), cpu_mode=CpuMode.CAP, network=Network.ON, grace_seconds=10.0,
@@ -210,3 +221,123 @@ def test_what_cannot_be_passed_on_is_refused_by_name(resources: dict[str, object
     with pytest.raises(UsageError) as caught:
         check("map", resources)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# Names that snakemake-executor-plugin-slurm 2.8 and its jobstep read from a job's resources: submit_string.py,
+# partitions.py, __init__.py. Snakemake's own (mem_mb, runtime, threads, disk_mb, tmpdir) are not among them.
+PLUGIN_NAMES = ["slurm_partition", "slurm_account", "slurm_extra", "slurm_cluster", "cluster", "clusters", "constraint", "qos", "mem_mb_per_cpu", "cpus_per_task", "cpus_per_gpu", "gpu", "gpu_model", "gres", "tasks", "tasks_per_gpu", "tasks_per_node", "nodes", "mpi"]
+
+
+def test_no_name_of_the_slurm_plugin_is_ignored() -> None:
+    """Each is an argument of sbatch, or refused by name; the table in the documentation has it."""
+    table = (Path(__file__).parents[2] / "docs/reference/slurm.md").read_text()
+    assert set(PLUGIN_NAMES) <= {*KNOWN_RESOURCES, *REFUSED_RESOURCES}
+    gpu = {"gpu": 2}
+    values: dict[str, object] = {"slurm_extra": "--nice=3", "gpu_model": "a100", "gres": "gpu:v100:3", "slurm_partition": "p", "slurm_account": "a",
+                                 "constraint": "c", "qos": "q", "nodes": 1}
+    for name in PLUGIN_NAMES:
+        assert f"`{name}`" in table, name
+        more = {name: values.get(name, 3)} | (gpu if "gpu" in name and name not in ("gpu", "gres") else {})
+        if name in REFUSED_RESOURCES:
+            with pytest.raises(UsageError, match=name):
+                check("map", more)
+        elif name != "nodes":
+            assert shape(adapt(spec(**more))) != shape(adapt(spec(**{key: more[key] for key in more if key != name}))), name
+
+
+@pytest.mark.parametrize(("resources", "cpus", "arguments"), [
+    ({"cpus_per_task": -1}, 1, ["--ntasks=1"]), ({"cpus_per_task": 0}, 1, ["--ntasks=1", "--cpus-per-task=1"]),
+    ({"cpus_per_gpu": 4, "gpu": 2}, 8, ["--ntasks=1", "--cpus-per-gpu=4", "--gpus=2"]),
+    ({"cpus_per_gpu": -1, "gpu": 2}, 1, ["--ntasks=1", "--gpus=2"]),
+    ({"cpus_per_gpu": 4, "gres": "gpu:v100:3"}, 12, ["--ntasks=1", "--cpus-per-gpu=4", "--gres=gpu:v100:3"]),
+    ({"tasks_per_gpu": 2, "gpu": 1}, 1, ["--ntasks-per-gpu=2", "--cpus-per-task=1", "--gpus=1"])])
+def test_cpus_and_tasks_of_gpus(resources: dict[str, object], cpus: int, arguments: list[str]) -> None:
+    job = adapt(spec(**resources))
+    assert job.limits.cpus == cpus
+    assert list(shape(job)) == ["--nodes=1", *arguments]
+
+
+# -- partitions
+
+
+SINFO = """\
+short|1:00:00|8|32000|(null)|avx2,ssd
+short|1:00:00|16|64000|(null)|avx2
+long|7-00:00:00|16|64000|(null)|(null)
+long2|7-00:00:00|16|64000|(null)|(null)
+big|infinite|64|1000000|gpu:a100:4,gpu:h100:2(S:0)|(null)
+nonsense
+"""
+
+
+def test_partitions_of_the_cluster_are_limits_that_choose() -> None:
+    found = parse_nodes(SINFO)
+    assert found["short"] == {"available_constraints": ["avx2", "ssd"], "max_gpu": 0, "max_mem_mb": 64000, "max_runtime": 60.0, "max_threads": 16}
+    assert found["big"] == {"available_gpu_models": ["a100", "h100"], "max_gpu": 6, "max_mem_mb": 1000000, "max_threads": 64}
+    partitions = read_partitions({"partitions": found}, "--forge-slurm-partitions=p.yaml")
+
+    def chosen(mem: int = 100, cpus: int = 1, minutes: int = 5, **resources: object) -> str | None:
+        limits = Limits(mem * MEBIBYTE, cpus, None, minutes * 60.0)
+        words = shape(adapt(spec(limits, **resources)), SlurmSettings(partitions=partitions))
+        return next((word.partition("=")[2] for word in words if word.startswith("--partition")), None)
+
+    assert chosen() == "short"
+    assert chosen(minutes=61) == "long,long2", "a tie is Slurm's to decide"
+    assert chosen(mem=100_000) == chosen(cpus=17) == chosen(gpu=1) == chosen(gpu=1, gpu_model="h100") == "big"
+    assert chosen(constraint="ssd&avx2") == "short"
+    assert chosen(slurm_partition="mine") == "mine"
+    for resources, words in ({"gpu": 7}, ["big: at most gpu=6"]), ({"gpu": 1, "gpu_model": "v100"}, ["gpu_model a100 or h100"]), ({"mem": 2_000_000}, ["mem_mb=2000000", "short: at most mem_mb=64000"]):
+        with pytest.raises(UsageError) as caught:
+            chosen(**resources)
+        assert all(word in str(caught.value) for word in ("Rule map", "slurm_partition", *words)), str(caught.value)
+    with pytest.raises(UsageError, match="fits into no partition"):
+        check("map", {"mem_mb": 2_000_000, "_cores": 1}, SlurmSettings(partitions=partitions))
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (None, "'partitions'"), ({"partitions": {}}, "'partitions'"), ({"partitions": {"a b": {}}}, "no name of a partition"),
+    ({"partitions": {"a": {"max_runtme": 3}}}, "Did you mean max_runtime?"), ({"partitions": {"a": {"max_mem_mb": -1}}}, "max_mem_mb=-1"),
+    ({"partitions": {"a": {"max_runtime": "soon"}}}, "partitions.a.max_runtime=soon"), ({"partitions": {"a": 3}}, "partitions.a=3"),
+    ({"partitions": {"a": {"available_constraints": [1]}}}, "must be a list")])
+def test_what_is_wrong_in_a_file_of_partitions_is_named(data: object, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_partitions(data, "--forge-slurm-partitions=p.yaml")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("--forge-slurm-partitions=p.yaml")
+
+
+@pytest.mark.parametrize(("text", "minutes"), [("90", 90), ("1:30", 1.5), ("2:00:00", 120), ("1-12", 2160), ("1-0:30", 1470), ("1-1:1:30", 1501.5), ("infinite", None)])
+def test_time_limits_in_the_forms_of_slurm(text: str, minutes: float | None) -> None:
+    assert minutes_of(text) == minutes
+
+
+def test_a_full_queue_is_no_refusal() -> None:
+    """Messages of slurmctld 22.05 and 24.05."""
+    assert is_full("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
+    assert is_full("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
+    assert not any(is_full((OUTPUT / f"sbatch-{name}-22.05.txt").read_text()) for name in ("partition", "memory", "time"))
+    assert not is_full("sbatch: error: QOSMaxCpuPerJobLimit\nsbatch: error: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)")
+
+
+# -- packs
+
+
+@given(st.lists(st.none() | st.floats(0, 200), min_size=1, max_size=60), st.none() | st.integers(1, 20))
+def test_every_job_is_in_exactly_one_pack(seconds: list[float | None], setting: int | None) -> None:
+    found = packs(seconds, setting)
+    assert sorted(n for pack in found for n in pack) == list(range(len(seconds)))
+    assert all(pack and pack == sorted(pack) for pack in found)
+    if setting is not None:
+        assert max(map(len, found)) <= setting
+        assert len(found) == -(-len(seconds) // setting)
+    else:
+        for pack in found:
+            together = [seconds[n] for n in pack]
+            assert len(pack) == 1 or (None not in together and sum(one or 0 for one in together) <= 2 * PACK_SECONDS)
+
+
+def test_packs_by_time() -> None:
+    assert [len(pack) for pack in packs([0.2] * 200, None)] == [40] * 5
+    assert len(packs([60.0] * 20, None)) == 20, "no later than each by itself"
+    assert time_minutes(3600, [1.0] * 30) == 63
+    assert time_minutes(60, [None] * 3) == 4, "never more than all of them with all that they may take"

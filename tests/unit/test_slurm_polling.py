@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.backends.slurm.backend import remark
+from snakemake_executor_plugin_forge.backends.slurm.dispatcher import remark
 from snakemake_executor_plugin_forge.backends.slurm.parse import QueueRow
 from snakemake_executor_plugin_forge.backends.slurm.polling import (
     ABSENT_SECONDS,

@@ -21,13 +21,14 @@ from ...record.codec import read_verdict
 from ...record.jsonfile import CLOSED, VERDICT, amend, load
 from ...record.reader import is_alive
 from ...spec.job import RECORD_SCHEMA, LaunchSpec
+from ...spec.paths import run_name
 from ...spec.verdict import Verdict
 from ...staging.fingerprint import Fingerprint, differences, take_fingerprint
 from ...staging.liveness import is_over_on_nodes
 from ...staging.recovery import recover_dead_runs
 from . import exchange, fence
 from .job import Job, batch_name
-from .parse import QueueRow
+from .parse import QueueRow, own_name
 
 TICKET = "job.json"
 """The file in an attempt directory that says which job it is. JSON, for the reason that exchange.py gives."""
@@ -249,18 +250,18 @@ def success(attempt: str, job_dir: str) -> Verdict | None:
 def _attempts(state: str) -> Iterator[str]:
     for batch in sorted(os.listdir(state)):
         if batch.startswith("b") and batch[1:].isdigit():
-            yield from (f"{state}/{batch}/{index}" for index in sorted(os.listdir(f"{state}/{batch}")))
+            yield from (f"{state}/{batch}/{place}" for place in sorted(os.listdir(f"{state}/{batch}")))
 
 
 def _read(run: str, attempt: str) -> Orphan | None:
-    batch, index = attempt.rsplit("/", 2)[1:]
+    batch = attempt.rsplit("/", 2)[1]
     data = load(f"{attempt}/{TICKET}")
     if data is None:
         return None
     try:
         identity = Fingerprint.from_json(data["identity"])
         outputs = frozenset(map(str, data["outputs"]))
-        return Orphan(run, attempt, batch, int(index), str(data["job_dir"]), outputs, identity)
+        return Orphan(run, attempt, batch, exchange.index_of(attempt), str(data["job_dir"]), outputs, identity)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -279,8 +280,8 @@ def unclosed_runs(runs: str, own: str) -> set[str]:
 
 def run_of(name: str) -> str:
     """The run in the name of a Slurm job, if Forge has submitted it; otherwise ""."""
-    prefix, _, rest = name.partition("forge-")
-    return rest.rpartition(".")[0] if not prefix else ""
+    own = own_name(name)
+    return own.removeprefix(run_name("")).rpartition(".")[0] if own.startswith(run_name("")) else ""
 
 
 def forbid_earlier(runs: str, own: str) -> int:

@@ -14,31 +14,23 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
-from typing import assert_never
 
-from ...spec import words
 from ...spec.backend import Done
-from ...spec.errors import ForgeError, UsageError
 from ...spec.host import Host
 from ...spec.job import LaunchSpec
-from ...spec.verdict import Cause, EndedBy, Order, Outcome
-from ...supervisor.reaper import never_started
+from ...spec.slurm import AUTO, SlurmSettings
+from ...spec.verdict import EndedBy, Order, Verdict
 from ..registry import Services
-from . import exchange, fence, polling
-from .adoption import Earlier, adopt, success, write_ticket
+from . import exchange
 from .client import SlurmClient, Unanswered
-from .copies import clear_copies
-from .job import Job, batch_name, hand_over, own_arguments, script, verdict_without_result
+from .dispatcher import CLOSE_SECONDS, Dispatcher
+from .job import Job
 from .job_table import JobTable
-from .parse import ClusterFacts, QueueRow, Used
+from .packing import Durations
+from .parse import ClusterFacts
 from .sbatch import adapt, check, shape
-from .verdicts import ended, refused
-
-_CLOSE_SECONDS = 40.0  # to wait at the end of a run for Slurm to end what is left
-_MAX_ACCOUNTING_TRIES = 5  # that may fail before Forge concludes without the accounting on jobs which Slurm forgot
 
 
 class SlurmBackend:
@@ -54,10 +46,12 @@ class SlurmBackend:
         """
         client = client or SlurmClient()
         self.facts = client.facts()
+        self._settings = with_account(services.config.slurm, client, services.notice)
         self.host = _host(self.facts)
         os.makedirs(f"{services.run_dir}/slurm/{exchange.RESULTS}", exist_ok=True)
         self._table = JobTable()
-        self._dispatcher = _Dispatcher(services, client, self.facts, self._table)
+        self._durations = Durations(os.path.dirname(services.run_dir))
+        self._dispatcher = Dispatcher(services, client, self.facts, self._table, self._durations)
         self._stopped = False
         self._threads = [threading.Thread(target=self._dispatcher.run, name="forge-slurm", daemon=True),
                          threading.Thread(target=self._table.listen, name="forge-results", daemon=True)]  # fmt: skip
@@ -65,12 +59,17 @@ class SlurmBackend:
             thread.start()
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        check(rule, resources)
+        check(rule, resources, self._settings)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         del is_command
         spec = adapt(spec)
-        self._table.add(Job(spec, payload, done, shape(spec), time.monotonic()))
+
+        def noted(verdict: Verdict) -> None:
+            self._durations.note(spec.rule, verdict)
+            done(verdict)
+
+        self._table.add(Job(spec, payload, noted, shape(spec, self._settings), time.monotonic()))
 
     def cancel(self, name: str, order: Order) -> None:
         self._table.cancel([name], order)
@@ -87,7 +86,7 @@ class SlurmBackend:
         """See :class:`...spec.backend.Backend`. Jobs that are left are cancelled."""
         if self._table.jobs():
             self.cancel_all(Order(EndedBy.FORGE, "the run is over"))
-            self.wait_idle(_CLOSE_SECONDS)
+            self.wait_idle(CLOSE_SECONDS)
         self._table.close()
         for thread in self._threads:
             thread.join()
@@ -103,6 +102,18 @@ def open_backend(services: Services) -> SlurmBackend:
     return SlurmBackend(services)
 
 
+def with_account(settings: SlurmSettings, client: SlurmClient, notice: Callable[[str], None]) -> SlurmSettings:
+    """Replace the account ``auto`` by the one that the user used last, if Slurm's accounting knows one."""
+    if settings.account != AUTO:
+        return settings
+    try:
+        account = client.account()
+    except Unanswered as error:
+        account = ""
+        notice(f"Forge: --forge-slurm-account=auto: {error}; the cluster's default counts.")
+    return replace(settings, account=account)
+
+
 def _host(facts: ClusterFacts) -> Host:
     """What the plan may know of nodes that nobody has seen yet: the node itself checks the rest."""
     return Host(
@@ -114,297 +125,3 @@ def _host(facts: ClusterFacts) -> Host:
         namespaces_note="",
         mechanisms=(),
     )
-
-
-class _Dispatcher:
-    """Makes the calls to Slurm that the jobs of a table need. Used from one thread at a time.
-
-    Longer than other classes: all calls share one limiter, and an outage or an earlier run holds all of them up.
-    """
-
-    def __init__(self, services: Services, client: SlurmClient, facts: ClusterFacts, table: JobTable) -> None:
-        self._services, self._client, self._facts, self._table = services, client, facts, table
-        self._state = f"{services.run_dir}/slurm"
-        self._earlier = Earlier(os.path.dirname(services.run_dir), services.run_id, services.notice)
-        self._limiter = polling.Limiter()
-        self._polling = polling.Polling()
-        self._batches = 0
-        self._told: set[str] = set()
-        self._accounting_tries = _MAX_ACCOUNTING_TRIES if facts.accounting else 0
-
-    def run(self) -> None:
-        """Work until the table is closed."""
-        while True:
-            with self._table.changed:
-                if self._table.closing:
-                    return
-                now = time.monotonic()
-                self._table.changed.wait(self._demand().pause_seconds(now, self._limiter.wait_seconds(now)))
-            try:
-                self._step()
-            except (ForgeError, OSError) as error:  # whatever it is, the next round tries again
-                self._tell(f"Forge: Slurm: {error}")
-                time.sleep(polling.MIN_POLL_SECONDS)
-
-    def _demand(self) -> polling.Demand:
-        table, blocked = self._table, self._polling.out_since is not None or self._earlier.blocking
-        unsent = tuple(polling.Waiting(job.spec.name, job.shape, job.since) for job in table.unsent())
-        return polling.Demand(
-            unsent, bool(table.sent()), bool(table.to_cancel()), blocked, self._polling.due, bool(table.dropped())
-        )
-
-    def _step(self) -> None:
-        """Make the call that is due, if one is."""
-        for job in self._table.dropped():
-            if job.cancelled is not None:
-                self._table.finish(job, never_started(job.spec, job.cancelled))
-        self._take_over()
-        now = time.monotonic()
-        demand = self._demand()
-        call = demand.next_call(now)
-        if call is None or not self._limiter.take(now):
-            return
-        match call:
-            case polling.Call.CANCEL:
-                self._cancel()
-            case polling.Call.SUBMIT:
-                names = [job.name for job in polling.next_batch(demand.unsent, self._facts.max_array)]
-                self._submit([job for job in self._table.unsent() if job.spec.name in names])
-            case polling.Call.QUERY:
-                self._query()
-            case _:
-                assert_never(call)
-
-    def _submit(self, jobs: list[Job]) -> None:
-        """Call sbatch once: for one job, or with an array for several of one shape."""
-        self._batches += 1
-        batch = f"b{self._batches}"
-        ready = [job for index, job in enumerate(jobs) if self._hand_over(job, batch, index)]
-        if not ready:
-            return
-        is_array = len(jobs) > 1
-        own = own_arguments(batch_name(self._services.run_id, batch), self._state, ready, is_array=is_array)
-        text = script(self._state, batch, {job.index: job.checksum for job in ready})
-        try:
-            number = self._client.submit([*own, *ready[0].shape], text)
-        except UsageError as error:
-            for job in ready:
-                fence.forbid(job.attempt, "the controller: sbatch refused it")
-                cause = Cause.SBATCH_REFUSED
-                said = words.unseen(cause, error)
-                self._table.finish(job, ended(job.spec, Outcome.FAILED, cause, said, {"stage": "setup"}))
-        except Unanswered as error:  # the next query that is answered tells whether it was taken
-            self._unanswered(error)
-        else:
-            for job in ready:
-                job.slurm_id = f"{number}_{job.index}" if is_array else number
-            self._polling = self._polling.at_latest(time.monotonic() + polling.MIN_POLL_SECONDS)
-
-    def _hand_over(self, job: Job, batch: str, index: int) -> bool:
-        """Write what the node needs; False if that was impossible, which is the job's verdict then."""
-        try:
-            hand_over(job, self._services, self._state, batch, index)
-            write_ticket(job)
-        except (ForgeError, OSError) as error:
-            self._table.finish(job, refused(job.spec, f"it could not be handed over to a node: {error}"))
-            return False
-        job.row, job.same_since, job.submissions = None, time.monotonic(), job.submissions + 1
-        self._table.was_sent(job)
-        return True
-
-    # -- what Slurm says -------------------------------------------------------------------------------------------
-
-    def _query(self) -> bool:
-        """Ask for all jobs at once; False if nobody answered."""
-        begun = time.monotonic()
-        try:
-            rows = self._client.queue()
-        except Unanswered as error:
-            self._unanswered(error)
-            return False
-        self._answers_again(begun)
-        if self._earlier.blocking and (ids := self._earlier.meet(rows)):
-            self._scancel(ids)
-        found = {row.key: row for row in rows}
-        news, unknown, over = False, [], list[tuple[Job, QueueRow | None]]()
-        for job in self._table.sent():
-            row = found.get((job.name, job.index))
-            news |= job.note(row, begun)
-            self._tell(remark(row, job.spec.rule))
-            traces = job.traces() if row is not None and row.ended else polling.Traces()
-            step = polling.next_step(row, begun - job.same_since, traces, cancelled=job.cancelled is not None)
-            match step:
-                case polling.Step.ASK_USAGE:
-                    over.append((job, row))
-                case polling.Step.ASK_STATE:
-                    unknown.append(job)
-                case polling.Step.CONCLUDE:
-                    self._conclude(job, row)
-                case polling.Step.SUBMIT_AGAIN:
-                    self._again(job, row)
-                case polling.Step.WAIT:
-                    pass
-                case _:
-                    assert_never(step)
-        self._conclude_all(over)
-        self._ask_accounting(unknown)
-        self._polling = self._polling.answered(time.monotonic(), news=news)
-        return True
-
-    def _ask_accounting(self, jobs: list[Job]) -> None:
-        """Ask for jobs that the controller does not know: forgotten after MinJobAge, or never heard of."""
-        rows: Mapping[tuple[str, int], QueueRow] = {}
-        known = [job.slurm_id for job in jobs if job.slurm_id]
-        if self._accounting_tries > 0 and known:
-            self._await_turn()
-            try:
-                rows = {row.key: row for row in self._client.history(known)}
-            except Unanswered as error:
-                self._accounting_tries -= 1
-                self._tell(f"Forge: Slurm's accounting does not answer ({error}); jobs that are gone wait for it.")
-                return
-        over: list[tuple[Job, QueueRow | None]] = []
-        for job in jobs:
-            row = rows.get((job.name, job.index))
-            match polling.step_after_accounting(row, job.traces()):
-                case polling.Step.SUBMIT_AGAIN:
-                    self._again(job, None)
-                case polling.Step.ASK_USAGE:
-                    over.append((job, row))
-        self._conclude_all(over)
-
-    def _conclude_all(self, jobs: list[tuple[Job, QueueRow | None]]) -> None:
-        """Conclude on jobs that have left no result, with what Slurm's accounting knows of their usage."""
-        left = [(job, row) for job, row in jobs if not self._table.take(job.result)]
-        unmeasured = [job.slurm_id for job, row in left if row is not None and not job.traces().terminated]
-        used: dict[str, Used] = {}
-        if self._accounting_tries > 0 and unmeasured:
-            self._await_turn()
-            with suppress(Unanswered):
-                used = self._client.used(unmeasured)
-        for job, row in left:
-            self._conclude(job, row, used.get(job.slurm_id))
-
-    def _conclude(self, job: Job, row: QueueRow | None, used: Used | None = None) -> None:
-        """Finish a job that is over and has left no result, unless there is one by now."""
-        if self._table.take(job.result):
-            return
-        if (verdict := success(job.attempt, job.spec.job_dir)) is not None:
-            clear_copies(job.spec, job.attempt)
-            self._table.finish(job, verdict)  # its node died before it could say so, or a killed run had read it
-            return
-        if not fence.forbid(job.attempt, "the controller") and time.monotonic() - job.same_since < _CLOSE_SECONDS:
-            return  # a copy has just taken it, and is about to report
-        self._table.finish(job, verdict_without_result(job, row, used))
-
-    def _again(self, job: Job, row: QueueRow | None) -> None:
-        """Submit once more a job that Slurm has lost before anything of it ran, so that the lost one never can run."""
-        if job.submissions >= polling.MAX_SUBMISSIONS or job.cancelled is not None:
-            self._conclude(job, row)
-        elif fence.forbid(job.attempt, "the controller: submitted again"):
-            self._table.is_again_unsent(job, time.monotonic())
-
-    # -- cancelling ------------------------------------------------------------------------------------------------
-
-    def _cancel(self) -> None:
-        """End exactly the jobs that are to be ended: by ids that Slurm has just named together with our names."""
-        if not self._query():
-            return
-        seen = [job for job in self._table.to_cancel() if job.row is not None]
-        ids = [job.row.job_id for job in seen if job.row is not None and not job.row.ended]
-        if ids and not self._scancel(ids):
-            return
-        self._table.cancelled(seen)
-        self._polling = self._polling.at_latest(time.monotonic())
-
-    def _scancel(self, ids: list[str]) -> bool:
-        """Call scancel when a call may be made; False if nobody answered."""
-        self._await_turn()
-        try:
-            self._client.cancel(ids)
-        except Unanswered as error:
-            self._unanswered(error)
-            return False
-        return True
-
-    def _await_turn(self) -> None:
-        while not self._limiter.take(time.monotonic()):
-            time.sleep(polling.BATCH_SECONDS)
-
-    # -- jobs of earlier runs ----------------------------------------------------------------------------------------
-
-    def _take_over(self) -> None:
-        """Adopt the jobs that an earlier run has submitted already, in place of submitting them."""
-        if not self._earlier.open or self._earlier.blocking or self._polling.out_since is not None:
-            return
-        for job in self._table.unsent():
-            orphan = self._earlier.claim(job.spec)
-            if orphan is None:
-                continue
-            adopt(job, orphan, self._services.run_id)
-            job.row, job.same_since = None, time.monotonic()
-            if orphan.verdict is not None:
-                self._table.finish(job, orphan.verdict)
-            else:
-                self._table.was_sent(job)
-        if self._earlier.blocking:
-            self._polling = replace(self._polling, due=0.0)
-
-    def end_earlier(self, *, succeeded: bool) -> None:
-        """End what earlier runs have left and this one did not need. To be called when the thread has ended.
-
-        Args:
-            succeeded: whether this run did; if not, the next one may want what is left.
-        """
-        if not self._earlier.open:
-            return
-        if not succeeded:
-            self._earlier.spare()
-            return
-        deadline = time.monotonic() + _CLOSE_SECONDS
-        with suppress(Unanswered, OSError):  # the next run does it
-            while time.monotonic() < deadline:
-                self._await_turn()
-                ids = self._earlier.dismiss(self._client.queue())
-                if not ids:
-                    return
-                self._await_turn()
-                self._client.cancel(ids)
-
-    # -- a controller that does not answer -------------------------------------------------------------------------
-
-    def _unanswered(self, error: Exception) -> None:
-        """Unknown is not dead: Forge concludes nothing about any job until the controller answers again."""
-        if self._polling.out_since is None:
-            self._services.notice(
-                f"Forge: {error}. Running jobs continue; Forge submits nothing until it answers again."
-            )
-        self._polling = self._polling.unanswered(time.monotonic())
-
-    def _answers_again(self, now: float) -> None:
-        if self._polling.out_since is None:
-            return
-        away = now - self._polling.out_since
-        self._polling = replace(self._polling, out_since=None)
-        self._services.notice(f"Forge: Slurm's controller answers again, after {away:.0f} s.")
-        for job in self._table.jobs():  # what it does not know right after its restart, it may know a moment later
-            job.same_since = now
-
-    def _tell(self, text: str | None) -> None:
-        """Show a sentence to the user, once."""
-        if text is not None and text not in self._told:
-            self._told.add(text)
-            self._services.notice(text)
-
-
-def remark(row: QueueRow | None, rule: str) -> str | None:
-    """Say what only a person can change about a job; None if there is nothing to say. Pure."""
-    if row is not None and row.state is None:
-        return (
-            f"Forge: Slurm says that job {row.job_id} is {row.state_text}, a state that this version of Forge does not "
-            "know; Forge takes the job to be alive."
-        )
-    if row is not None and row.held:
-        why = row.reason or row.state_text
-        return f"Forge: rule {rule}: Slurm job {row.job_id} is held ({why}); release it: scontrol release {row.job_id}"
-    return None

@@ -6,8 +6,10 @@ import os
 import subprocess
 from collections.abc import Iterable, Sequence
 
+from ...record.identity import user_name
 from ...spec.errors import HostError, UsageError
 from .parse import (
+    NODES_FORMAT,
     SACCT_FORMAT,
     SQUEUE_FORMAT,
     USAGE_FORMAT,
@@ -15,8 +17,10 @@ from .parse import (
     ClusterFacts,
     QueueRow,
     Used,
+    is_full,
     is_outage,
     parse_config,
+    parse_nodes,
     parse_sacct,
     parse_squeue,
     parse_submission,
@@ -29,6 +33,10 @@ _SECONDS = 60.0  # Slurm's commands wait less for the controller (MessageTimeout
 
 class Unanswered(Exception):  # noqa: N818 - it names what happened
     """The controller did not answer: Forge knows nothing, neither good nor bad."""
+
+
+class Full(Exception):  # noqa: N818 - it names what happened
+    """The queue takes no more jobs of this user for the moment."""
 
 
 class SlurmClient:
@@ -58,9 +66,12 @@ class SlurmClient:
 
         Raises:
             UsageError: Slurm refuses the job, with its reason.
+            Full: Slurm refuses it for the jobs that the user has in the queue already.
             Unanswered: Slurm may have taken the job or not.
         """
         answer = self._run("sbatch", "--parsable", *arguments, text=script)
+        if answer.returncode != 0 and is_full(answer.stderr):
+            raise Full(refusal(answer.stderr))
         if answer.returncode != 0:
             raise UsageError(f"Slurm refused it: {refusal(answer.stderr)}")
         number = parse_submission(answer.stdout)
@@ -101,6 +112,42 @@ class SlurmClient:
         if answer.returncode != 0:
             raise Unanswered(f"sacct failed: {answer.stderr.strip()}")
         return answer.stdout
+
+    def node_count(self) -> int:
+        """Ask how many nodes the cluster has.
+
+        Raises:
+            Unanswered: the controller did not answer.
+        """
+        answer = self._run("sinfo", "--noheader", "--Node", "--format=%N")
+        return len(set(answer.stdout.split()))
+
+    def partitions(self) -> dict[str, dict[str, object]]:
+        """Ask for the limits of each partition, as ``--forge-slurm-partitions`` reads them.
+
+        Raises:
+            HostError: if there is no cluster, or it does not answer.
+        """
+        try:
+            answer = self._run("sinfo", "--noheader", "--Node", f"--format={NODES_FORMAT}")
+        except Unanswered as error:
+            raise HostError(f"{error}. Is slurmctld up? Try: scontrol ping") from error
+        if answer.returncode != 0:
+            raise HostError(f"sinfo failed: {answer.stderr.strip()}")
+        return parse_nodes(answer.stdout)
+
+    def account(self) -> str:
+        """Ask for the account that this user's newest job used, or else the user's default; "" if there is neither.
+
+        Raises:
+            Unanswered: the accounting did not answer.
+        """
+        user = user_name()
+        rows = self._sacct("--allocations", f"--user={user}", "--format=Account", "--starttime=now-30days").split()
+        if rows:
+            return rows[-1]
+        answer = self._run("sacctmgr", "--noheader", "--parsable2", "show", "user", user, "format=DefaultAccount")
+        return answer.stdout.strip() if answer.returncode == 0 else ""
 
     def cancel(self, ids: Iterable[str]) -> None:
         """End jobs: Slurm sends SIGTERM, and SIGKILL after the KillWait of the cluster.

@@ -2,12 +2,14 @@
 
 ::
 
-    <run>/slurm/<batch>/<index>/     one attempt, and its fence (see fence.py)
+    <run>/slurm/<batch>/<place>/     one attempt, and its fence (see fence.py)
         launch                       from the controller, before it is submitted
         claims/  taken
         terminated.<copy>            the verdict of a copy that Slurm has ended, which may be run again
         batch-<job id>.out           the output of the batch script itself; empty after success
-    <run>/slurm/results/             verdicts that the controller has not seen yet: <batch>.<index>.json
+    <run>/slurm/results/             verdicts that the controller has not seen yet: <batch>.<place>.json
+
+A place is the index of the attempt's Slurm job in its array or, in a pack, index and position: "3" or "3.0".
 
 The verdict is JSON and not a pickle: jobs run with the rights of the node's part of Forge, and no file that a job wrote
 may run code in the controller. The launch is a pickle, whose checksum stands in the batch script, which Slurm keeps.
@@ -28,9 +30,8 @@ from ...record.jsonfile import replace_file
 from ...spec.errors import HostError
 from ...spec.job import LaunchSpec, Require
 from ...spec.outcome import shortened
-from ...spec.paths import run_name
+from ...spec.paths import COPY_SIGN, run_name
 from ...spec.verdict import Verdict
-from ...staging.liveness import COPY_SIGN
 from . import fence
 
 LAUNCH, RESULTS, TERMINATED_COPY = "launch", "results", "terminated."
@@ -53,9 +54,29 @@ class Launch:
     state: str  # <run>/slurm
 
 
-def attempt_directory(state: str, batch: str, index: int) -> str:
-    """Return the directory in which the controller and the copies of one attempt meet."""
-    return f"{state}/{batch}/{index}"
+def attempt_directory(state: str, batch: str, index: int, part: int | None) -> str:
+    """Return the directory in which the controller and the copies of one attempt meet.
+
+    Args:
+        part: the position in its pack; None: the Slurm job has this attempt only.
+    """
+    return f"{state}/{batch}/{index}" if part is None else f"{state}/{batch}/{index}.{part}"
+
+
+def index_of(attempt: str) -> int:
+    """Return the index in its array of the Slurm job to which an attempt directory belongs.
+
+    Raises:
+        ValueError: if the directory has another name.
+    """
+    return int(os.path.basename(attempt).partition(".")[0])
+
+
+def script_directory(attempt: str) -> str:
+    """Return the directory with the output of the batch script: that of the attempt, or of the first of its pack."""
+    directory, place = os.path.split(attempt)
+    index, dot, _ = place.partition(".")
+    return f"{directory}/{index}.0" if dot else attempt
 
 
 def copy_directory(job_dir: str, number: int) -> str:
@@ -65,8 +86,8 @@ def copy_directory(job_dir: str, number: int) -> str:
 
 def place_name(attempt: str) -> str:
     """Return the name of an attempt directory within its run."""
-    batch, index = attempt.rsplit("/", 2)[1:]
-    return f"{batch}.{index}"
+    batch, place = attempt.rsplit("/", 2)[1:]
+    return f"{batch}.{place}"
 
 
 COPY_NAME = re.compile(rf"forge-.+{COPY_SIGN}.+\.\d+\.\d+")

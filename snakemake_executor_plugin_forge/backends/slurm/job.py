@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,8 @@ from ...spec import words
 from ...spec.backend import Done
 from ...spec.job import LaunchSpec
 from ...spec.paths import run_name
+from ...spec.printable import printable
+from ...spec.slurm import SlurmSettings
 from ...spec.verdict import Cause, Order, Outcome, Verdict
 from ..registry import Services
 from . import exchange, fence
@@ -26,6 +27,7 @@ from .states import TABLE
 from .verdicts import ended, ended_by_controller, memory_scope, needs_state, reconcile
 
 _OUTPUT_BYTES = 2000
+_COMMENT_CHARACTERS = 200
 
 
 @dataclass(slots=True)
@@ -41,12 +43,14 @@ class Job:
     name: str = ""  # of its batch in Slurm
     batch: str = ""
     index: int = 0
+    part: int | None = None  # its position in a pack: packing.py; None: its Slurm job has this attempt only
     checksum: str = ""  # of its launch
     slurm_id: str = ""
     submissions: int = 0
     row: QueueRow | None = None
     same_since: float = 0.0  # when a query saw it first as the newest one did; or when the controller answered again
     cancelled: Order | None = None
+    alone: bool = False  # it shares no Slurm job any more
 
     @property
     def unsent(self) -> bool:
@@ -71,7 +75,8 @@ class Job:
     def traces(self) -> Traces:
         """See what the job has left in its attempt directory."""
         terminated = exchange.terminated(self.attempt) is not None
-        return Traces(fence.latest(self.attempt), terminated, output=bool(_outputs(self.attempt)))
+        output = bool(_outputs(self.attempt))
+        return Traces(fence.latest(self.attempt), terminated, output, packed=self.part is not None)
 
 
 def batch_name(run_id: str, batch: str) -> str:
@@ -79,38 +84,48 @@ def batch_name(run_id: str, batch: str) -> str:
     return f"{run_name(run_id)}.{batch}"
 
 
-def hand_over(job: Job, services: Services, state: str, batch: str, index: int) -> None:
+def hand_over(job: Job, services: Services, state: str, batch: str, index: int, part: int | None) -> None:
     """Write the files that the node needs.
+
+    Args:
+        index: of the Slurm job in its array.
+        part: the position of the attempt in its pack; None: there is no pack.
 
     Raises:
         ForgeError, OSError: if that is impossible; the job is unchanged.
     """
     scratch = seen_path(job.spec.name)
     config = services.config
-    attempt = exchange.attempt_directory(state, batch, index)
+    attempt = exchange.attempt_directory(state, batch, index, part)
     command, how = services.to_command(job.payload, scratch)
     spec = replace(job.spec, how=how)
     launch = exchange.Launch(spec, pickle.dumps(command), scratch, config.require, config.run_pids, config.gpus, state)
     job.checksum = exchange.write_launch(attempt, launch)
-    job.spec, job.batch, job.index, job.attempt = spec, batch, index, attempt
+    job.spec, job.batch, job.index, job.part, job.attempt = spec, batch, index, part, attempt
     job.name = batch_name(services.run_id, batch)
 
 
-def own_arguments(name: str, state: str, jobs: list[Job], *, is_array: bool) -> list[str]:
+def own_arguments(name: str, state: str, jobs: list[Job], settings: SlurmSettings, *, is_array: bool) -> list[str]:
     """Return the options of sbatch for a batch, beside those for the resources of its jobs."""
-    batch = jobs[0].batch
-    rules = ",".join(sorted({job.spec.rule for job in jobs}))
-    output = "%a/batch-%A_%a.out" if is_array else "0/batch-%j.out"
+    place = ("%a" if is_array else "0") + ("" if jobs[0].part is None else ".0")
     return [
-        f"--job-name={name}",
-        f"--comment=forge {rules}",
+        f"--job-name={settings.job_prefix}{name}",
+        f"--comment={_comment(jobs)}",
         f"--chdir={jobs[0].spec.workdir}",
-        f"--output={state}/{batch}/{output}",
+        f"--output={state}/{jobs[0].batch}/{place}/{'batch-%A_%a.out' if is_array else 'batch-%j.out'}",
         "--open-mode=append",
-        "--requeue",
+        "--requeue" if settings.requeue else "--no-requeue",
         "--export=ALL",
-        *([f"--array={_ranges([job.index for job in jobs])}"] if is_array else []),
+        *([f"--array={_ranges(sorted({job.index for job in jobs}))}"] if is_array else []),
     ]
+
+
+def _comment(jobs: list[Job]) -> str:
+    """Return what ``squeue -o %k`` shows: rules and wildcards, shortened."""
+    each = [" ".join((job.spec.rule, *(f"{k}={v}" for k, v in job.spec.wildcards.items()))) for job in jobs]
+    text = printable(f"forge {'; '.join(each)}")
+    count = f" … ({len(jobs)} jobs)"
+    return text if len(text) <= _COMMENT_CHARACTERS else text[: _COMMENT_CHARACTERS - len(count)] + count
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -119,19 +134,18 @@ def _ranges(numbers: list[int]) -> str:
     return f"0-{len(numbers) - 1}" if whole else ",".join(map(str, numbers))
 
 
-def script(state: str, batch: str, checksums: Mapping[int, str]) -> str:
-    """Return the batch script.
-
-    Args:
-        checksums: index to the checksum of the launch, for each job.
-    """
-    command = shlex.join(own_command(f"{__package__}.node"))
-    directory = shlex.quote(f"{state}/{batch}")
-    cases = "".join(f"  {index}) launch={checksum} ;;\n" for index, checksum in sorted(checksums.items()))
-    return (
-        f'#!/bin/sh\nindex="${{SLURM_ARRAY_TASK_ID:-0}}"\nlaunch=\ncase "$index" in\n{cases}esac\n'
-        f'exec {command} {directory}/"$index" "$launch"\n'
-    )
+def script(state: str, jobs: list[Job]) -> str:
+    """Return the batch script of a batch."""
+    packed = jobs[0].part is not None
+    command = shlex.join(own_command(f"{__package__}.{'pack' if packed else 'node'}"))
+    directory = shlex.quote(f"{state}/{jobs[0].batch}")
+    orders: dict[int, list[str]] = {}
+    for job in jobs:
+        place = os.path.basename(job.attempt)
+        orders.setdefault(job.index, []).append(f"{place} {job.checksum}" if packed else f'"$index" {job.checksum}')
+    cases = "".join(f"  {index}) set -- {' '.join(orders[index])} ;;\n" for index in sorted(orders))
+    run = f'{command} {directory} "$@"' if packed else f'{command} {directory}/"$1" "$2"'
+    return f'#!/bin/sh\nindex="${{SLURM_ARRAY_TASK_ID:-0}}"\nset --\ncase "$index" in\n{cases}esac\nexec {run}\n'
 
 
 def verdict_without_result(job: Job, row: QueueRow | None, used: Used | None = None) -> Verdict:
@@ -180,7 +194,7 @@ def _verdict(job: Job, spec: LaunchSpec, row: QueueRow | None, used: Used | None
 def _outputs(attempt: str) -> list[str]:
     """Return the names of the files with the output of its batch scripts."""
     try:
-        return [name for name in os.listdir(attempt) if name.startswith("batch-")]
+        return [name for name in os.listdir(exchange.script_directory(attempt)) if name.startswith("batch-")]
     except OSError:
         return []
 
@@ -189,8 +203,9 @@ def _last_line(attempt: str) -> tuple[str, str] | None:
     """Return the last line that the batch script wrote, and the file that it is in."""
     try:
         (name,) = _outputs(attempt)
-        with open(f"{attempt}/{name}", encoding="utf-8", errors="replace") as file:
+        directory = exchange.script_directory(attempt)
+        with open(f"{directory}/{name}", encoding="utf-8", errors="replace") as file:
             lines = file.read()[-_OUTPUT_BYTES:].strip().splitlines()
     except (OSError, ValueError):
         return None
-    return (lines[-1].strip(), f"{attempt}/{name}") if lines else None
+    return (lines[-1].strip(), f"{directory}/{name}") if lines else None

@@ -48,6 +48,12 @@ class JobTable:
         with self.changed:
             return self._all_ok and bool(self._finished)
 
+    @property
+    def ended(self) -> int:
+        """The number of jobs that have finished."""
+        with self.changed:
+            return len(self._finished)
+
     def jobs(self) -> list[Job]:
         """All unfinished jobs."""
         with self.changed:

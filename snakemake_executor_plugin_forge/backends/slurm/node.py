@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import NoReturn
 
 from ...kernel import syscalls
 from ...sandbox import gpus as gpu_nodes
@@ -54,19 +55,29 @@ _EXIT_FORGE = 1  # the batch job failed: there is no result
 
 def main() -> None:
     """Run as the process of the batch job."""
+    run_attempt(os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
+
+
+def run_attempt(attempt: str, checksum: str) -> NoReturn:
+    """Run one attempt as this process, which ends.
+
+    Args:
+        attempt: the directory of the attempt.
+        checksum: of its launch.
+    """
     begin = time.monotonic()
-    attempt = os.path.abspath(sys.argv[1])
     signals = Signals()
     try:
-        launch = exchange.read_launch(attempt, sys.argv[2] if len(sys.argv) > 2 else "")
+        launch = exchange.read_launch(attempt, checksum)
         mine = fence.claim(attempt, f"Slurm job {os.environ.get('SLURM_JOB_ID')} on {socket.gethostname()}")
         if mine is None:
             print(f"Nothing to do: {attempt} is taken ({fence.holder(attempt)}).", file=sys.stderr)
-            return
-        Node(launch, mine, signals, begin).run()
+        else:
+            Node(launch, mine, signals, begin).run()
     except (ForgeError, OSError) as error:
         print(f"Forge: {error}", file=sys.stderr)
         sys.exit(_EXIT_FORGE)
+    sys.exit(0)
 
 
 class Signals:

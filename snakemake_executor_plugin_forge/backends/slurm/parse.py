@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from ...spec.paths import run_name
+from ...spec.slurm import minutes_of
 from ...spec.verdict import Usage
 from .states import TABLE, SlurmState, parse_state
 
@@ -35,7 +38,7 @@ class QueueRow:
     @property
     def key(self) -> tuple[str, int]:
         """What names the job for all time: an id may be given twice, after a crash of the controller."""
-        return self.name, self.index
+        return own_name(self.name), self.index
 
     @property
     def ended(self) -> bool:
@@ -58,6 +61,11 @@ class ClusterFacts:
     version: str
     max_array: int  # the largest number of tasks in an array
     accounting: bool
+
+
+def own_name(name: str) -> str:
+    """The name that Forge gave to a Slurm job, without the prefix of ``--forge-slurm-job-prefix``."""
+    return name[max(0, name.rfind(run_name(""))) :]
 
 
 _INDEXES = re.compile(r"R(-R(:R)?)?(,R(-R(:R)?)?)*(%R)?".replace("R", "[0-9]{1,9}"))
@@ -152,6 +160,42 @@ def is_outage(message: str) -> bool:
     """Whether a command failed because the controller did not answer or was busy."""
     lowered = message.lower()
     return any(text.lower() in lowered for text in _UNREACHABLE)
+
+
+NODES_FORMAT = "%R|%l|%c|%m|%G|%f"
+"""Of sinfo --Node: partition, its time limit, and a node's CPUs, MB of memory, generic resources and features."""
+
+
+def parse_nodes(text: str) -> dict[str, dict[str, object]]:
+    """The limits of each partition, as ``--forge-slurm-partitions`` reads them: what its largest node has."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in text.splitlines():
+        fields = line.strip().split("|")
+        if len(fields) != 6:
+            continue
+        name, time, cpus, memory, resources, features = fields
+        limits = found.setdefault(name, {"max_threads": 0, "max_mem_mb": 0, "max_gpu": 0})
+        if (minutes := minutes_of(time)) is not None:  # else infinite
+            limits["max_runtime"] = minutes
+        gpus = re.findall(r"(?:^|,)gpu(?::([A-Za-z][\w.-]*))?:([0-9]{1,6})", resources)
+        numbers = {"max_threads": _first_number(cpus, 0), "max_mem_mb": _first_number(memory, 0)}
+        numbers["max_gpu"] = sum(int(count) for _, count in gpus)
+        limits |= {key: max(limits[key], value) for key, value in numbers.items()}
+        lists = {"available_gpu_models": {model for model, _ in gpus if model}}
+        lists["available_constraints"] = set() if features == "(null)" else set(features.split(","))
+        for key, names in lists.items():
+            if names:
+                limits[key] = sorted({*limits.get(key, ()), *names})
+    return {name: dict(sorted(limits.items())) for name, limits in sorted(found.items())}
+
+
+_FULL = re.compile(r"(QOS|Assoc)\w*Submit\w*Limit|MaxSubmitJob|[Jj]ob submit limit(?!, user's size)")
+"""Limits to the number of jobs that a user may have in the queue; names of slurm_errno.c and of job_state_reason."""
+
+
+def is_full(message: str) -> bool:
+    """Whether sbatch refused a job only because the user has too many in the queue."""
+    return _FULL.search(message) is not None
 
 
 def refusal(message: str) -> str:

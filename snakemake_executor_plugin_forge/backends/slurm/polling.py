@@ -24,6 +24,7 @@ MIN_POLL_SECONDS = 2.0
 MAX_POLL_SECONDS = 60.0
 _POLL_GROWTH = 1.5
 _OUTAGE_POLL_SECONDS = 10.0
+_FULL_SECONDS = 5.0
 _OVERDUE_SECONDS = 5.0  # a query that has waited this long for its turn goes before new jobs
 
 RESULT_SECONDS = 10.0
@@ -90,6 +91,29 @@ class Polling:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What the queue takes, after it refused jobs because the user has too many in it: fewer at a time, and later."""
+
+    most: int | None = None  # jobs in one submission; None: no limit is known
+    not_before: float = 0.0
+    pause_seconds: float = _FULL_SECONDS
+
+    def refused(self, jobs: int, now: float) -> Room:
+        """Plan after the queue was too full for a submission: half of it, or one job after a pause."""
+        if jobs > 1:
+            return Room(jobs // 2, now)
+        return Room(1, now + self.pause_seconds, min(self.pause_seconds * _POLL_GROWTH, MAX_POLL_SECONDS))
+
+    def accepted(self) -> Room:
+        """Plan after a submission was taken."""
+        return self if self.most is None else Room(self.most * 2)
+
+    def freed(self) -> Room:
+        """Plan after a job of this run has ended, which makes room for another."""
+        return Room(self.most)
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A job that is to be submitted."""
 
@@ -116,13 +140,14 @@ class Demand:
     blocked: bool  # nothing is submitted before the next answer: there was none, or earlier runs may have left jobs
     due: float  # when the queue is to be asked
     dropped: bool = False  # some jobs were cancelled before they were submitted
+    not_before: float = 0.0  # when the queue may have room again for ``unsent``
 
     def next_call(self, now: float) -> Call | None:
         """Decide which call to make now; None if none is due."""
         if self.to_cancel:
             return Call.CANCEL
         overdue = self.sent and now > self.due + _OVERDUE_SECONDS
-        if not self.blocked and not overdue and is_complete(self.unsent, now):
+        if not self.blocked and not overdue and now >= self.not_before and is_complete(self.unsent, now):
             return Call.SUBMIT
         return Call.QUERY if (self.sent or self.blocked) and now >= self.due else None
 
@@ -134,9 +159,12 @@ class Demand:
         """
         if self.dropped:  # they need no call
             return 0.0
-        if self.to_cancel or (self.unsent and not self.blocked):
+        if self.to_cancel:
             return max(BATCH_SECONDS / 2, turn_seconds)
-        return max(BATCH_SECONDS / 2, turn_seconds, self.due - now) if self.sent or self.unsent else None
+        times = [self.due] if self.sent or self.unsent else []
+        if self.unsent and not self.blocked:
+            times = [self.not_before, *([self.due] if self.sent else [])]
+        return max(BATCH_SECONDS / 2, turn_seconds, min(times) - now) if times else None
 
 
 def is_complete(waiting: Iterable[Waiting], now: float) -> bool:
@@ -178,6 +206,7 @@ class Traces:
     claims: int = 0  # how many copies have started
     terminated: bool = False  # the newest of them has left word that Slurm has ended it
     output: bool = False  # the file for the output of the batch script is there: Slurm makes it before it runs that
+    packed: bool = False  # it shares its Slurm job with others
 
 
 def next_step(row: QueueRow | None, seconds: float, traces: Traces, *, cancelled: bool) -> Step:
@@ -193,6 +222,8 @@ def next_step(row: QueueRow | None, seconds: float, traces: Traces, *, cancelled
         return Step.ASK_STATE if seconds >= ABSENT_SECONDS else Step.WAIT
     if not row.ended:
         return Step.WAIT
+    if traces.packed and traces.claims == 0 and not cancelled:
+        return Step.SUBMIT_AGAIN  # its Slurm job ended before its turn came
     completed = row.state is SlurmState.COMPLETED
     if seconds >= (WRITTEN_RESULT_SECONDS if completed else RESULT_SECONDS):
         return Step.ASK_USAGE

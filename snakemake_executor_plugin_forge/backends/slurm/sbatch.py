@@ -10,12 +10,15 @@ from dataclasses import replace
 
 from ...spec.errors import UsageError, near_miss
 from ...spec.job import LaunchSpec
-from ...spec.resources import whole_number
+from ...spec.resources import UNKNOWN_YET, whole_number
+from ...spec.slurm import Request, SlurmSettings, fitting, no_partition
 from ...spec.units import MEBIBYTE
+
+_DEFAULTS = SlurmSettings()
 
 KNOWN_RESOURCES = (
     "slurm_partition", "slurm_account", "slurm_extra", "qos", "constraint", "gres", "gpu", "gpus", "gpu_model",
-    "mem_mb_per_cpu", "cpus_per_task", "tasks", "nodes",
+    "mem_mb_per_cpu", "cpus_per_task", "cpus_per_gpu", "tasks", "tasks_per_gpu", "nodes",
 )  # fmt: skip
 """Resources beside Snakemake's own, with the names of snakemake-executor-plugin-slurm 2.8."""
 
@@ -23,10 +26,15 @@ _ONE_NODE, _ONE_CLUSTER = (
     "a Forge job is one process tree on one node",
     "Forge talks to one cluster, that of SLURM_CONF",
 )
-_REFUSED_RESOURCES = {
+REFUSED_RESOURCES = {
     **dict.fromkeys(("mpi", "tasks_per_node"), _ONE_NODE),
     **dict.fromkeys(("cluster", "clusters", "slurm_cluster"), _ONE_CLUSTER),
 }
+
+_COUNTS = ("mem_mb_per_cpu", "tasks", "tasks_per_gpu", "nodes", "gpu", "gpus")
+_CPU_COUNTS = ("cpus_per_task", "cpus_per_gpu")
+_LEAVE_OUT = -1
+"""The value of a CPU count that leaves its option out: some clusters allow none, for example in GPU partitions."""
 
 _OWN_OPTIONS = (
     "-J", "--job-name", "-o", "--output", "-e", "--error", "-a", "--array", "-D", "--chdir", "--wrap", "--parsable",
@@ -37,11 +45,13 @@ _OWN_OPTIONS = (
 
 
 def adapt(spec: LaunchSpec) -> LaunchSpec:
-    """Set the limits that Slurm's resources ``cpus_per_task`` and ``mem_mb_per_cpu`` ask for."""
+    """Set the limits that Slurm's resources ``cpus_per_task``, ``cpus_per_gpu`` and ``mem_mb_per_cpu`` ask for."""
     resources, limits = spec.resources, spec.limits
-    cpus = whole_number(spec.rule, resources, "cpus_per_task")
-    if cpus:
-        limits = replace(limits, cpus=cpus)
+    per_task, per_gpu = (_cpu_count(spec.rule, resources, key) or 0 for key in _CPU_COUNTS)
+    if per_task > 0:
+        limits = replace(limits, cpus=per_task)
+    elif per_gpu > 0 and (gpus := gpu_count(spec.rule, resources)):
+        limits = replace(limits, cpus=per_gpu * gpus)
     per_cpu = whole_number(spec.rule, resources, "mem_mb_per_cpu")
     if per_cpu:
         limits = replace(limits, memory_bytes=per_cpu * limits.cpus * MEBIBYTE)
@@ -51,7 +61,7 @@ def adapt(spec: LaunchSpec) -> LaunchSpec:
     return replace(spec, limits=limits, environment=variables, backend="slurm")
 
 
-def shape(spec: LaunchSpec) -> tuple[str, ...]:
+def shape(spec: LaunchSpec, settings: SlurmSettings = _DEFAULTS) -> tuple[str, ...]:
     """The arguments of sbatch for what a job needs. Jobs of one shape can share an array.
 
     Args:
@@ -62,24 +72,71 @@ def shape(spec: LaunchSpec) -> tuple[str, ...]:
     """
     rule, resources, limits = spec.rule, spec.resources, spec.limits
     check(rule, resources)
-    arguments = [
-        "--nodes=1",
-        f"--ntasks={whole_number(rule, resources, 'tasks') or 1}",
-        f"--cpus-per-task={limits.cpus}",
-    ]
+    arguments = ["--nodes=1", *_task_arguments(rule, resources, limits.cpus)]
     if per_cpu := whole_number(rule, resources, "mem_mb_per_cpu"):
         arguments.append(f"--mem-per-cpu={per_cpu}M")
     elif limits.memory_bytes is not None:
         arguments.append(f"--mem={math.ceil(limits.memory_bytes / MEBIBYTE)}M")
     if limits.wall_seconds is not None:
         arguments.append(f"--time={max(1, math.ceil(limits.wall_seconds / 60))}")
-    options = {"slurm_partition": "partition", "slurm_account": "account", "qos": "qos", "constraint": "constraint"}
-    for key, option in options.items():
-        if resources.get(key) not in (None, ""):
-            arguments.append(f"--{option}={resources[key]}")
+    options = {"partition": _partition(spec, settings), "account": resources.get("slurm_account") or settings.account,
+               "qos": resources.get("qos") or settings.qos, "constraint": resources.get("constraint"),
+               "reservation": settings.reservation}  # fmt: skip
+    arguments += [f"--{option}={value}" for option, value in options.items() if value not in (None, "")]
     arguments += _gpu_arguments(rule, resources)
     arguments += shlex.split(str(resources.get("slurm_extra") or ""))
     return tuple(arguments)
+
+
+def _task_arguments(rule: str, resources: Mapping[str, object], cpus: int) -> list[str]:
+    per_task, per_gpu = (_cpu_count(rule, resources, key) for key in _CPU_COUNTS)
+    tasks_per_gpu = whole_number(rule, resources, "tasks_per_gpu") if gpu_count(rule, resources) else None
+    tasks = f"--ntasks={whole_number(rule, resources, 'tasks') or 1}"
+    arguments = [f"--ntasks-per-gpu={tasks_per_gpu}" if tasks_per_gpu else tasks]
+    if not per_task and per_gpu is not None and gpu_count(rule, resources):
+        return arguments if per_gpu == _LEAVE_OUT else [*arguments, f"--cpus-per-gpu={per_gpu}"]
+    return arguments if per_task == _LEAVE_OUT else [*arguments, f"--cpus-per-task={cpus}"]
+
+
+def _partition(spec: LaunchSpec, settings: SlurmSettings) -> str:
+    """The partition of the rule, else those of ``--forge-slurm-partitions`` that fit, joined by commas; "" for none.
+
+    Raises:
+        UsageError: if there are some, and none fits.
+    """
+    named = spec.resources.get("slurm_partition")
+    if named not in (None, "") or not settings.partitions:
+        return str(named or "")
+    memory, wall = spec.limits.memory_bytes, spec.limits.wall_seconds
+    request = _request(
+        spec.rule,
+        spec.resources,
+        wall / 60 if wall is not None else None,
+        memory / MEBIBYTE if memory is not None else None,
+        spec.limits.cpus,
+    )
+    if names := fitting(settings.partitions, request):
+        return ",".join(names)
+    raise UsageError(no_partition(spec.rule, settings.partitions, request))
+
+
+def _request(
+    rule: str, resources: Mapping[str, object], runtime: float | None, mem_mb: float | None, threads: int
+) -> Request:
+    model, constraint = (str(resources.get(key) or "") for key in ("gpu_model", "constraint"))
+    return Request(runtime, mem_mb, threads, gpu_count(rule, resources), model, constraint)
+
+
+def gpu_count(rule: str, resources: Mapping[str, object]) -> int:
+    """The number of GPUs in ``gpu``, ``gpus``, ``gpu_model`` (one) or ``gres``; 0 for none, or if unknown yet."""
+    count = whole_number(rule, resources, "gpu") or whole_number(rule, resources, "gpus")
+    if count:
+        return count
+    if resources.get("gpu_model"):
+        return 1
+    # sbatch(1), --gres: name[[:type]:count], joined by commas
+    found = re.findall(r"(?:^|,)gpu(?::[A-Za-z][\w.-]*)?(?::([0-9]{1,6}))?(?=,|$)", str(resources.get("gres") or ""))
+    return sum(int(number or 1) for number in found)
 
 
 def _gpu_arguments(rule: str, resources: Mapping[str, object]) -> list[str]:
@@ -93,23 +150,57 @@ def _gpu_arguments(rule: str, resources: Mapping[str, object]) -> list[str]:
     return arguments
 
 
-def check(rule: str, resources: Mapping[str, object]) -> None:
+def check(rule: str, resources: Mapping[str, object], settings: SlurmSettings = _DEFAULTS) -> None:
     """Refuse resources that Forge cannot pass on to Slurm.
 
     Raises:
         UsageError: names the rule, the resource and its value.
     """
     for key, value in resources.items():
-        if key in _REFUSED_RESOURCES and value not in (None, False, ""):
-            raise UsageError(f"Rule {rule}: {key}={value!r} cannot be had: {_REFUSED_RESOURCES[key]}. Leave it out.")
-        if key.startswith("slurm_") and key not in KNOWN_RESOURCES and key not in _REFUSED_RESOURCES:
+        if key in REFUSED_RESOURCES and value not in (None, False, ""):
+            raise UsageError(f"Rule {rule}: {key}={value!r} cannot be had: {REFUSED_RESOURCES[key]}. Leave it out.")
+        if key.startswith("slurm_") and key not in KNOWN_RESOURCES and key not in REFUSED_RESOURCES:
             hint = near_miss(key, KNOWN_RESOURCES)
             raise UsageError(f"Rule {rule}: resource {key}={value!r} is not known to Forge.{hint}")
-    for key in ("cpus_per_task", "mem_mb_per_cpu", "tasks", "nodes", "gpu", "gpus"):
+    for key in _COUNTS:
         whole_number(rule, resources, key)
+    for key in _CPU_COUNTS:
+        _cpu_count(rule, resources, key)
+    for key in ("cpus_per_gpu", "tasks_per_gpu"):
+        if _is_known(resources.get(key)) and not _asks_for_gpus(rule, resources):
+            raise UsageError(f"Rule {rule}: {key}={resources[key]!r} without a GPU: add gpu=1, or leave it out.")
     if (nodes := whole_number(rule, resources, "nodes")) and nodes > 1:
         raise UsageError(f"Rule {rule}: nodes={nodes}: {_ONE_NODE}. Leave it out.")
     _check_extra(rule, str(resources.get("slurm_extra") or ""))
+    _check_partition(rule, resources, settings)
+
+
+def _cpu_count(rule: str, resources: Mapping[str, object], key: str) -> int | None:
+    if resources.get(key) == _LEAVE_OUT:
+        return _LEAVE_OUT
+    return whole_number(rule, resources, key)
+
+
+def _is_known(value: object) -> bool:
+    return value not in (None, UNKNOWN_YET, 0, "")
+
+
+def _asks_for_gpus(rule: str, resources: Mapping[str, object]) -> bool:
+    unknown = any(resources.get(key) == UNKNOWN_YET for key in ("gpu", "gpus", "gres", "gpu_model"))
+    return unknown or gpu_count(rule, resources) > 0
+
+
+def _check_partition(rule: str, resources: Mapping[str, object], settings: SlurmSettings) -> None:
+    """Name a job that fits into no partition, as far as its resources are known before the run starts."""
+    if not settings.partitions or resources.get("slurm_partition") not in (None, ""):
+        return
+    numbers = {key: value for key, value in resources.items() if isinstance(value, int | float)}
+    threads = numbers.get("cpus_per_task") or numbers.get("_cores") or 1
+    request = _request(
+        rule, resources, numbers.get("runtime"), numbers.get("mem_mb"), int(threads) if threads > 0 else 1
+    )
+    if not fitting(settings.partitions, request):
+        raise UsageError(no_partition(rule, settings.partitions, request))
 
 
 def _check_extra(rule: str, extra: str) -> None:

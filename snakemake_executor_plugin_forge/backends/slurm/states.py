@@ -124,3 +124,7 @@ def parse_state(text: str) -> SlurmState | None:
         matches = [state for state in SlurmState if state.startswith(word[:-1])]
         return matches[0] if len(matches) == 1 else None
     return SlurmState(word) if word in SlurmState.__members__ else None
+
+
+NODE_AT_FAULT = frozenset({SlurmState.NODE_FAIL, SlurmState.BOOT_FAIL, SlurmState.LAUNCH_FAILED})
+"""States of jobs that were lost for the sake of their node."""

@@ -24,7 +24,7 @@ from ...kernel.syscalls import Step
 from ...kernel.tree import copy_tree, remove_tree
 from ...spec.file_policy import below, inside_outputs
 from ...spec.job import FilePolicy, Files, Target
-from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE
+from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE, run_name
 from .directories import ACCESS_LISTS, among_others, attribute, make_like, remove_if_empty
 
 _MOST_USES = 32
@@ -309,6 +309,12 @@ def layer_name(base: str, pid: int, number: int | str) -> str:
             the journal of outputs whose layers are elsewhere.
     """
     return f"{base}-{pid}-{number}"
+
+
+def base_of(name: str) -> str:
+    """The name of the scratch base in a :func:`layer_name`; "" if it is none."""
+    match = _NAME.fullmatch(name)
+    return run_name(match["run"]) if match else ""
 
 
 def layer_directories(staging: str) -> Iterator[tuple[str, str, int]]:

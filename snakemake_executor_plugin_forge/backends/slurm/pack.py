@@ -1,0 +1,35 @@
+"""A pack: the process of a batch job that works through several attempts, one after the other.
+
+It runs ``python -m snakemake_executor_plugin_forge.backends.slurm.pack DIRECTORY PLACE CHECKSUM …``. Each attempt has
+a process of its own, a fork of this one, which does what :mod:`.node` does for a single one: it claims the attempt, so
+that a pack that Slurm runs again skips what has finished. How one attempt ends says nothing about the others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from .node import run_attempt
+
+
+def main() -> None:
+    """Run as the process of the batch job."""
+    directory, orders = os.path.abspath(sys.argv[1]), sys.argv[2:]
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    status = 0
+    for place, checksum in zip(orders[::2], orders[1::2], strict=True):
+        child = os.fork()
+        if child == 0:
+            run_attempt(f"{directory}/{place}", checksum)
+        _, waited = os.waitpid(child, 0)
+        status = status or os.waitstatus_to_exitcode(waited)
+        if ended:  # Slurm ends this batch job; what has not begun is submitted again
+            break
+    sys.exit(abs(status))
+
+
+if __name__ == "__main__":
+    main()
