@@ -160,7 +160,7 @@ def end_at_once(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def in_a_terminal(words: Sequence[str], directory: Path) -> tuple[int, str]:
+def in_a_terminal(words: list[str], directory: Path) -> tuple[int, str]:
     """Run a command in a new session with a terminal, as in a window of a user's: its exit code, and what is shown."""
     pid, terminal = pty.fork()
     if pid == 0:
