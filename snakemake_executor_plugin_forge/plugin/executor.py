@@ -281,6 +281,8 @@ class Executor(_InnerSnakemake):
 
     def _report_failure(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
         """Show a verdict in words, the end of stderr and the paths, where Snakemake's users look for them."""
+        from .rule_resources import declared_at
+
         if self._failures is not None:
             self._failures.add(info.job.jobid, verdict)
         if verdict.ended_by == "user" and not info.job.is_group():  # no error of the rule: one line is enough
@@ -290,7 +292,8 @@ class Executor(_InnerSnakemake):
         if error := _error(verdict):
             self.logger.error(error)
         logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
-        message = "\n        ".join(_message(verdict, info.job))
+        place = "" if info.job.is_group() else declared_at(info.job.rule)
+        message = "\n        ".join(_message(verdict, place))
         if info.job.is_group():
             self.logger.error(message)
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
@@ -395,18 +398,17 @@ def _error(verdict: Verdict) -> str | None:
     return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
 
 
-def _message(verdict: Verdict, job: Any) -> list[str]:
-    """Return a verdict in words, the end of stderr, file and line of the rule, and the path of the record."""
+def _message(verdict: Verdict, place: str = "") -> list[str]:
+    """Return a verdict in words, the end of stderr, the place of its rule and of its record."""
     from ..analysis.attempt_log import read_telling
     from ..analysis.explain import Told
     from ..spec.printable import printable, without_escapes
-    from .rule_resources import declared_at
 
     told = read_telling(verdict.directory) if verdict.directory else Told()
     told = told if told.text.strip() else Told(verdict.stderr_tail)
     tail = [printable(without_escapes(line), keep="\t") for line in told.text.strip().splitlines()[-10:]]
     shown = [f"last lines of {printable(told.source)}:", *(f"  {line}" for line in tail)] if tail else []
-    where = [] if job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
+    where = [f"rule: {printable(place)}"] if place else []
     return [printable(verdict.reason), *shown, *where, f"record: {printable(verdict.directory)}"]
 
 
