@@ -18,6 +18,7 @@ from bench.reading import Reading
 from bench.recording import Recording
 from bench.report import show
 from bench.results import TARGETS, Results
+from bench.scheduling import Scheduling
 from bench.settings import EXECUTORS, FULL, QUICK, Executor, Settings
 from bench.startup import Startup
 from bench.timed import Case, Heavy, LargeDag, Trivial
@@ -113,6 +114,7 @@ def _cases(settings: Settings, only: list[str] | None) -> list[Case]:
         Reading(sizes.attempts),
         Recording(),
         Verification(),
+        Scheduling(sizes.schedule, sizes.schedule_greedy, sizes.schedule_ilp),
         Startup(-(-sizes.start_pairs // settings.rounds)),
     ]
     return [case for case in cases if only is None or case.name in only]
@@ -136,7 +138,7 @@ def _measure(cases: list[Case], executors: list[Executor], workspace: Workspace,
 
 
 def _progress(label: str, case: str, executor: str, results: Results) -> None:
-    for metric, unit in (("wall_s", "s"), ("per_job_mb", "MB a job"), ("show_start_ms", "ms")):
+    for metric, unit in (("wall_s", "s"), ("shell_wall_s", "s"), ("per_job_mb", "MB a job"), ("show_start_ms", "ms")):
         values = results.values(case, executor, metric)
         if values:
             print(f"{label} {case} {executor}: {values[-1]:.2f} {unit}", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from bench.results import TARGETS, Results
-from bench.settings import LOCAL, Sizes
+from bench.settings import FORGE, LOCAL, Sizes
 
 NOTHING = "-"
 
@@ -23,6 +23,7 @@ def show(results: Results, sizes: Sizes) -> None:
     tables += [
         _memory_table(results),
         _roles_table(results),
+        _schedule_table(results, sizes),
         _startup_table(results),
         _targets_table(results),
     ]
@@ -97,6 +98,27 @@ def _roles_table(results: Results) -> Table:
             if label == "many" and role not in hidden:
                 sizes = (results.median("memory", name, f"{count}_{role}_mb") for count in ("one", "many"))
                 table.rows.append([f"{name}: {role}", *(_number(size, 1) for size in sizes)])
+    return table
+
+
+def _schedule_table(results: Results, sizes: Sizes) -> Table:
+    table = Table(
+        f"schedule: {sizes.schedule} independent jobs, and as many chains of three; -j 8; local is extrapolated",
+        ["jobs", "executor and scheduler", "wall s", "forge over it", "CPU s", "forge over it", "temporary files"],
+    )
+    if "schedule" not in results.samples:
+        return table
+    for workflow in ("shell", "chain"):
+        rows = [(LOCAL, "greedy", f"{workflow}_greedy"), (LOCAL, "ilp", f"{workflow}_ilp"), (FORGE, "forge", workflow)]
+        for executor, scheduler, key in rows:
+            cells = [workflow, f"{executor} {scheduler}"]
+            for kind, digits in (("wall_s", 0), ("cpu_s", 0)):
+                ratio = results.ratio(
+                    ("schedule", FORGE, f"{workflow}_{kind}"), ("schedule", executor, f"{key}_{kind}")
+                )
+                value = results.median("schedule", executor, f"{key}_{kind}")
+                cells += [_number(value, digits), NOTHING if executor == FORGE else _number(ratio, 3)]
+            table.rows.append([*cells, _number(results.median("schedule", executor, f"{key}_temporary"), 0)])
     return table
 
 

@@ -107,6 +107,12 @@ def _median(case: str, metric: str) -> Callable[[Results], float | None]:
     return lambda results: results.median(case, FORGE, metric)
 
 
+def _to_scheduler(workflow: str, scheduler: str, kind: str = "wall_s") -> Callable[[Results], float | None]:
+    """Compare Forge and its scheduler with the local executor and one of Snakemake's, at the same number of jobs."""
+    under = ("schedule", LOCAL, f"{workflow}_{scheduler}_{kind}")
+    return lambda results: results.ratio(("schedule", FORGE, f"{workflow}_{kind}"), under)
+
+
 def _cluster_to_forge(results: Results) -> float | None:
     return results.ratio(("shell", CLUSTER, "job_wall_ms"), ("shell", FORGE, "job_wall_ms"))
 
@@ -132,5 +138,14 @@ TARGETS = (
     Target("record of a job, CPU", "ms", 1, _median("recording", "record_cpu_ms")),
     Target("environment of 100 files, first look", "ms", 50, _median("verification", "cold_ms")),
     Target("environment of 100 files, unchanged", "ms", 5, _median("verification", "warm_ms")),
+    Target("10,000 ready jobs: wall over local with greedy", "x", 0.15, _to_scheduler("shell", "greedy")),
+    Target("10,000 ready jobs: wall over local with ilp", "x", 0.05, _to_scheduler("shell", "ilp")),
+    Target("10,000 ready jobs: time per job over that of 400", "x", 1.5, _median("schedule", "shell_growth_wall_s")),
+    Target("10,000 chains of three: wall over local with greedy", "x", 0.15, _to_scheduler("chain", "greedy")),
+    Target("10,000 chains of three: wall over local with ilp", "x", 0.05, _to_scheduler("chain", "ilp")),
+    Target(
+        "10,000 chains of three: time per job over that of 400", "x", 1.5, _median("schedule", "chain_growth_wall_s")
+    ),
+    Target("chains of three: temporary files over greedy", "x", 1.1, _to_scheduler("chain", "greedy", "temporary")),
     Target("start-up added to Snakemake", "ms", 20, _median("startup", "show_plugin_cpu_ms")),
 )

@@ -51,12 +51,12 @@ class Workspace:
         """Start Snakemake with the executor in the directory."""
         # The last run's dirty pages must not be written back at the expense of this one.
         os.sync()
-        options = ["--config", *config, "-j", str(cores), "--scheduler", "greedy", *executor.args]
+        options = ["--config", *config, "-j", str(cores), "--scheduler", executor.scheduler, *executor.args]
         return self.command([sys.executable, "-m", "snakemake", *options], directory)
 
-    def snakemake(self, executor: Executor, directory: Path, jobs: int, steps: int) -> Usage:
+    def snakemake(self, executor: Executor, directory: Path, jobs: int, steps: int, cores: int | None = None) -> Usage:
         """Run Snakemake with ``jobs=N`` to its end and check that it ran exactly ``steps`` jobs."""
-        command = self.start(executor, directory, self.settings.cores, [f"jobs={jobs}"])
+        command = self.start(executor, directory, cores or self.settings.cores, [f"jobs={jobs}"])
         usage = command.finish(self.settings.timeout)
         check_steps(command, steps)
         return usage

@@ -17,7 +17,7 @@ import pytest
 SEED = int(os.environ.get("FORGE_FUZZ_SEED") or (random.SystemRandom().randrange(1 << 32) if "soak" in sys.argv else 20261129))
 
 FEW_OR_MANY = pytest.mark.parametrize(
-    "count", [300, pytest.param(100_000, marks=pytest.mark.soak)], ids=["few", "many"]
+    "count", [300, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])], ids=["few", "many"]
 )
 """How many damaged versions a test reads: in ``make test``, in ``make soak``."""
 

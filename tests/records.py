@@ -33,6 +33,7 @@ class Made:
     cpu_seconds: float = 1.0
     seconds: float = 2.0
     start: float = 0.0  # seconds after the start of the run
+    wait: float = 0.0  # before that
     attempt: int = 1
     threads: int = 1
     resources: Mapping[str, object] = field(default_factory=lambda: {"mem_mb": 512, "runtime": 3})
@@ -69,6 +70,7 @@ def write_attempt(context: RunContext, number: int, item: Made) -> str:
         resources=item.resources, command="true", inputs=item.inputs, outputs=item.outputs, logs=item.logs,
     )
     spec = plan(request, number, "true", "launcher", Config(), HOST, context)
+    spec = replace(spec, submitted=(BEGIN + timedelta(seconds=item.start - item.wait)).isoformat())
     directory = JobDirectory(spec)
     os.write(directory.stderr, item.stderr.encode())
     directory.describe()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from ..record import sound
-from ..record.archive import read_entries
+from ..record.archive import NAME, read_entries
 from ..record.jsonfile import SPEC, STDERR, VERDICT, load
 from ..record.plain_files import read_end
 from .explain import Told, tells
@@ -43,7 +44,8 @@ def rule_logs(directory: str) -> list[tuple[str, str]]:
     to their places, which are resolved; it must be read so (``straight``), because the job may make some meanwhile.
     """
     spec = read_spec(directory) or {}
-    staging = {} if os.path.exists(f"{directory}/{VERDICT}") else spec.get("staging") or {}
+    ended = os.path.exists(f"{directory}/{VERDICT}") or not os.path.isdir(directory)  # the latter is in the archive
+    staging = {} if ended else spec.get("staging") or {}
     found = []
     for name in spec.get("logs", ()):
         place = os.path.join(spec["workdir"], name)
@@ -74,4 +76,13 @@ def read_spec(directory: str) -> dict[str, Any] | None:
 
 def _archived(directory: str) -> dict[str, Any] | None:
     run_dir, _, attempt = directory.rpartition("/")
-    return next((entry for entry in read_entries(run_dir) if entry["name"] == attempt), None)
+    with suppress(OSError):
+        return _entries(run_dir, os.stat(f"{run_dir}/{NAME}").st_mtime_ns).get(attempt)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _entries(run_dir: str, mtime_ns: int) -> dict[str, dict[str, Any]]:
+    """The archive of a run by the names of its attempts; ``mtime_ns`` is that of its file."""
+    del mtime_ns
+    return {entry["name"]: entry for entry in read_entries(run_dir)}

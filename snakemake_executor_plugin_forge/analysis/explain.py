@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..record.jsonfile import COMMAND, STDERR, STDOUT
-from ..spec.printable import printable, shell_words, without_escapes
+from ..spec.printable import few, printable, shell_words, without_escapes
 from ..spec.units import MEBIBYTE, show_bytes, show_seconds
 from ..spec.verdict import Cause
 from ..spec.wildcards import with_wildcards
@@ -110,7 +110,7 @@ def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directo
     """
     where = f" --directory {shell_words([directory])}" if directory else ""
     blocks = []
-    groups = _alike(failures)
+    groups = alike(failures)
     for group in groups[:MOST_FAILURES]:
         record = group[0]
         fields = explain(record, record.get("told", Told())).fields()
@@ -128,12 +128,14 @@ def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directo
     return printable(f"Forge: {count} job(s) failed.\n\n" + "\n\n".join(blocks) + "\n", keep="\n")
 
 
-def _alike(failures: Sequence[Record]) -> list[list[Record]]:
+def alike(failures: Sequence[Record]) -> list[list[Record]]:
     """Put failures together that differ in the values of wildcards, in sizes and times only; the first ones first."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in failures:
         said = [str(record.get("happened") or record.get("reason")), *telling_lines(record.get("told", Told()).text)]
-        words = (_FIGURES.sub("#", with_wildcards(text, record["wildcards"])) for text in said)
+        values = {name: _FIGURES.sub("#", str(value)) for name, value in record["wildcards"].items()}
+        values = {name: value for name, value in values.items() if value != "#"}  # "1" also stands in "exit code 1"
+        words = (with_wildcards(_FIGURES.sub("#", text), values) for text in said)
         groups.setdefault((str(record["rule"]), str(record["outcome"]), *words), []).append(record)
     return list(groups.values())
 
@@ -224,13 +226,16 @@ def _disk_facts(facts: Record) -> list[str]:
         return [f"the file system {facts['full']} was full", *_failed_facts(facts)]
     size = show_bytes(facts["largest_bytes"]) if facts.get("largest_bytes") else "the largest"
     total = f"{show_bytes(facts['total_bytes'])} of " if facts.get("total_bytes") else "at the limit of "
-    return [f"{facts['what']}: {total}{show_bytes(facts['limit_bytes'] or 0)}", f"{size} in {facts.get('largest')}"]
+    return [
+        f"{facts['what']}: {total}{show_bytes(facts['limit_bytes'] or 0)}",
+        *([f"{size} in {facts['largest']}"] if facts.get("largest") else []),
+    ]
 
 
 def _failed_facts(facts: Record) -> list[str]:
     code, number = facts.get("exit_code"), facts.get("signal")
     stage = ["before anything of it was run"] if facts.get("stage") == "setup" else []
-    files = [f"{what}: {', '.join(facts[what])}" for what in ("missing", "rejected", "changed") if facts.get(what)]
+    files = [f"{what}: {few(facts[what])}" for what in ("missing", "rejected", "changed") if facts.get(what)]
     ending = [f"exit code {code}"] if code is not None else []
     return [*stage, *ending, *([f"signal {number}"] if number else []), *files]
 
@@ -241,7 +246,7 @@ _EVIDENCE: dict[str, Callable[[Record], list[str]]] = {
     "failed": _failed_facts,
     "timeout": lambda facts: [f"its limit was {show_seconds(facts['limit_seconds'] or 0)}"],
     "pids": lambda facts: [f"{facts['refused_forks']} forks refused at the limit of {facts['limit']}"],
-    "violation": lambda facts: [f"{what.replace('_', ' ')}: {', '.join(paths)}" for what, paths in facts.items()],
+    "violation": lambda facts: [f"{what.replace('_', ' ')}: {few(paths)}" for what, paths in facts.items()],
     "cancelled": lambda _: [],  # "happened" has it all
 }
 

@@ -10,7 +10,7 @@ from ..spec.printable import printable, shell_words
 from ..spec.wildcards import with_wildcards
 
 _MOST_KINDS = 20  # of notes on the jobs of one rule; more are only counted
-_LONGEST = 400
+_LONGEST = 1200  # with a line to paste for 30 outputs
 
 
 @dataclass(slots=True)

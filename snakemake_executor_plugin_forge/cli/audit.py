@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ..analysis.undeclared import UndeclaredFiles, undeclared
@@ -35,7 +37,10 @@ def run(options: argparse.Namespace) -> int:
     """Print the lines; return 1 if there are none."""
     with open_index(options.directory) as index:
         check_job(index, options.rule, {})
-        found = undeclared(index.records(Selection(rule=options.rule)))
+        found = undeclared(
+            index.records(Selection()), lambda path: os.path.isdir(os.path.join(options.directory, path))
+        )
+    found = [entry for entry in found if options.rule in (None, entry.rule)]
     if options.json:
         rows = [
             {"rule": entry.rule, "jobs": entry.jobs, "reads": sorted(entry.reads), "writes": sorted(entry.writes)}
@@ -57,11 +62,26 @@ def _print(entry: UndeclaredFiles) -> None:
     for keyword, paths in (("input", entry.reads), ("output", entry.writes)):
         if paths:
             print(f"    {keyword}:")
+        expanded = entry.expanded if keyword == "input" else {}
+        for pattern, made in expanded.items():
+            print(
+                f"+       {_expand(pattern, list(made.values()))},  # {paths[next(iter(made))]} of {entry.jobs} job(s)"
+            )
+        several = {path for made in expanded.values() for path in made}
         for path, count in sorted(paths.items()):
+            if path in several:
+                continue
             lacks = [name for name in entry.wildcards if keyword == "output" and "{" + name + "}" not in path]
             line, of = python_string(path), f"{count} of {entry.jobs} job(s)"
             if lacks or not can_be_declared(re.sub(r"(?<!{){\w+}(?!})", "", path)):
                 why = f"lacks {{{lacks[0]}}}, which all outputs of the rule need" if lacks else "is no name for a rule"
                 print(f"#       {line} {why}; {of}")
                 continue
+            line = f"directory({line})" if keyword == "output" and path in entry.directories else line
             print(f"+       {line},  # {of}")
+
+
+def _expand(pattern: str, made: list[Mapping[str, str]]) -> str:
+    names = [name for name in made[0] if "{" + name + "}" in pattern]
+    values = [f"{name}=[{', '.join(python_string(one[name]) for one in made)}]" for name in names]
+    return f"expand({', '.join([python_string(pattern), *(['zip'] if len(names) > 1 else []), *values])})"

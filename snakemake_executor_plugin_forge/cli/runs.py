@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..record.index import Row, open_index
-from ..record.reader import is_alive
+from ..record.reader import run_outcome
 from ..spec.errors import NothingFoundError
 from ..spec.units import show_seconds
 from .select import add_command
@@ -53,20 +53,10 @@ def _describe(name: str, record: Row, outcomes: Sequence[str]) -> dict[str, obje
         "run": name,
         "started": record.get("started"),
         "ended": record.get("ended"),
-        "outcome": _outcome(record, outcomes),
+        "outcome": run_outcome(record, outcomes),
         "jobs": dict(sorted(Counter(outcomes).items())),
         "command": record.get("command") or [],
     }
-
-
-def _outcome(record: Row, outcomes: Sequence[str]) -> str:
-    if is_alive(record):
-        return "running"
-    if not record.get("ended") or record.get("declared_dead"):
-        return "interrupted"
-    if not outcomes:
-        return "no jobs"
-    return "succeeded" if set(outcomes) == {"succeeded"} else "failed"
 
 
 def _cells(item: dict[str, Any]) -> tuple[str, ...]:

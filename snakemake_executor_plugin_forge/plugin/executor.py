@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ..analysis.failures import Failures
     from ..analysis.notes import Notes
     from ..run.engine import Engine
-    from ..spec.verdict import Verdict
+    from ..spec.verdict import Order, Verdict
+    from .run_plan import RunPlan
     from .submission import PreparedJob, Submitter
 
 
@@ -87,6 +88,7 @@ class _Run:
 
     engine: Engine
     submitter: Submitter
+    plan: RunPlan
     threads: concurrent.futures.ThreadPoolExecutor  # for everything that may block and the scheduler must not wait for
     crates: str | None  # the directory in which this run leaves its crate
 
@@ -174,7 +176,8 @@ class Executor(_InnerSnakemake):
         engine = parts.Engine(request)
         submitter = parts.Submitter(self, engine, deployment, starts)
         threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
-        self._run = _Run(engine, submitter, threads, crates)
+        plan = parts.RunPlan(self.dag, engine.directory, engine.write_plan)
+        self._run = _Run(engine, submitter, plan, threads, crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         submitter.check(jobs)
@@ -194,6 +197,7 @@ class Executor(_InnerSnakemake):
         """Start jobs. On the scheduler's thread: nothing here may block."""
         self._take_over()
         self._running.submitter.declarations.update(jobs)
+        self._running.plan.update()
         super().run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:
@@ -231,21 +235,12 @@ class Executor(_InnerSnakemake):
             self.report_job_error(info, msg=str(error))
 
     def _fetch_or_submit(self, info: SubmittedJobInfo, prepared: PreparedJob) -> None:
-        if not self._call_cache(info, "fetch"):
-            self._submit(info, prepared)
+        from .parts import ask_cache
 
-    def _call_cache(self, info: SubmittedJobInfo, name: str) -> bool:
-        """Fetch or store a job's outputs, and report that; False if the cache does not have them."""
-        from .snakemake_internals import call_cache
-
-        try:
-            if not call_cache(self.workflow, info.job, name):
-                return False
-        except Exception as error:
-            self.report_job_error(info, msg=f"the output cache failed: {error}")
+        if ask_cache(self, info, "fetch"):
+            self._running.plan.concluded(info.job.rule.name, None)
         else:
-            self.report_job_success(info)
-        return True
+            self._submit(info, prepared)
 
     # -- what comes back (in the backend's thread) -----------------------------------------------------------------
 
@@ -263,8 +258,11 @@ class Executor(_InnerSnakemake):
             return
         if self._failures is not None:
             self._failures.discard(info.job.jobid)
+        self._running.plan.concluded(info.job.rule.name, verdict.directory)
         if uses_cache(self.workflow, info.job.rule):
-            self._running.threads.submit(self._call_cache, info, "store")
+            from .parts import ask_cache
+
+            self._running.threads.submit(ask_cache, self, info, "store")
         else:
             self.report_job_success(info)
 
@@ -281,8 +279,6 @@ class Executor(_InnerSnakemake):
 
     def _report_failure(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
         """Show a verdict in words, the end of stderr and the paths, where Snakemake's users look for them."""
-        from .rule_resources import declared_at
-
         if self._failures is not None:
             self._failures.add(info.job.jobid, verdict)
         if verdict.ended_by == "user" and not info.job.is_group():  # no error of the rule: one line is enough
@@ -292,8 +288,7 @@ class Executor(_InnerSnakemake):
         if error := _error(verdict):
             self.logger.error(error)
         logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
-        place = "" if info.job.is_group() else declared_at(info.job.rule)
-        message = "\n        ".join(_message(verdict, place))
+        message = "\n        ".join(_message(verdict, info.job))
         if info.job.is_group():
             self.logger.error(message)
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
@@ -311,7 +306,7 @@ class Executor(_InnerSnakemake):
             return
         from . import parts
 
-        parts.make_sparse(self.workflow.scheduler)
+        parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
         if threading.current_thread() is not threading.main_thread():
             return
@@ -328,10 +323,9 @@ class Executor(_InnerSnakemake):
         """End all jobs of an interrupted run, then let Snakemake clear up after them as after failed ones."""
         if self._run is None:
             return
-        from ..spec.verdict import EndedBy, Order
         from .snakemake_internals import finish_ended_jobs
 
-        engine, order = self._run.engine, Order(EndedBy.USER, f"Snakemake was stopped by {self._stopped_by}")
+        engine, order = self._run.engine, _stop(self._stopped_by)
         if self._stopped_by == "SIGHUP" and engine.config.on_disconnect == "finish":
             engine.leave(order)
         else:
@@ -382,6 +376,15 @@ def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:
     )
 
 
+def _stop(interrupt: str) -> Order:
+    """Return the order to end all jobs, because of an interrupt or an exception that ends Snakemake."""
+    from ..spec.verdict import EndedBy, Order
+
+    error = sys.exception()
+    by = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else interrupt
+    return Order(EndedBy.USER, f"Snakemake was stopped by {by}")
+
+
 def _cancelled(job: Any, verdict: Verdict) -> str:
     """Return a line about a job that the user has cancelled."""
     from ..analysis.explain import job_in_words
@@ -398,17 +401,18 @@ def _error(verdict: Verdict) -> str | None:
     return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
 
 
-def _message(verdict: Verdict, place: str = "") -> list[str]:
-    """Return a verdict in words, the end of stderr, the place of its rule and of its record."""
+def _message(verdict: Verdict, job: Any = None) -> list[str]:
+    """Return a verdict in words, the end of stderr, file and line of the rule, and the path of the record."""
     from ..analysis.attempt_log import read_telling
     from ..analysis.explain import Told
     from ..spec.printable import printable, without_escapes
+    from .rule_resources import declared_at
 
     told = read_telling(verdict.directory) if verdict.directory else Told()
     told = told if told.text.strip() else Told(verdict.stderr_tail)
     tail = [printable(without_escapes(line), keep="\t") for line in told.text.strip().splitlines()[-10:]]
     shown = [f"last lines of {printable(told.source)}:", *(f"  {line}" for line in tail)] if tail else []
-    where = [f"rule: {printable(place)}"] if place else []
+    where = [] if job is None or job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
     return [printable(verdict.reason), *shown, *where, f"record: {printable(verdict.directory)}"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -183,6 +183,22 @@ def is_alive(run: dict[str, Any]) -> bool:
         return lives(process_number(run["pid"]), int(run["start_time"]), str(run["boot_id"]))
     except (ValueError, TypeError, KeyError, OverflowError):
         return False
+
+
+def run_outcome(run: dict[str, Any], outcomes: Collection[str]) -> str:
+    """The end of a run in one word.
+
+    Args:
+        run: its ``run.json``.
+        outcomes: those of the last attempts of its jobs.
+    """
+    if is_alive(run):
+        return RUNNING
+    if not run.get("ended") or run.get("declared_dead"):
+        return "interrupted"
+    if not outcomes:
+        return "no jobs"
+    return "succeeded" if set(outcomes) == {"succeeded"} else "failed"
 
 
 def save_run(directory: str, record: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ A layer holds whole files: what a job has only appended to cannot be told from w
 in a layer keeps nobody out. So a filter in the job (:func:`.seccomp.listen`) stops it at each open(2) with O_APPEND, at
 each lock for writing (flock(2); fcntl(2) that waits), and at mkdir(2), which makes locks, too; a :class:`Listener` in
 the supervisor looks at the file, and the call continues.
-For ordinary users it stops at link(2), too: see :func:`_must_copy`.
+For ordinary users it stops at link(2), too (see :func:`_must_copy`), and at rename(2) (see :mod:`.renames`).
 
 Source: seccomp_unotify(2), Documentation/userspace-api/seccomp_filter.rst.
 """
@@ -18,7 +18,7 @@ import re
 import select
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from ..spec.file_policy import below
 from ..spec.job import Target
 from . import seccomp
 from .filesystem.overlay import Layer
+from .renames import rename_within
 
 _RECEIVE, _SEND, _IS_VALID, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40082104  # linux/seccomp.h
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif with its struct seccomp_data
@@ -80,7 +81,7 @@ class Listener:
         self._poll = select.poll()
         self._seen: set[str] = set()
         self._sizes: dict[str, tuple[int, str, int | None]] = {}  # place: size before, place in the layer, inode there
-        self._begun: dict[str, tuple[int, str, int]] = {}  # as _sizes, of files that the job has written before
+        self._begun: dict[str, tuple[int, str, int | None]] = {}  # as _sizes, of files that the job has written before
         self._unmade: set[str] = set()  # those of them whose inode is not known yet
         self._locked: set[str] = set()
         self._claimed: set[str] = set()
@@ -118,19 +119,11 @@ class Listener:
 
     def appended(self) -> dict[str, int]:
         """Return the files that the job has only appended to, by path, with their sizes before; 0 for new ones."""
-        return {
-            place: size
-            for place, (size, upper, inode) in self._sizes.items()
-            if (now := _status(upper)) is not None and inode in (None, now.st_ino) and now.st_size >= size
-        }
+        return _grown(self._sizes)
 
     def begun(self) -> dict[str, int]:
         """Return the files that it has written and then only appended to, by path, with their sizes in between."""
-        return {
-            place: size
-            for place, (size, upper, inode) in self._begun.items()
-            if (now := _status(upper)) is not None and inode == now.st_ino and now.st_size >= size
-        }
+        return _grown(self._begun)
 
     def locked(self) -> tuple[str, ...]:
         """Return the files that it has locked and that other jobs can find, and those that it has made as locks."""
@@ -138,7 +131,7 @@ class Listener:
         there = {p for p, layer in found if os.path.lexists(p) or _status(f"{layer.upper}{p[len(layer.root) :]}")}
         return tuple(sorted(there | self._claimed))
 
-    def _answer_one(self) -> None:
+    def _answer_one(self) -> None:  # noqa: C901 - a table
         data = bytearray(_NOTIFICATION.size)
         try:
             fcntl.ioctl(self._fd, _RECEIVE, data)
@@ -153,6 +146,9 @@ class Listener:
             if call in ("link", "linkat"):
                 if _must_copy(pid):
                     refusal, way = -errno.EXDEV, 0
+            elif call in ("rename", "renameat", "renameat2"):
+                if self._rename(identity, pid, call, arguments):
+                    way = 0
             elif call == "flock" or (call in ("fcntl", "fcntl64") and _is_for_writing(pid, arguments[2])):
                 self._lock(pid, arguments[0] & 0xFFFFFFFF)
             elif call in ("mkdir", "mkdirat"):
@@ -167,7 +163,7 @@ class Listener:
             with suppress(OSError):  # the process was killed meanwhile
                 fcntl.ioctl(self._fd, _SEND, _ANSWER.pack(identity, 0, refusal, way))
 
-    # -- the two calls -------------------------------------------------------------------------------------------------
+    # -- the calls -------------------------------------------------------------------------------------------------
 
     def _open(self, identity: int, pid: int, directory: int, pointer: int, flags: int) -> None:
         self._enter(pid)
@@ -196,6 +192,17 @@ class Listener:
             os.close(found.fd)  # it is there, and the call fails
         elif found is not None and not self._is_target(found.place):
             self._claimed.add(found.place)
+
+    def _rename(self, identity: int, pid: int, call: str, arguments: list[int]) -> bool:
+        """Rename a directory for the job, within a layer; return whether that was done: see :mod:`.renames`."""
+        if call == "renameat2" and arguments[4] & 0xFFFFFFFF:
+            return False
+        if call == "rename":
+            arguments = [_AT_FDCWD, arguments[0], _AT_FDCWD, arguments[1]]
+        self._enter(pid)
+        places = [self._path(pid, _signed(arguments[at]), arguments[at + 1]) for at in (0, 2)]
+        fcntl.ioctl(self._fd, _IS_VALID, struct.pack("=Q", identity))
+        return rename_within(self._root, self._mounts, *places)
 
     def _note(self, found: _Found) -> None:
         """Note a file, and whether the layer holds it already: the job has made, truncated or deleted it before."""
@@ -302,6 +309,15 @@ class Listener:
         path = self._inside(os.readlink(f"/proc/self/fd/{fd}"))
         relative = os.path.join(path, name).removeprefix(layer.root).strip("/")
         return _Found(layer, relative, None if name else fd)
+
+
+def _grown(noted: Mapping[str, tuple[int, str, int | None]]) -> dict[str, int]:
+    """Return the sizes that were noted of files that are the same still, and not smaller."""
+    return {
+        place: size
+        for place, (size, upper, inode) in noted.items()
+        if (now := _status(upper)) is not None and inode in (None, now.st_ino) and now.st_size >= size
+    }
 
 
 def _must_copy(pid: int) -> bool:

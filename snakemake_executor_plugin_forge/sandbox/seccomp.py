@@ -270,12 +270,15 @@ _NOTIFIED: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("fcntl64", 1, 0, {"i386": 221, "arm": 221}),
     ("link", 0, _ANY_POINTER, {"x86_64": 86, "i386": 9, "arm": 9}),
     ("linkat", 1, _ANY_POINTER, {"x86_64": 265, "i386": 303, "aarch64": 37, "arm": 330}),
+    ("rename", 0, _ANY_POINTER, {"x86_64": 82, "i386": 38, "arm": 38}),
+    ("renameat", 1, _ANY_POINTER, {"x86_64": 264, "i386": 302, "aarch64": 38, "arm": 329}),
+    ("renameat2", 1, _ANY_POINTER, {"x86_64": 316, "i386": 353, "aarch64": 276, "arm": 382}),
 )
 NOTIFIED = tuple(name for name, *_ in _NOTIFIED)
 """The names of all such calls."""
 
-NOTIFIED_OF_ROOT = tuple(name for name in NOTIFIED if name not in ("link", "linkat"))
-"""Those of jobs whose overlay can link every file."""
+NOTIFIED_OF_ROOT = tuple(name for name in NOTIFIED if not name.startswith(("link", "rename")))
+"""Those of jobs whose overlay can link every file, and rename every directory."""
 
 
 @functools.cache

@@ -213,7 +213,7 @@ def _cause(evidence: Evidence, spec: LaunchSpec) -> Cause:
         return Cause.SUPERVISOR
     ending = _signal_of(evidence)
     if ending is not None and not (ending == signal.SIGABRT and evidence.refusals):  # abort(3): so programs give notice
-        return Cause.SIGNAL
+        return Cause.BROKEN_PIPE if ending == signal.SIGPIPE else Cause.SIGNAL
     if evidence.exit_code == 0 and evidence.error is None and (cause := _spoilt_by(evidence, spec)) is not None:
         return Cause.REFUSED if cause is Cause.MISSING and evidence.refusals else cause
     if evidence.refusals:

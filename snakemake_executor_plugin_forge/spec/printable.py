@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # ECMA-48: control sequences; control strings (titles, clipboards) with their end; other sequences of two characters.
 _SEQUENCE = re.compile(
@@ -18,6 +18,11 @@ _COLOUR_OR_ERASE = re.compile(r"\x1b\[[0-9;:]*m|\x1b\[[0-2]?K")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[P\]X^_][^\x07\x1b]*\x1b?|[ -/]*)?\Z")
 _LONGEST_SEQUENCE = 4096
+
+SHOWN = 5
+"""How many names a message has of many; the record has all of them."""
+LONGEST_NAME = 400
+"""Characters of a name that a message shows."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -110,3 +115,14 @@ def _dollar_quoted(word: str) -> str:
     data = word.encode("utf-8", "surrogateescape")
     plain = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in data)
     return f"$'{plain}'"
+
+
+def few(names: Sequence[str], separator: str = ", ") -> str:
+    """Name the first ones, and say how many there are."""
+    shown = separator.join(_shortened(printable(name)) for name in names[:SHOWN])
+    return shown + (f"{separator}… ({len(names)} in all)" if len(names) > SHOWN else "")
+
+
+def _shortened(name: str) -> str:
+    """Return the beginning and the end of a very long name, as of thousands of directories in each other."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}"

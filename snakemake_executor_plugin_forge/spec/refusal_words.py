@@ -29,7 +29,7 @@ _REFUSED = {
         f'{_RESOURCE}forge_files="open" (or work on a copy)',
     ),
     RefusalKind.LAYER: (
-        "cannot change {subject}: a directory to rename, or a file of another group, that was there before{told}",
+        "cannot change {subject}: a large directory to rename, or a file of another group, that was there before{told}",
         f'{_RESOURCE}forge_files="open"',
     ),
     RefusalKind.OUTSIDE: (

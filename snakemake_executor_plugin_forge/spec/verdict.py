@@ -32,6 +32,7 @@ class Cause(enum.StrEnum):
     SETUP = "setup"  # nothing of the job was run
     SUPERVISOR = "supervisor"  # Forge failed to do its part
     SIGNAL = "signal"
+    BROKEN_PIPE = "broken pipe"  # a program wrote to one that had ended: SIGPIPE, with bash's pipefail
     EXIT_CODE = "exit code"
     EXCEPTION = "exception"  # of a rule's Python code
     ERROR = "error"  # Snakemake's own words are all that is known
@@ -240,6 +241,7 @@ class Evidence:
     missing: tuple[str, ...] = ()  # declared outputs that the job did not write
     rejected: tuple[str, ...] = ()  # outputs that cannot be published, and why
     undeclared: tuple[str, ...] = ()  # new and changed files that the rule does not declare
+    directories: frozenset[str] = frozenset()  # those of them that are new directories
     deleted: tuple[str, ...] = ()  # files of this workflow that it deleted
     harms: tuple[Harm, ...] = ()  # what it did to files that are nobody's
     left_out: tuple[str, ...] = ()  # FIFOs and the like, which cannot be kept

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from .errors import ResourceError, UsageError
 from .job import LaunchSpec, Undeclared
-from .printable import printable, python_string
+from .printable import LONGEST_NAME, SHOWN, few, python_string
 from .refusal_words import allowed_by, full, refused
 from .units import show_bytes, show_seconds
 from .verdict import (
@@ -33,8 +33,7 @@ HALF_PUBLISHED = "what it had begun to publish is not whole: {}; the next run tr
 UNRECORDED = "its record could not be written: {}"
 SHORTENED = "this is shortened: verdict.json has all of it"
 
-_SHOWN = 5
-_LONGEST_NAME = 400  # characters; the record has all of them
+_MOST_DECLARED = 30  # outputs in a line to paste, which has all or none
 _MENDED_BY_ALLOWING = (HarmKind.CHANGED, HarmKind.DELETED, HarmKind.REPLACED)
 _MENDED_BY_SHARING = {HarmKind.LOCKED, HarmKind.LINKED, HarmKind.BEGUN}
 _LINKS = {
@@ -58,6 +57,10 @@ _FAILED = {
     ),
     Cause.SUPERVISOR: ("{evidence.supervisor_error}", "run it again; if it fails again, report it with the record"),
     Cause.SIGNAL: ("killed by {decision.signal}", _STDERR),
+    Cause.BROKEN_PIPE: (
+        "killed by SIGPIPE: a program wrote to one that had ended already (head, grep -q), and pipefail counts that",
+        "have the last program read all of it (sed -n 1,10p for head), or add || true to that line of rule {spec.rule}",
+    ),
     Cause.EXIT_CODE: ("exit code {evidence.exit_code}", _STDERR),
     Cause.EXCEPTION: ("{evidence.summary}", _STDERR),
     Cause.ERROR: ("{error}", _STDERR),
@@ -157,9 +160,12 @@ def seen(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usage,
 def _violation(evidence: Evidence, spec: LaunchSpec) -> Words:
     if spec.files.undeclared is Undeclared.FAIL:
         names = (*evidence.undeclared, *evidence.deleted, *(harm.path for harm in evidence.harms))
-        declared = _declaration(names, spec.wildcards) or 'resources: forge_undeclared="keep"'
+        declared = (
+            _declaration(names, spec.wildcards, directories=evidence.directories)
+            or 'resources: forge_undeclared="keep"'
+        )
         return Words(
-            f"wrote outside its outputs: {_few(names)} (undeclared=fail); nothing was published",
+            f"wrote outside its outputs: {few(names)} (undeclared=fail); nothing was published",
             f"add {declared} to rule {spec.rule}, or set --forge-undeclared keep",
         )
     if any(harm.owner for harm in evidence.harms):
@@ -168,13 +174,13 @@ def _violation(evidence: Evidence, spec: LaunchSpec) -> Words:
     if steering := [harm.path for harm in evidence.harms if harm.kind is HarmKind.STEERS]:
         line = _declaration(steering, spec.wildcards) or 'resources: forge_undeclared="allow"'
         return Words(
-            f"wrote {_few(steering)}, which would steer programs outside of its sandbox; nothing was published",
+            f"wrote {few(steering)}, which would steer programs outside of its sandbox; nothing was published",
             f"if rule {spec.rule} is to do that, add to it: {line}",
         )
     if links := [harm for harm in evidence.harms if harm.kind in _LINKS]:
         kind = links[0].kind
         return Words(
-            f"{kind}: {_few([harm.path for harm in links if harm.kind is kind])}; nothing was published",
+            f"{kind}: {few([harm.path for harm in links if harm.kind is kind])}; nothing was published",
             _LINKS[kind].format(spec.rule),
         )
     if not done:
@@ -182,7 +188,7 @@ def _violation(evidence: Evidence, spec: LaunchSpec) -> Words:
         kinds = {harm.kind for harm in evidence.harms}
         remedy = _RUN_AGAIN if kinds == {HarmKind.CONTESTED} else _OTHER_NAMES.format(spec.rule)
         remedy = f"{_SHARE_FILES} to rule {spec.rule}" if kinds & _MENDED_BY_SHARING else remedy
-        return Words(f"{_few(cannot, '; ')}; nothing was published", remedy)
+        return Words(f"{few(cannot, '; ')}; nothing was published", remedy)
     harms = _done(done)
     changed = [harm.path for harm in done if harm.kind is HarmKind.CHANGED]
     update = _declaration(changed, spec.wildcards, "update({})") if len(changed) == len(done) else ""
@@ -198,7 +204,7 @@ def _violation(evidence: Evidence, spec: LaunchSpec) -> Words:
 def _done(harms: Sequence[Harm]) -> str:
     """Say what a job has done to files of nobody's."""
     kinds = dict.fromkeys(harm.kind for harm in harms)
-    said = (f"{kind} {_few([harm.path for harm in harms if harm.kind is kind])}" for kind in kinds)
+    said = (f"{kind} {few([harm.path for harm in harms if harm.kind is kind])}" for kind in kinds)
     return f"{' and '.join(said)}, which no job of this workflow has made"
 
 
@@ -207,10 +213,10 @@ def _others(harms: Sequence[Harm], spec: LaunchSpec) -> Words:
     owners = dict.fromkeys((harm.kind, harm.owner) for harm in harms if harm.owner)
     groups = {(k, o): [h.path for h in harms if (h.kind, h.owner) == (k, o)] for k, o in owners}
     said = [
-        f"{kind} {_few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items() if owner
+        f"{kind} {few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items() if owner
     ]
     nobodys = [harm for harm in harms if not harm.owner and harm.kind in _MENDED_BY_ALLOWING]
-    done = _few(said, "; ") + (f"; {_done(nobodys)}" if nobodys else "")
+    done = few(said, "; ") + (f"; {_done(nobodys)}" if nobodys else "")
     return Words(
         f"{done}; nothing was published, and Forge left it as before",
         f"have rule {spec.rule} write to other paths; if it is to change outputs of other rules, {_SHARE_FILES} to it",
@@ -260,11 +266,11 @@ def _failure(decision: Decision, evidence: Evidence, spec: LaunchSpec) -> Words:
     cause = decision.cause or Cause.ERROR
     several = len(evidence.inputs_changed) > 1
     pieces = {
-        "inputs": f"{'inputs' if several else 'input'} {_few(evidence.inputs_changed)} {'were' if several else 'was'}",
-        "rejected": _few(evidence.rejected, "; "),
-        "missing": _few(evidence.missing),
+        "inputs": f"{'inputs' if several else 'input'} {few(evidence.inputs_changed)} {'were' if several else 'was'}",
+        "rejected": few(evidence.rejected, "; "),
+        "missing": few(evidence.missing),
         "writers": _writing(evidence.writers, "did not stop writing"),
-        "wrote": f" It did write {_few(evidence.undeclared)}." if evidence.undeclared else "",
+        "wrote": f" It did write {few(evidence.undeclared)}." if evidence.undeclared else "",
         "error": ((evidence.error or "").strip() or "no result").splitlines()[0].rstrip(":"),
     }
     if evidence.refusals:
@@ -285,7 +291,7 @@ def _ended(evidence: Evidence) -> str:
     if evidence.supervisor_error is not None:
         return evidence.supervisor_error
     if evidence.exit_code == 0 and evidence.missing:
-        return f"exit code 0, but it did not write {_few(evidence.missing)}"
+        return f"exit code 0, but it did not write {few(evidence.missing)}"
     return "" if evidence.exit_code is None else f"exit code {evidence.exit_code}"
 
 
@@ -305,22 +311,22 @@ def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, inputs_spoilt
             "What they would have written later is missing: end the command with wait, or with kill $!"
         )
     if evidence.leftover:
-        shown = ", ".join(evidence.leftover[:_SHOWN]) + (", …" if len(evidence.leftover) > _SHOWN else "")
+        shown = ", ".join(evidence.leftover[:SHOWN]) + (", …" if len(evidence.leftover) > SHOWN else "")
         yield f"left {len(evidence.leftover)} process(es) running, which were killed: {shown}"
     if evidence.pids_hits and outcome is not Outcome.PIDS:
         yield f"hit its limit of {spec.limits.pids} processes {evidence.pids_hits} times"
     if evidence.unkillable:
-        shown = ", ".join(evidence.unkillable[:_SHOWN])
+        shown = ", ".join(evidence.unkillable[:SHOWN])
         yield f"{len(evidence.unkillable)} process(es) did not die when they were killed: {shown}"
     if evidence.inputs_changed and (evidence.exit_code != 0 or not inputs_spoilt):
-        yield f"its inputs were changed while it ran: {_few(evidence.inputs_changed)}"
+        yield f"its inputs were changed while it ran: {few(evidence.inputs_changed)}"
     if outcome is not Outcome.VIOLATION:
         yield from _undeclared(outcome, evidence, spec)
     if evidence.left_in_tmp and outcome is Outcome.SUCCEEDED:
         yield _lost(evidence.left_in_tmp)
     if evidence.locked:
         yield (
-            f"locked {_few(evidence.locked)}, but each job sees a copy of its own there, so no other job waits for it; "
+            f"locked {few(evidence.locked)}, but each job sees a copy of its own there, so no other job waits for it; "
             f"{_SHARE_FILES} to rule {spec.rule} (or resources: lock=1, and start with --resources lock=1)"
         )
     if evidence.refusals and evidence.exit_code == 0 and not evidence.missing and outcome is not Outcome.DISK:
@@ -331,7 +337,7 @@ def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, inputs_spoilt
 def _lost(left: Sequence[tuple[str, int]]) -> str:
     names = [f"{path} ({show_bytes(size)})" if size else path for path, size in left]
     return (
-        f"left {_few(names)}, which went with its private /tmp; "
+        f"left {few(names)}, which went with its private /tmp; "
         "what other jobs need must be an output, with temp() if only they need it"
     )
 
@@ -341,29 +347,29 @@ def _undeclared(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Itera
     undone = (*evidence.deleted, *(harm.path for harm in evidence.harms))
     if outcome is not Outcome.SUCCEEDED:
         if undone:
-            yield f"changed or deleted {_few(undone)}; Forge left that as before"
+            yield f"changed or deleted {few(undone)}; Forge left that as before"
         return
     dropped = spec.files.undeclared is Undeclared.DISCARD
     if evidence.undeclared:
         fate = "were dropped" if dropped else "were kept"
-        declared = _declaration(evidence.undeclared, spec.wildcards)
+        declared = _declaration(evidence.undeclared, spec.wildcards, directories=evidence.directories)
         add = f"; add to rule {spec.rule}: {declared}" if declared else ""
-        yield f"wrote {_few(evidence.undeclared)}, which it does not declare and which {fate}{add}"
+        yield f"wrote {few(evidence.undeclared)}, which it does not declare and which {fate}{add}"
     if undone and dropped:
-        yield f"changed or deleted {_few(undone)}, which it does not declare: dropped (undeclared=discard)"
+        yield f"changed or deleted {few(undone)}, which it does not declare: dropped (undeclared=discard)"
     elif undone:
-        yield f"deleted {_few(undone)}, which jobs of this workflow had made"
+        yield f"deleted {few(undone)}, which jobs of this workflow had made"
     if evidence.left_out:
-        yield f"{_few(evidence.left_out)} cannot be kept, and was left out"
+        yield f"{few(evidence.left_out)} cannot be kept, and was left out"
 
 
 def kept(what: str, directory: str, places: Sequence[str], left_out: Sequence[tuple[str, int]]) -> tuple[str, ...]:
     """Say what was kept of a failed job, under numbers in its job directory, and what was not."""
     numbered = [f"{number} is {place}" for number, place in enumerate(places, 1)]
-    said = [f"{what} is kept in {directory}: {_few(numbered)}"] if places else []
+    said = [f"{what} is kept in {directory}: {few(numbered)}"] if places else []
     if left_out:
         largest = [f"{place} ({show_bytes(size)})" for place, size in left_out]
-        said.append(f"{what} was too much to keep all of it: dropped were {_few(largest)}")
+        said.append(f"{what} was too much to keep all of it: dropped were {few(largest)}")
     return tuple(said)
 
 
@@ -406,28 +412,22 @@ def _although(*, exited_well: bool) -> str:
 
 
 def _writing(writers: Sequence[Writer], did: str) -> str:
-    return _few([f"the process {writer.process} {did} {writer.file}" for writer in writers])
+    return few([f"the process {writer.process} {did} {writer.file}" for writer in writers])
 
 
-def _few(names: Sequence[str], separator: str = ", ") -> str:
-    shown = separator.join(_shortened(printable(name)) for name in names[:_SHOWN])
-    return shown + (f"{separator}… ({len(names)} in all)" if len(names) > _SHOWN else "")
-
-
-def _shortened(name: str) -> str:
-    """Return the beginning and the end of a very long name, as of thousands of directories in each other."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
-
-
-def _declaration(names: Sequence[str], wildcards: Mapping[str, str], form: str = "{}") -> str:
-    """Return the text to paste into a rule; "" if no output of the rule can have such a name.
+def _declaration(
+    names: Sequence[str], wildcards: Mapping[str, str], form: str = "{}", directories: Collection[str] = ()
+) -> str:
+    """Return the text to paste into a rule; "" if no output of the rule can have such a name, or there are too many.
 
     Args:
         form: the function of Snakemake that is around each name.
+        directories: those that are directories.
     """
-    fitting = [name for name in names if can_be_declared(name) and len(name) <= _LONGEST_NAME]
-    fitting = [name for name in fitting if not lacking(name, wildcards)]
-    patterns = dict.fromkeys(with_wildcards(name, wildcards) if wildcards else name for name in fitting)
-    names = [python_string(pattern) for pattern in [*patterns][:_SHOWN]]
-    shown = [form.format(name) for name in names]
-    return f"output: {', '.join(shown)}" if shown else ""
+    fitting = [name for name in names if can_be_declared(name) and len(name) <= LONGEST_NAME]
+    lines: dict[str, None] = {}
+    for name in fitting:
+        if not lacking(name, wildcards):
+            pattern = python_string(with_wildcards(name, wildcards) if wildcards else name)
+            lines[f"directory({pattern})" if name in directories else form.format(pattern)] = None
+    return f"output: {', '.join(lines)}" if 0 < len(lines) <= _MOST_DECLARED else ""

@@ -3,8 +3,8 @@
 With ``redirect_dir=on`` (overlayfs.rst), rename(2) of a directory that was there before the job leaves in the layer a
 directory with the attribute ``trusted.overlay.redirect``, which names its old place, and in it only what the job has
 changed since. What it has not changed is linked into it here, so that all the rest of Forge meets a directory as if
-the job had made it, and its deletion at the old place. An ordinary user has no such attributes: there a rename of a
-directory fails with EXDEV, and the verdict says what to do (see supervisor/refusals.py).
+the job had made it, and its deletion at the old place. An ordinary user has no such attributes: see
+sandbox/renames.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..spec.outcome import judge
 from ..spec.verdict import Evidence, Outcome, Usage, Verdict
 from ..staging.pending import entry_path
 from .prepared import Tools
-from .refusals import full_by
+from .space import full_by
 
 
 def write(record: JobDirectory, spec: LaunchSpec, verdict: Verdict) -> Verdict:

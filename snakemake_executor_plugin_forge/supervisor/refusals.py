@@ -31,13 +31,11 @@ from ..spec.file_policy import PRIVATE_DIRECTORIES, below
 from ..spec.job import FilePolicy, LaunchSpec, Network
 from ..spec.verdict import Refusal, RefusalKind
 from ..spec.wildcards import without_wildcards
+from .space import FULL, full_file_systems, mount_point, without_quota
 
 _MOST = 3
 _WRITING = (errno.EROFS, errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EOVERFLOW)
 _NO_SERVICE = (errno.ECONNREFUSED, errno.ENOENT, errno.EACCES, errno.EPERM)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_BYTES = 1 << 16
-_FULL_FILES = 4  # inodes
 _LONGEST_NAME = 1000
 _KERNEL = ("/proc", "/sys", "/dev")
 _LIKELIEST = tuple(RefusalKind)
@@ -54,7 +52,8 @@ def find(
         staged_at: directories where its files are until they are published.
     """
     host = _Host(spec, removed)
-    found = dict.fromkeys((*full_file_systems(staged_at), *host.confirmed(text)))
+    full = (*full_file_systems(staged_at), *without_quota(staged_at))
+    found = dict.fromkeys((*full, *host.confirmed(text)))
     if not found and exit_code != 0:
         read_only = any(complaint.error == errno.EROFS for complaint in complaints(text))
         found.update(dict.fromkeys(host.suspected(read_only=read_only, silent=not text.strip())))
@@ -74,32 +73,6 @@ def cut_off(spec: LaunchSpec, text: str) -> str | None:
     if complaint is None:
         return None
     return next((name for name in complaint.names if name.startswith("/") and name.isprintable()), "")
-
-
-def full_file_systems(directories: Collection[str]) -> Iterator[Refusal]:
-    """Yield the file systems of some directories that have no space left, or no inodes: statvfs(3)."""
-    for directory in directories:
-        with suppress(OSError):
-            status = os.statvfs(directory)
-            blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
-            no_space = status.f_blocks and blocks * status.f_frsize < _FULL_BYTES
-            if no_space or (status.f_files and status.f_favail < _FULL_FILES):
-                yield Refusal(RefusalKind.FULL, _mount_point(directory), errno.ENOSPC)
-
-
-def full_by(error: OSError, directory: str) -> tuple[Refusal, ...]:
-    """Return what a failed system call of Forge says of a full file system: nothing, or the file system."""
-    if error.errno not in _FULL:
-        return ()
-    return (Refusal(RefusalKind.FULL, _mount_point(os.path.dirname(error.filename or "") or directory), error.errno),)
-
-
-def _mount_point(path: str) -> str:
-    """The nearest mount point around a path."""
-    path = os.path.realpath(path)
-    while not os.path.ismount(path):
-        path = os.path.dirname(path)
-    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +122,7 @@ class _Host:
             return Refusal(RefusalKind.CAPABILITIES, "", complaint.error)
         if complaint.error in (errno.ENETUNREACH, errno.ECONNREFUSED) and spec.network is Network.OFF:
             return Refusal(RefusalKind.NETWORK, "", complaint.error)
-        if complaint.error in _FULL:
+        if complaint.error in FULL:
             limited = "inotify" in complaint.line.lower()  # has a limit of its own, and the same number: inotify(7)
             return None if limited else Refusal(RefusalKind.FULL, self._full(complaint.names), complaint.error)
         if complaint.error in _NO_SERVICE and (socket := self._socket(complaint)):
@@ -171,7 +144,7 @@ class _Host:
         place = next(filter(os.path.isdir, places), self.spec.workdir)
         if below(place, "/dev/shm"):  # noqa: S108
             return "/dev/shm"  # noqa: S108
-        return _mount_point(self.spec.scratch_base if any(below(place, one) for one in PRIVATE_DIRECTORIES) else place)
+        return mount_point(self.spec.scratch_base if any(below(place, one) for one in PRIVATE_DIRECTORIES) else place)
 
     def _named(self, name: str, error: int) -> Refusal | None:
         if not name or "\0" in name or len(name) > os.pathconf("/", "PC_PATH_MAX"):
@@ -346,7 +319,7 @@ def _translations(environment: Mapping[str, str]) -> dict[int, str]:
     name = setting.get("LC_ALL") or setting.get("LC_MESSAGES") or setting.get("LANG") or "C"
     if name in ("C", "POSIX") or name.startswith("C.") or (name.startswith("en_") and not setting.get("LANGUAGE")):
         return {}
-    numbers = (*_WRITING, *_FULL, errno.ENOENT, errno.ECONNREFUSED, errno.ENETUNREACH)
+    numbers = (*_WRITING, *FULL, errno.ENOENT, errno.ECONNREFUSED, errno.ENETUNREACH)
     before = locale.setlocale(locale.LC_MESSAGES)
     try:
         locale.setlocale(locale.LC_MESSAGES, name)

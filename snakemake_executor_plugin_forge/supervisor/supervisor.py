@@ -35,7 +35,8 @@ from .lifecycle import JobState
 from .prepared import PreparedAttempt, Tools, prepare
 from .process_group import Processes
 from .recording import keep, not_started, unrecorded, write
-from .refusals import cut_off, find, full_by, full_file_systems
+from .refusals import cut_off, find
+from .space import full_by, full_file_systems, ignored
 
 _LAST_WALK_SECONDS = 0.5
 _KERNEL_LOG_BYTES = 1 << 16
@@ -235,6 +236,7 @@ def _evidence(
         missing=tuple(found.missing),
         rejected=tuple(found.rejected),
         undeclared=tuple(named(path) for path in found.undeclared.written()),
+        directories=frozenset(named(move.place) for move in found.undeclared.moves if _is_directory(move.source)),
         deleted=tuple(named(path) for path in found.undeclared.deleted()),
         harms=tuple(harm._replace(path=named(harm.path)) for harm in found.undeclared.harms),
         left_out=tuple(named(path) for path in found.undeclared.left_out),
@@ -244,6 +246,10 @@ def _evidence(
         inputs_changed=prepared.files.inputs_changed(),
         stderr_tail=prepared.streams[1].tail(),
     )
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def _left_in_tmp(prepared: PreparedAttempt) -> tuple[tuple[str, int], ...]:
@@ -310,7 +316,8 @@ class _EndedAttempt:
             return ended, ended._judge(ended.evidence)
         if not verdict.ok:
             return ended, verdict
-        if full := tuple(full_file_systems(self._staged_at())):  # whoever wrote last may have ignored it
+        layers = [layer.upper for layer in self.prepared.inside.layers]
+        if full := ignored(self._staged_at(), layers, (move.source for move in self.files.found.outputs)):
             ended = replace(self, evidence=replace(self.evidence, refusals=full))
             return ended, ended._judge(ended.evidence)
         found, evidence = self.files.inspect(self.seconds), self.evidence

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.kernel import tree
+from snakemake_executor_plugin_forge.sandbox.renames import MOST_BYTES
 
 from .. import ordinary
 from ..conftest import forge, run, wait_until
@@ -73,28 +74,14 @@ NAMES = Case("names", f"""
     """)
 
 
-def _cases(user: str) -> list[Case]:
-    """An ordinary user's overlay renames no directory that was there: a program that does not copy instead fails."""
-    refused = Case("renamed", """
-        rule @_first:
-            output: "@/first"
-            shell: "mkdir @/r; echo 1 > @/r/one; echo > {output}"
-        rule @_moved:
-            input: "@/first"
-            output: "@/moved"
-            shell: "mv @/r @/s; echo > {output}"
-        """)
-    return [RENAMED if user == "root" else refused, NAMES]
-
-
 @pytest.fixture(scope="module", params=USERS)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    return Both.run(tmp_path_factory.mktemp("trees"), _cases(request.param), user=request.param)
+    return Both.run(tmp_path_factory.mktemp("trees"), [RENAMED, NAMES], user=request.param)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["renamed", "names"])
-def test_the_files_are_those_of_local(both: Both, number: int, request: pytest.FixtureRequest) -> None:
-    case = _cases(request.node.callspec.params["both"])[number]
+def test_the_files_are_those_of_local(both: Both, number: int) -> None:
+    case = (RENAMED, NAMES)[number]
     both.check(case)
     for words in (["jobs"], ["why"], ["verify"], ["report", "--output", "r.html"], ["audit"], ["gc", "--dry-run"], ["logs", f"{case.name}_first"]):
         done = forge(both.forge.directory, *words)
@@ -102,9 +89,10 @@ def test_the_files_are_those_of_local(both: Both, number: int, request: pytest.F
 
 
 def test_a_rename_that_is_refused_names_the_line_that_allows_it(workdir: Path) -> None:
-    """As an ordinary user; and nobody's directory, which a job of root may not rename either, is where it was."""
+    """As an ordinary user, for a large one; and nobody's directory, which a job of root may not rename either, is where it was."""
     (workdir / "theirs").mkdir()
-    (workdir / "theirs" / "file").write_text("x")
+    (workdir / "theirs" / "file").touch()
+    os.truncate(workdir / "theirs" / "file", MOST_BYTES + 1)
     (workdir / "Snakefile").write_text("""
 rule all:
     output: "out"

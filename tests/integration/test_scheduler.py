@@ -38,6 +38,7 @@ WORKFLOW = """
         shell: "touch {output}"
 
     rule begin:
+        input: "Snakefile"  # larger than what it makes
         output: temp("{i}.begun")
         resources: token=2
         shell: "echo {wildcards.i} > {output}"
@@ -104,7 +105,7 @@ def test_all_that_a_scheduler_has_to_mind(workdir: Path, executor: str) -> None:
     begun = [*_begun(first), *_begun(second)]
     assert {rule: begun.count(rule) for rule in set(begun)} == {
         "all": 1, "plain": 3, "urgent": 3, "begin": 3, "chain": 3, "flaky": 2, "into_pipe": 1, "from_pipe": 1, "find": 1, "use": 2,
-        "gather": 1, "big": 1}
+        "gather": 1, "big": 1}, first.output + second.output
     assert (workdir / "found.txt").read_text().split() == ["used-a.txt", "used-b.txt"]
     assert (workdir / "piped.txt").read_text() == "through\n"
     for number in range(3):  # each temporary file was used before the next was made

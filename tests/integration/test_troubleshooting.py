@@ -1,16 +1,21 @@
-"""docs/how-to/troubleshooting.md: jobs, and evidence of what takes longer to provoke, show each text that a user may look for there."""
+"""docs/how-to/troubleshooting.md: jobs show each text that a user may look for there.
+
+But for one, which takes ten minutes to provoke: a process that still writes an output long after its command has ended.
+"""
 
 from __future__ import annotations
 
 import re
+import socket
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.spec import words
-from snakemake_executor_plugin_forge.spec.verdict import Cause, Oom, OomScope, Refusal, RefusalKind, Writer, WritesTo
+from snakemake_executor_plugin_forge.spec.verdict import Writer, WritesTo
 
+from .. import killer
 from ..conftest import run, write_workflow
 from ..unit.test_outcome import judged
 
@@ -75,15 +80,78 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
         done = run(place, "-j4", "-k", *rules, env={"FIRST_TOKEN": "1"})
     assert [a["rule"] for a in done.attempts() if a["outcome"] == "succeeded"] == ["beside"]
     large = run(place, "-j1", "--set-resources", "tool:mem_mb=99999999", "--", "tool.out")
-    agent = Refusal(RefusalKind.SOCKET, "/run/docker.sock")
-    verdicts = [
-        judged(oom_kills=1, oom=Oom(OomScope.RUN)), judged(timed_out=True, exit_code=None), judged(pids_hits=4, exit_code=1),
-        judged(exit_code=1, refusals=(Refusal(RefusalKind.FULL, "/data"),)), judged(exit_code=1, refusals=(agent,)),
-        judged(exit_code=1, log_tail="java.lang.OutOfMemoryError: Java heap space"), judged(inputs_changed=("a.bam",)), judged(setup_error="mount: no", exit_code=None),
-        judged(writers=(Writer("tee", "a.log", WritesTo.OUTPUT),), truncated=True),
-    ]
-    texts = [verdict.reason for verdict in verdicts] + [words.unseen(Cause.SUPERVISOR_KILLED).happened]
-    return "\n".join([done.output, large.output, *texts, *(note for a in done.attempts() for note in a["notes"])])
+    writes = judged(writers=(Writer("tee", "a.log", WritesTo.OUTPUT),), truncated=True).reason
+    notes = [note for a in done.attempts() for note in a["notes"]]
+    return "\n".join([done.output, large.output, _said_where_limits_are_tight(tmp_path_factory.mktemp("limits")), writes, *notes])
+
+
+TIGHT = r"""
+    rule endless:
+        output: "endless.out"
+        shell: "sleep 1000"
+    rule hog:
+        output: "hog.out"
+        resources: runtime=30
+        shell: "python3 -c 'x = bytearray(900 * 2**20)'; touch {output}"
+    rule forks:
+        output: "forks.out"
+        resources: runtime=30
+        shell: "for i in {{1..60}}; do sleep 5 & done; wait; exit 1"
+    rule heap:
+        output: "heap.out"
+        log: "heap.log"
+        resources: runtime=30
+        shell: "echo 'java.lang.OutOfMemoryError: Java heap space' > {log}; exit 1"
+    rule full:
+        output: "small/full.out"
+        resources: runtime=30
+        shell: "head -c 9M /dev/zero > {output}"
+    rule reads:
+        input: "shared.txt"
+        output: "reads.out"
+        resources: runtime=30
+        shell: "cat {input} > {output}; until ! cmp -s {input} {output}; do sleep 0.1; done"
+    rule changes:
+        output: "changes.out"
+        resources: runtime=30, forge_files="open"
+        shell: "for i in {{1..40}}; do echo more >> shared.txt; sleep 0.2; done; touch {output}"
+    rule nowhere:
+        output: "nowhere.out"
+        resources: runtime=30, tmpdir="/proc"
+        shell: "touch {output}"
+    rule shot:
+        output: "shot.out"
+        resources: runtime=30
+        shell: "touch {output}"
+    rule agent:
+        output: touch("agent.out")
+        resources: runtime=30
+        shell: "python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"OUT/agent\")'"
+    rule pipe:
+        output: "pipe.out"
+        resources: runtime=30
+        shell: "yes | head -n 1 > {output}"
+"""
+
+
+def _said_where_limits_are_tight(place: Path) -> str:
+    """What is said of jobs that reach limits of the run, in which a supervisor is killed and a file system is full."""
+    (place / "small").mkdir()
+    (place / "shared.txt").write_text("a\n")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "none", str(place / "small")], check=True)
+    try:
+        with tempfile.TemporaryDirectory(dir="/opt") as out, socket.socket(socket.AF_UNIX) as agent:
+            agent.bind(f"{out}/agent")
+            agent.listen()
+            write_workflow(place, TIGHT.replace("OUT", out))
+            outputs = [name.replace("full.out", "small/full.out") for name in (f"{rule}.out" for rule in re.findall(r"rule (\w+)", TIGHT))]
+            env = killer.environment("supervisor:looked through:shot") | {"SSH_AUTH_SOCK": f"{out}/agent"}
+            limits = ("--forge-wall", "4s", "--forge-run-memory", "400MiB", "--forge-pids", "40")
+            done = run(place, "-j12", "-k", *limits, "--", *outputs, env=env)
+    finally:
+        subprocess.run(["umount", "-l", str(place / "small")], check=True)
+    assert [a["rule"] for a in done.attempts() if a["outcome"] == "succeeded"] == ["changes"], done.output
+    return done.output
 
 
 @pytest.mark.parametrize("symptom", SYMPTOMS)

@@ -10,14 +10,16 @@ import os
 import re
 import select
 import tempfile
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.analysis.charts import plotly_source
 from snakemake_executor_plugin_forge.analysis.explain import Told, explain, summary_after_failure
 from snakemake_executor_plugin_forge.analysis.notes import Notes
 from snakemake_executor_plugin_forge.cli.main import main
@@ -160,6 +162,29 @@ def _evidence(name: str, kind: int) -> dict[str, object]:
     return kinds[kind]
 
 
+class _Parts(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: set[str] = set()
+        self.links: list[str] = []
+        self.data = ""
+        self._in_data = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+        self.links += [value or "" for name, value in attrs if name == "href"]
+        self._in_data = ("id", "data") in attrs
+
+    def handle_data(self, data: str) -> None:
+        self.data += data if self._in_data else ""
+        self._in_data = False
+
+
 KINDS = 10
 COMMANDS = (
     ["jobs"], ["jobs", "--failed"], ["why", "call"], ["logs", "call"], ["audit"], ["verify"], ["gc", "-n", "--keep-runs", "0", "--compact-after", "1s"],
@@ -172,7 +197,7 @@ COMMANDS = (
 @example("\x1b]52;c;Zm9v\x07\n\x9b2J\udc9b\u202e", "\x1b]0;t\x07\x9b2J\u202e", 5, True)
 @example('x"\nrule y: #', "\x1b[2J", 4, False)
 def test_no_command_passes_orders_on(name: str, said: str, kind: int, is_terminal: bool) -> None:
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(prefix="\"'><img src=x onerror=y>&") as directory:
         place = Path(directory)
         safe = said.encode("utf-8", "replace").decode()
         made = [
@@ -190,9 +215,15 @@ def test_no_command_passes_orders_on(name: str, said: str, kind: int, is_termina
             text = _said(place, words, is_terminal=is_terminal)
             assert harmless(text), words
             json.loads(text)
-        page = _said(place, ["report", "-o", "-"], is_terminal=is_terminal).replace(plotly_source(), "")
+        table = _said(place, ["report", "--tsv"], is_terminal=is_terminal).splitlines()
+        assert len(table) == 3 and len({line.count("\t") for line in table}) == 1
+        page = _said(place, ["report", "-o", "-"], is_terminal=is_terminal)
         assert all(char.isprintable() or char in "\n\t" for char in page)
-        assert "<script>alert" not in page
+        parts = _Parts(page)
+        assert parts.tags["script"] == 2 and not parts.tags.keys() & {"img", "iframe", "object", "embed", "base"}
+        assert not [name for name in parts.attributes if name.startswith("on") or name in ("style", "src", "srcdoc", "action")]
+        assert all(link.startswith(("#", "data:,")) for link in parts.links)
+        assert len(json.loads(parts.data)["rows"]) == 2
 
 
 @settings(max_examples=200, deadline=None)
@@ -200,14 +231,15 @@ def test_no_command_passes_orders_on(name: str, said: str, kind: int, is_termina
 def test_no_message_of_a_run_passes_orders_on(name: str, said: str, kind: int) -> None:
     values = {"exit_code": 0, "signal": None, "error": None, **_evidence(name, kind)}
     verdict: Verdict = judge(Evidence(stderr_tail=said, **values), spec("00001-call", None), Usage(), "", 1.0)  # type: ignore[arg-type]
-    assert all(harmless(line, "\t") for line in _message(verdict)), _message(verdict)
+    lines = _message(verdict, SimpleNamespace(is_group=lambda: True))
+    assert all(harmless(line, "\t") for line in lines), lines
     record = {**encode(verdict), "rule": "call", "wildcards": {"s": name}}
     assert harmless(summary_after_failure([record], 0, ""))
     explain(record, Told(said))
     notes = Notes()
     notes.add("call", {"s": name}, verdict.notes)
     assert all(harmless(line) for line in notes.lines()), list(notes.lines())
-    pasted = [line for text in (verdict.reason, verdict.remedy, *verdict.notes) for line in re.findall(r"output: (\".*?\")(?:,|$| to)", text)]
+    pasted = [line for text in (verdict.reason, verdict.remedy, *verdict.notes) for line in re.findall(r'output: ("(?:[^"\\]|\\.)*")', text)]
     for literal in pasted:
         assert not {"{", "}"} & set(ast.literal_eval(literal)), "a wildcard that the rule does not have"
 

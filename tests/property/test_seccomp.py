@@ -154,7 +154,8 @@ def test_a_supervisor_is_notified_of_appends_and_exclusive_locks(abi: str, numbe
         name = notified_call(call, architecture)
         pointer = 2**32 - 1
         kinds = {None: (0, 0), "open": (1, os.O_APPEND), "openat": (2, os.O_APPEND), "flock": (1, 2), "fcntl": (1, 0), "fcntl64": (1, 0),
-                 "mkdir": (0, pointer), "mkdirat": (1, pointer), "link": (0, pointer), "linkat": (1, pointer)}
+                 "mkdir": (0, pointer), "mkdirat": (1, pointer), "link": (0, pointer), "linkat": (1, pointer),
+                 "rename": (0, pointer), "renameat": (1, pointer), "renameat2": (1, pointer)}
         position, bits = kinds[name]
         is_lock = name in ("fcntl", "fcntl64") and values[position] & 0xFFFFFFFF in (7, 14, 38)
         wanted = 0x7FC00000 if values[position] & bits or is_lock else expected(abi, False, call, values)

@@ -205,14 +205,12 @@ def test_a_command_loads_only_what_it_needs() -> None:
             "print('\\nLOADED', *sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = done.stdout.partition("LOADED")[2].split()
-    heavy = {"rich", "snakemake", "jinja2", "plotly", "prometheus_client", "rocrate", "argcomplete", "psutil"}
+    heavy = {"rich", "snakemake", "jinja2", "prometheus_client", "rocrate", "argcomplete", "psutil"}
     assert not heavy & set(loaded)
     assert "snakemake_executor_plugin_forge.cli.doctor" not in loaded
 
 
 @pytest.mark.parametrize(("words", "library", "extra"), [
-    (["report"], "plotly", "report"),
-    (["report"], "jinja2", "report"),
     (["metrics"], "prometheus_client", "metrics"),
     (["provenance", "crate"], "rocrate", "provenance"),
 ])

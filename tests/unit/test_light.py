@@ -44,6 +44,13 @@ def test_the_scheduler_loads_nothing_of_the_executor() -> None:
     assert "snakemake" not in loaded
 
 
+def test_the_logger_loads_nothing_of_the_executor_before_the_first_message() -> None:
+    loaded = _modules("from snakemake_logger_plugin_forge import LogHandler, LogHandlerSettings")
+    ours = {n.removeprefix("snakemake_logger_plugin_forge") for n in loaded if "plugin_forge" in n}
+    assert ours == {"", ".handler", ".settings"}
+    assert not loaded & {"snakemake", "rich", "sqlite3"}
+
+
 def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
     loaded = _modules("import snakemake_executor_plugin_forge.cli.main")
     assert "snakemake" not in loaded
@@ -52,7 +59,7 @@ def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
 
 def test_where_jobs_are_started_nothing_is_loaded_that_only_reads_records() -> None:
     loaded = _modules("import snakemake_executor_plugin_forge.run.engine, snakemake_executor_plugin_forge.supervisor.supervisor")
-    heavy = {"sqlite3", "gzip", "rich", "jinja2", "plotly", "prometheus_client", "rocrate", "argcomplete"}
+    heavy = {"sqlite3", "gzip", "rich", "jinja2", "prometheus_client", "rocrate", "argcomplete"}
     assert not heavy & {name.split(".")[0] for name in loaded}
 
 

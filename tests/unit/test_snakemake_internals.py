@@ -23,6 +23,7 @@ SECONDS = 0.2
 @pytest.mark.parametrize(("owner", "name"), [
     (Job, "remove_existing_output"), (Job, "cleanup"), (Job, "non_derived_params"), (PersistenceBase, "finished"),
     (JobScheduler, "_schedule_reevalutation"), (JobScheduler, "_finish_jobs"), (Rule, "is_template_engine"),
+    (JobScheduler, "job_selector"), (JobScheduler, "_handle_error"), (Job, "is_pipe_or_service_input"),
 ])
 def test_snakemake_has_each_part_that_all_versions_have(owner: type, name: str) -> None:
     assert hasattr(owner, name)

@@ -31,6 +31,13 @@ def test_the_last_attempt_of_each_job_counts() -> None:
     assert entry.writes == {"calls/{s}.idx": 2}
 
 
+def test_what_several_jobs_of_a_rule_made_is_for_expand_and_directories_are_marked() -> None:
+    made = [_record("map", {"s": s}, [], []) | {"outputs": [{"path": f"map/{s}.bam"}]} for s in "BA"]
+    (entry,) = undeclared([*made, _record("sum", {}, ["map/A.bam", "map/B.bam", "x"], ["d", "e"])], {"d"}.__contains__)
+    assert entry.expanded == {"map/{s}.bam": {"map/A.bam": {"s": "A"}, "map/B.bam": {"s": "B"}}}
+    assert entry.directories == {"d"}
+
+
 @pytest.mark.parametrize(
     ("path", "wildcards", "expected"),
     [

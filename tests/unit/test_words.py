@@ -89,7 +89,7 @@ def _all_verdicts(root: Path) -> Iterator[Verdict]:
     yield judge(Evidence(0, None, None, undeclared=("a",)), violating, Usage(), "", 1.0)
     evidence += [{"exit_code": 1, "refusals": (Refusal(kind, "/x"),)} for kind in RefusalKind]
     evidence += [{"truncated": True, "writers": (Writer("gzip", "a", WritesTo.OUTPUT),)}]
-    evidence += [{"missing": ("a",)}, {"rejected": ("b",)}, {"inputs_changed": ("c",)}, {"undeclared": ("d",), "harms": (Harm("e", HarmKind.CHANGED), Harm("f", HarmKind.DELETED))}]
+    evidence += [{"exit_code": 141}, {"missing": ("a",)}, {"rejected": ("b",)}, {"inputs_changed": ("c",)}, {"undeclared": ("d",), "harms": (Harm("e", HarmKind.CHANGED), Harm("f", HarmKind.DELETED))}]
     yield from (judged(**values) for values in evidence)
     yield from (lost(SPEC, cause, "one", "two") for cause in LOST)
     job = replace(SPEC, job_dir=str(root / "never"))
@@ -161,4 +161,7 @@ def test_nothing_is_decided_by_a_sentence(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_name_of_thousands_of_directories_is_shown_short() -> None:
     deep = "top/" + "d/" * 5000 + "end"
     note = " ".join(judge(Evidence(0, None, None, undeclared=(deep, "plain")), replace(SPEC, wildcards={}), Usage(), "", 1.0).notes)
+    names = ("a_data", *(f"x{number}" for number in range(7)))
+    every = " ".join(judge(Evidence(0, None, None, undeclared=names, directories=frozenset(names[:1])), replace(SPEC, wildcards={}), Usage(), "", 1.0).notes)
+    assert 'output: directory("a_data"), "x0", "x1"' in every and '"x6"' in every, "all of them, as they can be pasted"
     assert len(note) < 1000 and "top/d/" in note and "d/end" in note and 'output: "plain"' in note, note
