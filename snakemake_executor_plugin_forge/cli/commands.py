@@ -16,7 +16,7 @@ COMMANDS = {
     "shell": "open a prompt in a sandbox like that of a job: its files, limits and environment",
     "audit": "list the files that rules use without declaring them, as lines for the Snakefile",
     "advise": "suggest the resources of rules, from the usage of their jobs",
-    "top": "watch running jobs: memory and CPU against their limits, newest line of their logs",
+    "top": "watch a run: jobs done and pending, ETA; of each running job memory, CPU, and newest line of its logs",
     "report": "write one self-contained HTML page about a run, or a table of its attempts",
     "runtimes": "list, build and check the environments of the catalog",
     "metrics": "print OpenMetrics text of all runs, or a dashboard for Grafana",

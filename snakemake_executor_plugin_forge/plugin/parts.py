@@ -17,7 +17,9 @@ from ..spec.catalog import with_defaults
 from .config import to_config
 from .groups import Group
 from .left_modules import left_modules
+from .output_cache import ask_cache
 from .run_blocks import RunBlockStarts
+from .run_plan import RunPlan
 from .run_wrapper import CallRunner
 from .settings import ExecutorSettings
 from .snakemake_internals import forget_failures
@@ -35,8 +37,10 @@ __all__ = [
     "Notes",
     "RefusedError",
     "RunBlockStarts",
+    "RunPlan",
     "RunRequest",
     "Submitter",
+    "ask_cache",
     "check_store",
     "explain",
     "forget_failures",

@@ -44,6 +44,13 @@ def test_the_scheduler_loads_nothing_of_the_executor() -> None:
     assert "snakemake" not in loaded
 
 
+def test_the_logger_loads_nothing_of_the_executor_before_the_first_message() -> None:
+    loaded = _modules("from snakemake_logger_plugin_forge import LogHandler, LogHandlerSettings")
+    ours = {n.removeprefix("snakemake_logger_plugin_forge") for n in loaded if "plugin_forge" in n}
+    assert ours == {"", ".handler", ".settings"}
+    assert not loaded & {"snakemake", "rich", "sqlite3"}
+
+
 def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:
     loaded = _modules("import snakemake_executor_plugin_forge.cli.main")
     assert "snakemake" not in loaded
