@@ -176,6 +176,7 @@ class Executor(_InnerSnakemake):
         threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
         self._run = _Run(engine, submitter, threads, crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
+        parts.protect_only_own()
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         submitter.check(jobs)
         deployment.open(jobs, engine)

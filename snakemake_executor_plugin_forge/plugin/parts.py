@@ -20,7 +20,7 @@ from .left_modules import left_modules
 from .run_blocks import RunBlockStarts
 from .run_wrapper import CallRunner
 from .settings import ExecutorSettings
-from .snakemake_internals import forget_failures
+from .snakemake_internals import forget_failures, protect_only_own
 from .software import Deployment
 from .submission import Submitter
 
@@ -43,6 +43,7 @@ __all__ = [
     "leave_crate",
     "left_modules",
     "make_sparse",
+    "protect_only_own",
     "to_config",
     "with_defaults",
 ]

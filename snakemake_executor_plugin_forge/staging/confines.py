@@ -135,8 +135,8 @@ def in_words(directory: str, workdir: str) -> str:
     which = f"its outputs {few(outputs)}" if outputs else "its outputs"
     return (
         f"the journal of a job that was ended while it published is damaged, so it is unknown which of {which} are in "
-        f"their places. Nothing was changed: one version of each is at its place, the other in {directory}. Run its rule "
-        "again with --forcerun, or move the files yourself; then remove that directory."
+        f"their places. Nothing was changed: one version of each is at its place, the other in {directory}. Run its "
+        "rule again with --forcerun, or move the files yourself; then remove that directory."
     )
 
 
