@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,bench]'
 # pip does not compile what is editable, and each run starts processes that import it.
-	$(BIN)/python -m compileall -q snakemake_executor_plugin_forge snakemake_scheduler_plugin_forge tests
+	$(BIN)/python -m compileall -q snakemake_*_plugin_forge tests
 	@touch $(DEMO_STAMP) $@
 
 # Who only wants to see the demo waits for no tools of development.

@@ -11,13 +11,17 @@ from pathlib import Path
 
 from bench.activation import Activation
 from bench.auditing import Auditing
+from bench.crowd import Crowd
+from bench.finished import Finished, ManyFiles
 from bench.machine import OtherLoad, machine
 from bench.memory import Memory
+from bench.peers import Peers
 from bench.process import BenchError, become_subreaper
 from bench.reading import Reading
 from bench.recording import Recording
 from bench.report import show
 from bench.results import TARGETS, Results
+from bench.scheduling import Scheduling
 from bench.settings import EXECUTORS, FULL, QUICK, Executor, Settings
 from bench.startup import Startup
 from bench.timed import Case, Heavy, LargeDag, Trivial
@@ -34,18 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(QUICK if options.quick else FULL, options.cores, options.rounds, options.timeout)
     results = Results()
     others = OtherLoad()
+    notes: dict[str, str] = {}
     error = None
     try:
         executors = _executors(options.executors)
         cases = _cases(settings, options.only)
         become_subreaper()
         with tempfile.TemporaryDirectory(prefix="forge-bench-") as root:
-            _measure(cases, executors, Workspace(Path(root), settings), results)
+            _measure(cases, executors, Workspace(Path(root), settings, notes), results)
     except BenchError as failure:
         error = str(failure)
     about = {**machine(), "other_load_cores": round(others.cores(), 2)}
-    _write_json(options.json, {"machine": about, "settings": asdict(settings), "error": error}, results)
+    run: dict[str, object] = {"machine": about, "settings": asdict(settings), "error": error, "notes": notes}
+    _write_json(options.json, run, results)
     show(results, settings.sizes)
+    for what, why in notes.items():
+        print(f"{what}: not measured, because {why}")
     print(f"Other processes kept {about['other_load_cores']} of {about['cores']} cores busy meanwhile.")
     print(f"{options.json}: all samples" + (" (--quick: sizes too small for a verdict)" * options.quick))
     if error:
@@ -113,6 +121,11 @@ def _cases(settings: Settings, only: list[str] | None) -> list[Case]:
         Reading(sizes.attempts),
         Recording(),
         Verification(),
+        Peers(sizes.sandboxes),
+        Crowd(sizes.crowd, sizes.crowd_seconds),
+        Finished(sizes.finished),
+        ManyFiles(sizes.file_jobs, sizes.files),
+        Scheduling(sizes.schedule, sizes.schedule_greedy, sizes.schedule_ilp),
         Startup(-(-sizes.start_pairs // settings.rounds)),
     ]
     return [case for case in cases if only is None or case.name in only]
@@ -136,7 +149,7 @@ def _measure(cases: list[Case], executors: list[Executor], workspace: Workspace,
 
 
 def _progress(label: str, case: str, executor: str, results: Results) -> None:
-    for metric, unit in (("wall_s", "s"), ("per_job_mb", "MB a job"), ("show_start_ms", "ms")):
+    for metric, unit in (("wall_s", "s"), ("shell_wall_s", "s"), ("per_job_mb", "MB a job"), ("show_start_ms", "ms")):
         values = results.values(case, executor, metric)
         if values:
             print(f"{label} {case} {executor}: {values[-1]:.2f} {unit}", file=sys.stderr, flush=True)

@@ -1,9 +1,11 @@
 """The results as tables, with rich if it is installed and as plain text otherwise."""
 
 from dataclasses import dataclass, field
+from statistics import median
 
+from bench.peers import FORGES, PEERS
 from bench.results import TARGETS, Results
-from bench.settings import LOCAL, Sizes
+from bench.settings import FORGE, LOCAL, Sizes
 
 NOTHING = "-"
 
@@ -21,8 +23,11 @@ def show(results: Results, sizes: Sizes) -> None:
     """Print all tables of what was measured, the targets last."""
     tables = [_timed_table(results, case, sizes) for case in ("shell", "run", "script", "heavy", "dag")]
     tables += [
+        _peers_table(results),
+        _crowd_table(results),
         _memory_table(results),
         _roles_table(results),
+        _schedule_table(results, sizes),
         _startup_table(results),
         _targets_table(results),
     ]
@@ -72,6 +77,26 @@ def _with_ratio(results: Results, case: str, name: str, metric: str, digits: int
     return [value, NOTHING if name == LOCAL else _number(results.to_local(case, name, metric), 2)]
 
 
+def _peers_table(results: Results) -> Table:
+    table = Table(
+        "sandbox: one around bash, set up and taken down", ["program", "wall ms", "over bare bash ms", "CPU ms"]
+    )
+    measured = results.samples.get("sandbox", {}).get(FORGE, {})
+    for name in ("bash", *FORGES, *PEERS):
+        if f"{name}_ms" in measured:
+            cells = [_number(median(measured[f"{name}{what}_ms"]), 1) for what in ("", "_added", "_cpu")]
+            table.rows.append([name, *cells])
+    return table
+
+
+def _crowd_table(results: Results) -> Table:
+    table = Table("crowd: sleeping jobs at once", ["executor", "jobs", "all run after s", "private MB", "for each"])
+    for name in results.samples.get("crowd", {}):
+        metrics = (("jobs", 0), ("all_run_s", 2), ("private_mb", 1), ("private_per_job_mb", 2))
+        table.rows.append([name, *(_number(results.median("crowd", name, what), digits) for what, digits in metrics)])
+    return table
+
+
 def _memory_table(results: Results) -> Table:
     many = results.median("memory", LOCAL, "jobs") or next(
         (results.median("memory", name, "jobs") for name in results.samples.get("memory", {})), None
@@ -97,6 +122,27 @@ def _roles_table(results: Results) -> Table:
             if label == "many" and role not in hidden:
                 sizes = (results.median("memory", name, f"{count}_{role}_mb") for count in ("one", "many"))
                 table.rows.append([f"{name}: {role}", *(_number(size, 1) for size in sizes)])
+    return table
+
+
+def _schedule_table(results: Results, sizes: Sizes) -> Table:
+    table = Table(
+        f"schedule: {sizes.schedule} independent jobs, and as many chains of three; -j 8; local is extrapolated",
+        ["jobs", "executor and scheduler", "wall s", "forge over it", "CPU s", "forge over it", "temporary files"],
+    )
+    if "schedule" not in results.samples:
+        return table
+    for workflow in ("shell", "chain"):
+        rows = [(LOCAL, "greedy", f"{workflow}_greedy"), (LOCAL, "ilp", f"{workflow}_ilp"), (FORGE, "forge", workflow)]
+        for executor, scheduler, key in rows:
+            cells = [workflow, f"{executor} {scheduler}"]
+            for kind, digits in (("wall_s", 0), ("cpu_s", 0)):
+                ratio = results.ratio(
+                    ("schedule", FORGE, f"{workflow}_{kind}"), ("schedule", executor, f"{key}_{kind}")
+                )
+                value = results.median("schedule", executor, f"{key}_{kind}")
+                cells += [_number(value, digits), NOTHING if executor == FORGE else _number(ratio, 3)]
+            table.rows.append([*cells, _number(results.median("schedule", executor, f"{key}_temporary"), 0)])
     return table
 
 

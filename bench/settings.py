@@ -21,6 +21,7 @@ class Executor:
     plugin: str | None = None
     max_jobs: int | None = None
     cases: frozenset[str] | None = None
+    scheduler: str = "greedy"
 
     def available(self) -> bool:
         """Whether the Python that runs the benchmark can import the executor's plugin."""
@@ -72,6 +73,15 @@ class Sizes:
     sleepers: int = 8
     sleep_seconds: int = 20
     start_pairs: int = 21
+    crowd: int = 200
+    crowd_seconds: int = 60
+    sandboxes: int = 20
+    finished: int = 10_000
+    file_jobs: int = 100
+    files: int = 10_000
+    schedule: int = 10_000
+    schedule_greedy: tuple[int, int] = (1000, 4000)
+    schedule_ilp: tuple[int, int] = (500, 2000)
 
 
 FULL = Sizes()
@@ -87,6 +97,15 @@ QUICK = Sizes(  # noqa: S604 - `shell` is the name of a case
     sleepers=4,
     sleep_seconds=10,
     start_pairs=5,
+    crowd=10,
+    crowd_seconds=10,
+    sandboxes=3,
+    finished=100,
+    file_jobs=10,
+    files=500,
+    schedule=400,
+    schedule_greedy=(100, 200),
+    schedule_ilp=(50, 100),
 )
 
 

@@ -21,6 +21,8 @@ class Scheduler(SchedulerBase):  # type: ignore[misc]
     def __post_init__(self) -> None:
         self._ready = ReadyJobs()
         self._present: set[Any] | None = None
+        self._temporary: set[Any] = set()  # outputs of the producers that have been looked at
+        self._producers: set[Any] = set()
 
     def select_jobs(
         self,
@@ -42,7 +44,7 @@ class Scheduler(SchedulerBase):  # type: ignore[misc]
         jobs = list(selectable_jobs)
         for job in jobs:
             needs = job.scheduler_resources
-            self._ready.add(job, [needs.get(name, 0) for name in free], reward(job, input_sizes))
+            self._ready.add(job, [needs.get(name, 0) for name in free], self.reward(job, input_sizes))
         present = set(jobs) if self._present is None else self._present
         chosen = self._ready.choose(list(free.values()), starts, present)
         if self._present is None:
@@ -51,9 +53,23 @@ class Scheduler(SchedulerBase):  # type: ignore[misc]
             self._present = follow(self.dag)
         return chosen
 
+    def reward(self, job: Any, input_sizes: Mapping[Any, int | None]) -> Reward:
+        """What jobs are weighed by: priority, then bytes of temporary inputs, then bytes of all inputs.
 
-def reward(job: Any, input_sizes: Mapping[Any, int | None]) -> Reward:
-    """What ``greedy`` weighs jobs by: priority, then bytes of temp() inputs, then bytes of all inputs."""
-    sizes = [(input_sizes.get(file) or 0, file) for file in job.input]
-    temporary = sum(size for size, file in sizes if file.is_flagged("temp"))
-    return job.priority, temporary, sum(size for size, _ in sizes)
+        The flag of a temporary file is on the output of its producer. ``greedy`` looks for it on the input only, where
+        it is not, unless a rule has temp() in its ``input:``.
+        """
+        for member in _members(job):
+            for producer in self.dag.job_dependencies(member):
+                if producer not in self._producers:
+                    self._producers.add(producer)
+                    self._temporary.update(file for file in producer.output if file.is_flagged("temp"))
+        sizes = [(input_sizes.get(file) or 0, file) for file in job.input]
+        temporary = sum(size for size, file in sizes if file in self._temporary or file.is_flagged("temp"))
+        return job.priority, temporary, sum(size for size, _ in sizes)
+
+
+def _members(job: Any) -> Iterable[Any]:
+    """The jobs of a group, and any other job itself. By the interface ``jobs`` is a method, in Snakemake a property."""
+    jobs = getattr(job, "jobs", (job,))
+    return jobs() if callable(jobs) else jobs

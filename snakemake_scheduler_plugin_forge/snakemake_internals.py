@@ -8,6 +8,10 @@ part                                                  what it is for
 ``Workflow.scheduler``, ``DAG._ready_jobs``,          tell the scheduler plugin what has become ready, instead of all
 ``JobScheduler.open_jobs``, ``.job_selector``,        that is ready in each round
 ``.remaining_jobs``, ``.resources``
+``Job.is_pipe_or_service_input``,                     prepare a job with 10,000 inputs in a time that does not grow
+``.pipe_or_service_output``, ``DAG.dependencies``     with the square of their number
+``JobScheduler._handle_error``, ``DAG._running``,     restart a job that failed before a checkpoint ended; reckon
+``AbstractJob._scheduler_resources``                  with the resources of the new attempt
 ``JobScheduler._schedule_reevalutation`` (sic),       look for jobs no more often than something can have changed
 ``JobScheduler.job_rate_limiter``
 ``JobScheduler.job_selector``                         measure how long choosing takes
@@ -66,7 +70,7 @@ def follow(dag: Any) -> Arrivals | None:
     wanted = ("open_jobs", "job_selector", "remaining_jobs")
     if not all(hasattr(type(scheduler), name) for name in wanted) or type(getattr(dag, "_ready_jobs", None)) is not set:
         return None
-    make_sparse(scheduler)
+    mend(scheduler)
     dag._ready_jobs = arrivals = Arrivals(dag._ready_jobs)
     scheduler.__class__ = _following(type(scheduler), arrivals)
     return arrivals
@@ -91,9 +95,52 @@ def _following(base: Any, arrivals: Arrivals) -> Any:
             del jobs
             limiter = self.job_rate_limiter
             chooses = self.resources["_cores"] != 0 and (limiter is None or limiter.get_free_jobs() > 0)
-            return super().job_selector(arrivals.take() if chooses else [])
+            chosen = super().job_selector(arrivals.take() if chooses else [])
+            for job in chosen:
+                for member in job.jobs if job.is_group() else (job,):
+                    _note_pipes(self.workflow.dag, member)
+            return chosen
 
     return FollowingScheduler
+
+
+_MANY = 100  # producers
+
+
+def _note_pipes(dag: Any, job: Any) -> None:
+    """Find out once which inputs are pipes: Snakemake looks for the producer of each among the producers of all."""
+    producers = dag.dependencies[job]
+    if len(producers) > _MANY:
+        pipes = {file for job_, files in producers.items() for file in files if file in job_.pipe_or_service_output}
+        job.is_pipe_or_service_input = pipes.__contains__
+
+
+def mend(scheduler: Any) -> None:
+    """Spare a scheduler rounds in which nothing can have changed, and have it lose no job that is to be restarted."""
+    make_sparse(scheduler)
+    keep_restarts(scheduler)
+
+
+def keep_restarts(scheduler: Any) -> None:
+    """Have the DAG know that a job that is to be restarted does not run, and the scheduler what it needs now.
+
+    When a checkpoint has ended, the DAG finds its ready jobs again, and leaves out those that it takes to be running:
+    such a job would never be restarted (snakemake#823, "Out of jobs ready to be started, but not all files built yet").
+    And of a job whose ``mem_mb`` depends on the attempt, Snakemake would always reckon with what the first one needed.
+    """
+    handle = getattr(scheduler, "_handle_error", None)
+    dag = scheduler.workflow.dag
+    if handle is None or not hasattr(dag, "_running") or "_handle_error" in vars(scheduler):
+        return
+
+    def handle_error(job: Any, *arguments: Any, **options: Any) -> None:
+        handle(job, *arguments, **options)
+        if job in dag.ready_jobs:
+            dag._running.discard(job)
+            if hasattr(job, "_scheduler_resources"):
+                job._scheduler_resources = None
+
+    scheduler._handle_error = handle_error
 
 
 def make_sparse(scheduler: Any) -> None:

@@ -44,7 +44,8 @@ def rule_logs(directory: str) -> list[tuple[str, str]]:
     to their places, which are resolved; it must be read so (``straight``), because the job may make some meanwhile.
     """
     spec = read_spec(directory) or {}
-    staging = {} if os.path.exists(f"{directory}/{VERDICT}") else spec.get("staging") or {}
+    ended = os.path.exists(f"{directory}/{VERDICT}") or not os.path.isdir(directory)  # the latter is in the archive
+    staging = {} if ended else spec.get("staging") or {}
     found = []
     for name in spec.get("logs", ()):
         place = os.path.join(spec["workdir"], name)

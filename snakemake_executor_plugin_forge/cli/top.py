@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import select
 import sys
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..analysis.explain import wildcards_in_words
+from ..analysis.forecast import progress_of_newest_run, times_of_rules
 from ..analysis.live import Live, look, newest_line
 from ..record.index import Index, Row, Selection, open_index
 from ..spec.printable import printable
+from ..spec.progress import Times, estimate
 from ..spec.units import show_bytes, show_seconds
 from .select import add_command, number
 from .show import fitting, plain, print_table
@@ -27,10 +30,12 @@ _EXAMPLES = """examples:
   snakemake-forge top -d /work/project     a view of a run in another directory
   snakemake-forge top | cat                the running jobs at this moment
 
-it ends by itself when the run is over
+the first line is about the whole run: jobs done, failed and pending, and the time that it still takes, estimated by
+earlier jobs of the same rules ("> 5 min": at least; "?": not known yet). It ends by itself when the run is over
 """
 HEADER = ("RULE", "WILDCARDS", "TRY", "ELAPSED", "MEMORY", "CPUS", "NEWEST LINE")
 LESS = ("TRY", "CPUS", "ELAPSED", "MEMORY", "WILDCARDS")
+_TIMES_SECONDS = 10.0  # between two updates of how long jobs take
 _LINE = 20  # columns that the newest line gets at least
 _FULL, _HIGH = 0.9, 0.75
 
@@ -85,6 +90,8 @@ class Sampler:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._last: dict[str, tuple[float, float]] = {}  # directory to moment and CPU seconds
+        self._times: dict[str, Times] = {}
+        self._renew = 0.0
 
     def look(self) -> list[Running]:
         """List all running attempts, the longest first."""
@@ -101,14 +108,17 @@ class Sampler:
         self._last = seen
         return found
 
-    def counts(self) -> dict[str, int]:
-        """Count the attempts of the newest run that have ended, by success."""
-        runs = self._index.runs()
-        if not runs:
-            return {}
-        ended = self._index.count(Selection(run=runs[-1][0]))
-        failed = self._index.count(Selection(run=runs[-1][0], failed=True))
-        return {"succeeded": ended - failed, "not succeeded": failed}
+    def counts(self) -> list[str]:
+        """Say how far the newest run is."""
+        moment = time.monotonic()
+        if moment >= self._renew:
+            self._times, self._renew = times_of_rules(self._index), moment + _TIMES_SECONDS
+        progress = progress_of_newest_run(self._index, self._times)
+        if progress is None:
+            return []
+        failed = [f"{progress.failed} failed"] if progress.failed else []
+        counts = [f"{progress.done} of {progress.total} done", *failed, f"{progress.pending} pending"]
+        return [*counts, f"ETA {estimate(progress).words()}"]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -118,7 +128,10 @@ def run(options: argparse.Namespace) -> int:
             print("No run of Forge is active here.", file=sys.stderr)
             return 1
         if not sys.stdout.isatty():
-            print_table(HEADER, [running.cells() for running in Sampler(index).look()])
+            sampler = Sampler(index)
+            found = sampler.look()
+            print(_title(found, sampler.counts()))
+            print_table(HEADER, [running.cells() for running in found])
             return 0
         return _show_live(index, options.interval)
 
@@ -138,17 +151,20 @@ def _show_live(index: Index, interval: float) -> int:
     return 0
 
 
-def picture(found: list[Running], counts: dict[str, int], height: int, width: int = 1000) -> Any:
+def _title(found: list[Running], counts: list[str]) -> str:
+    memory = sum(running.live.memory_bytes or 0 for running in found)
+    cores = sum(running.cores or 0 for running in found)
+    return f"{', '.join([f'{len(found)} running', *counts])}; {show_bytes(memory)}, {cores:.1f} CPUs"
+
+
+def picture(found: list[Running], counts: list[str], height: int, width: int = 1000) -> Any:
     """The view as rich shows it, in a terminal of so many lines and columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    ended = ", ".join(f"{number} {what}" for what, number in counts.items())
-    memory = sum(running.live.memory_bytes or 0 for running in found)
-    cores = sum(running.cores or 0 for running in found)
-    title = Text(f"{len(found)} running, {ended}; {show_bytes(memory)}, {cores:.1f} CPUs", style="bold")
-    fit = max(1, height - 5)
+    title = Text(_title(found, counts), style="bold")
+    fit = max(1, height - 4 - math.ceil(len(title) / width))
     rows = [[printable(cell) for cell in running.cells()] for running in found[:fit]]
     shown = fitting(HEADER, rows, width, LESS, _LINE)
     table = Table(*(HEADER[number] for number in shown), box=None, header_style="bold", pad_edge=False, expand=True)

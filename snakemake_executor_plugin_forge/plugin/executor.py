@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..analysis.notes import Notes
     from ..run.engine import Engine
     from ..spec.verdict import Order, Verdict
+    from .run_plan import RunPlan
     from .submission import PreparedJob, Submitter
 
 
@@ -87,6 +88,7 @@ class _Run:
 
     engine: Engine
     submitter: Submitter
+    plan: RunPlan
     threads: concurrent.futures.ThreadPoolExecutor  # for everything that may block and the scheduler must not wait for
     crates: str | None  # the directory in which this run leaves its crate
 
@@ -174,7 +176,8 @@ class Executor(_InnerSnakemake):
         engine = parts.Engine(request)
         submitter = parts.Submitter(self, engine, deployment, starts)
         threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
-        self._run = _Run(engine, submitter, threads, crates)
+        plan = parts.RunPlan(self.dag, engine.directory, engine.write_plan)
+        self._run = _Run(engine, submitter, plan, threads, crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
         parts.protect_only_own()
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
@@ -195,6 +198,7 @@ class Executor(_InnerSnakemake):
         """Start jobs. On the scheduler's thread: nothing here may block."""
         self._take_over()
         self._running.submitter.declarations.update(jobs)
+        self._running.plan.update()
         super().run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:
@@ -232,21 +236,12 @@ class Executor(_InnerSnakemake):
             self.report_job_error(info, msg=str(error))
 
     def _fetch_or_submit(self, info: SubmittedJobInfo, prepared: PreparedJob) -> None:
-        if not self._call_cache(info, "fetch"):
-            self._submit(info, prepared)
+        from .parts import ask_cache
 
-    def _call_cache(self, info: SubmittedJobInfo, name: str) -> bool:
-        """Fetch or store a job's outputs, and report that; False if the cache does not have them."""
-        from .snakemake_internals import call_cache
-
-        try:
-            if not call_cache(self.workflow, info.job, name):
-                return False
-        except Exception as error:
-            self.report_job_error(info, msg=f"the output cache failed: {error}")
+        if ask_cache(self, info, "fetch"):
+            self._running.plan.concluded(info.job.rule.name, None)
         else:
-            self.report_job_success(info)
-        return True
+            self._submit(info, prepared)
 
     # -- what comes back (in the backend's thread) -----------------------------------------------------------------
 
@@ -264,8 +259,11 @@ class Executor(_InnerSnakemake):
             return
         if self._failures is not None:
             self._failures.discard(info.job.jobid)
+        self._running.plan.concluded(info.job.rule.name, verdict.directory)
         if uses_cache(self.workflow, info.job.rule):
-            self._running.threads.submit(self._call_cache, info, "store")
+            from .parts import ask_cache
+
+            self._running.threads.submit(ask_cache, self, info, "store")
         else:
             self.report_job_success(info)
 
@@ -293,7 +291,7 @@ class Executor(_InnerSnakemake):
         logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
         message = "\n        ".join(_message(verdict, info.job))
         if info.job.is_group():
-            self.logger.error(message)
+            self.logger.error(f"Forge: {os.path.basename(verdict.directory)} of a group: {message}")
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
         self.report_job_error(info, msg=message, aux_logs=logs)
 
@@ -309,7 +307,7 @@ class Executor(_InnerSnakemake):
             return
         from . import parts
 
-        parts.make_sparse(self.workflow.scheduler)
+        parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
         if threading.current_thread() is not threading.main_thread():
             return

@@ -5,7 +5,7 @@ See kernel/imports.py. What only a few runs need is imported when they do.
 
 from __future__ import annotations
 
-from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime, make_sparse
+from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime, mend
 
 from ..analysis import explain
 from ..analysis.crates import check_store, leave_crate
@@ -17,7 +17,9 @@ from ..spec.catalog import with_defaults
 from .config import to_config
 from .groups import Group
 from .left_modules import left_modules
+from .output_cache import ask_cache
 from .run_blocks import RunBlockStarts
+from .run_plan import RunPlan
 from .run_wrapper import CallRunner
 from .settings import ExecutorSettings
 from .snakemake_internals import forget_failures, protect_only_own
@@ -35,14 +37,16 @@ __all__ = [
     "Notes",
     "RefusedError",
     "RunBlockStarts",
+    "RunPlan",
     "RunRequest",
     "Submitter",
+    "ask_cache",
     "check_store",
     "explain",
     "forget_failures",
     "leave_crate",
     "left_modules",
-    "make_sparse",
+    "mend",
     "protect_only_own",
     "to_config",
     "with_defaults",

@@ -238,6 +238,23 @@ class Index:
             known.setdefault(record["rule"], set()).update(record["wildcards"])
         return known
 
+    def wall_times(self, newest: int) -> dict[str, list[float]]:
+        """The seconds of the newest succeeded attempts of each rule, so many at most."""
+        query = (
+            "SELECT rule, seconds FROM (SELECT rule, seconds, row_number() OVER "
+            "(PARTITION BY rule ORDER BY run DESC, name DESC) AS turn FROM attempt WHERE outcome = 'succeeded') "
+            "WHERE turn <= ?"
+        )
+        found: dict[str, list[float]] = {}
+        for rule, seconds in self._connection.execute(query, (newest,)):
+            found.setdefault(rule, []).append(seconds)
+        return found
+
+    def ended_jobs(self, run: str) -> Iterable[tuple[str, str, bool, str]]:
+        """Each job with ended attempts: rule, wildcards as JSON, whether it succeeded in the end, its first start."""
+        columns = "rule, wildcards, max(outcome = 'succeeded'), min(started)"
+        return self._connection.execute(f"SELECT {columns} FROM attempt WHERE run = ? GROUP BY rule, wildcards", (run,))
+
     def runs(self) -> list[tuple[str, Row]]:
         """The runs with their ``run.json``, oldest first."""
         query = "SELECT run, record FROM run ORDER BY run"

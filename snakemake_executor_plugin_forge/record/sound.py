@@ -204,6 +204,7 @@ _SPEC = _object({
     "created": _TIME,
     "process": _null_or(_PROCESS),
 })  # fmt: skip
+_PLANNED = _object({"jobs": _COUNT, "threads": _COUNT, "after": _TEXTS, "taken_over": _COUNT})
 _RUN = _object({
     **dict.fromkeys(("run", "boot_id", "host", "isolation", "user"), _TEXT),
     "backend": _kind(_is_text, "local"),
@@ -218,6 +219,8 @@ _RUN = _object({
     "ended": _null_or(_TEXT),
     "restart": _null_or(_object({"python": _PATH, "arguments": _PATHS, "directory": _null_or(_PATH)})),
     "adopted": _list_of(_ANY),
+    "cores": _null_or(_COUNT),
+    "plan": _map_of(_PLANNED),
     "declared_dead": _FLAG,
 })  # fmt: skip
 

@@ -40,6 +40,8 @@ from .backends import Backends
 from .resource_checks import RefusedError, ResourceChecks, plain, without_gpus
 from .run_file import RunFile
 
+_UNLIMITED = 1 << 20  # cores; Snakemake's own number for that does not fit into all readers of JSON
+
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
@@ -79,6 +81,7 @@ class Engine:
         state = f"{workdir}/{STATE}"
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}"
         run_dir = f"{state}/runs/{run_id}"
+        self._cores = min(request.cores or os.cpu_count() or 1, _UNLIMITED)
         self._record = RunFile(run_dir, workdir, config.backend, request.workflow, request.started_in, notice)
         self._scratch = config.scratch_dir or PRIVATE_DIRECTORIES[0]
         _recover(state, workdir, run_id, self._scratch, notice)
@@ -88,8 +91,7 @@ class Engine:
             run_id, workdir, config.run_memory, config.run_pids, gpus, request.declared,
             request.prepare, request.execute, request.render, priority_of_run(config), self._scratch,
         )  # fmt: skip
-        cores = request.cores or os.cpu_count() or 1
-        self._places = Backends(config, setup, run_dir, request.local_cores, notice, cores)
+        self._places = Backends(config, setup, run_dir, request.local_cores, notice, self._cores)
         self._mounts = MountTable()
         self._run = RunContext(
             run_id, workdir, state,
@@ -286,6 +288,10 @@ class Engine:
         self._mounts.close()
         if self._metrics is not None:
             self._metrics.close()
+
+    def write_plan(self, plan: dict[str, object]) -> None:
+        """Put the numbers of jobs into the record of the run: plugin/run_plan.py. Called in any thread."""
+        self._record.update(durable=False, cores=self._cores, plan=plan)
 
     def write_record(self, ended: str | None = None) -> None:
         """Write ``run.json`` with all that is known now; ``ended``: the time at which the run ended."""

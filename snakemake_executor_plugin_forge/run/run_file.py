@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 
 from ..kernel.syscalls import spread_subdirectories
@@ -42,6 +43,7 @@ class RunFile:
             HostError: if the directory cannot be written.
         """
         self.directory = directory
+        self._lock = threading.Lock()
         aside = self._make_directory()
         if aside is not None:  # see record/origin.py
             notice(
@@ -85,7 +87,8 @@ class RunFile:
             ) from error
         return aside
 
-    def update(self, **facts: object) -> None:
-        """Add these facts, and replace the file."""
-        self._facts |= facts
-        replace_file(f"{self.directory}/{RUN}", json.dumps(self._facts, indent=1), durable=True)
+    def update(self, *, durable: bool = True, **facts: object) -> None:
+        """Add these facts, and replace the file. For several threads."""
+        with self._lock:
+            self._facts |= facts
+            replace_file(f"{self.directory}/{RUN}", json.dumps(self._facts, indent=1), durable=durable)

@@ -38,6 +38,7 @@ WORKFLOW = """
         shell: "touch {output}"
 
     rule begin:
+        input: "Snakefile"  # larger than what it makes
         output: temp("{i}.begun")
         resources: token=2
         shell: "echo {wildcards.i} > {output}"
@@ -51,7 +52,7 @@ WORKFLOW = """
     rule flaky:
         output: "flaky.txt"
         retries: 1
-        resources: attempt=lambda wildcards, attempt: attempt
+        resources: attempt=lambda wildcards, attempt: attempt, token=lambda wildcards, attempt: attempt
         shell: "test {resources.attempt} = 2 && touch {output}"
 
     rule into_pipe:
@@ -84,6 +85,7 @@ WORKFLOW = """
 
     onsuccess:
         print("scheduled by", type(workflow.scheduler).__name__)
+        print("flaky needed", [job.scheduler_resources["token"] for job in workflow.dag.jobs if job.rule.name == "flaky" and job.attempt > 1])
 """
 
 
@@ -104,7 +106,7 @@ def test_all_that_a_scheduler_has_to_mind(workdir: Path, executor: str) -> None:
     begun = [*_begun(first), *_begun(second)]
     assert {rule: begun.count(rule) for rule in set(begun)} == {
         "all": 1, "plain": 3, "urgent": 3, "begin": 3, "chain": 3, "flaky": 2, "into_pipe": 1, "from_pipe": 1, "find": 1, "use": 2,
-        "gather": 1, "big": 1}
+        "gather": 1, "big": 1}, first.output + second.output
     assert (workdir / "found.txt").read_text().split() == ["used-a.txt", "used-b.txt"]
     assert (workdir / "piped.txt").read_text() == "through\n"
     for number in range(3):  # each temporary file was used before the next was made
@@ -113,6 +115,7 @@ def test_all_that_a_scheduler_has_to_mind(workdir: Path, executor: str) -> None:
     for result in (first, second):
         order = [rule for rule in _begun(result) if rule in ("plain", "urgent")]
         assert order == sorted(order, reverse=True)
+        assert ("flaky needed [2]" in result.output) == ("flaky" in _begun(result))
         assert "scheduled by FollowingScheduler" in result.output
         assert "to choose jobs" not in result.output
 

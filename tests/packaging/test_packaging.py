@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "snakemake_executor_plugin_forge"
-SCHEDULER = "snakemake_scheduler_plugin_forge"
+PACKAGES = (PACKAGE, "snakemake_logger_plugin_forge", "snakemake_scheduler_plugin_forge")
 # Every file of the packages that is not Python source. A new one must be listed: a wheel takes whatever lies there.
 DATA = {f"{PACKAGE}/analysis/data/{name}" for name in ("grafana-dashboard.json", "report.css", "report.html.j2", "report.js")} | {
-    f"{PACKAGE}/py.typed", f"{SCHEDULER}/py.typed"}
+    f"{package}/py.typed" for package in PACKAGES}
 SDIST = {".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
 
 
@@ -40,12 +40,12 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_the_wheel_contains_both_packages_and_nothing_else(dist: Path) -> None:
+def test_the_wheel_contains_the_packages_and_nothing_else(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    packages = {name for name in names if name.startswith((f"{PACKAGE}/", f"{SCHEDULER}/"))}
+    packages = {name for name in names if name.startswith(tuple(f"{package}/" for package in PACKAGES))}
     info = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}
-    assert packages == {f"{folder}/{name}" for folder in (PACKAGE, SCHEDULER) for name in _tree(ROOT / folder)}
+    assert packages == {f"{folder}/{name}" for folder in PACKAGES for name in _tree(ROOT / folder)}
     assert {name for name in packages if not name.endswith(".py")} == DATA
     assert info == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     assert len(names) == len(packages) + len(info)
@@ -55,7 +55,7 @@ def test_the_source_distribution_contains_packages_and_documentation(dist: Path)
     (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()}
-    folders = {f"{folder}/{name}" for folder in (PACKAGE, SCHEDULER, "docs") for name in _tree(ROOT / folder)}
+    folders = {f"{folder}/{name}" for folder in (*PACKAGES, "docs") for name in _tree(ROOT / folder)}
     assert names == SDIST | folders
 
 

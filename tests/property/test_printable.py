@@ -197,7 +197,7 @@ COMMANDS = (
 @example("\x1b]52;c;Zm9v\x07\n\x9b2J\udc9b\u202e", "\x1b]0;t\x07\x9b2J\u202e", 5, True)
 @example('x"\nrule y: #', "\x1b[2J", 4, False)
 def test_no_command_passes_orders_on(name: str, said: str, kind: int, is_terminal: bool) -> None:
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(prefix="\"'><img src=x onerror=y>&") as directory:
         place = Path(directory)
         safe = said.encode("utf-8", "replace").decode()
         made = [
@@ -239,7 +239,7 @@ def test_no_message_of_a_run_passes_orders_on(name: str, said: str, kind: int) -
     notes = Notes()
     notes.add("call", {"s": name}, verdict.notes)
     assert all(harmless(line) for line in notes.lines()), list(notes.lines())
-    pasted = [line for text in (verdict.reason, verdict.remedy, *verdict.notes) for line in re.findall(r"output: (\".*?\")(?:,|$| to)", text)]
+    pasted = [line for text in (verdict.reason, verdict.remedy, *verdict.notes) for line in re.findall(r'output: ("(?:[^"\\]|\\.)*")', text)]
     for literal in pasted:
         assert not {"{", "}"} & set(ast.literal_eval(literal)), "a wildcard that the rule does not have"
 

@@ -16,7 +16,6 @@ from snakemake_interface_scheduler_plugins.tests import TestSchedulerBase
 
 from snakemake_scheduler_plugin_forge import Scheduler, ready_jobs
 from snakemake_scheduler_plugin_forge.ready_jobs import PATIENCE, ReadyJobs
-from snakemake_scheduler_plugin_forge.scheduler import reward
 from snakemake_scheduler_plugin_forge.snakemake_internals import Arrivals
 
 NAMES = ("_cores", "mem_mb", "tokens")
@@ -43,6 +42,18 @@ class Job:
     @property
     def scheduler_resources(self) -> dict[str, int]:
         return dict(zip(NAMES, self.needs, strict=True)) | {"_job_count": 1}
+
+
+class Dag:
+    """Its jobs have no producers."""
+
+    @staticmethod
+    def job_dependencies(job: Job) -> list[Job]:
+        return []
+
+
+def _scheduler() -> Any:
+    return Scheduler(Dag(), None, logging.getLogger())
 
 
 class TestByTheInterface(TestSchedulerBase):  # type: ignore[misc]  # it has no types
@@ -72,7 +83,7 @@ def _greedys(ready: list[Job], free: tuple[int, ...], starts: int, known: dict[F
 
 @given(jobs, st.tuples(*(st.integers(0, most) for most in TOTAL)), st.integers(0, 6), sizes)
 def test_a_round_with_all_jobs_chooses_as_greedy_does(ready: list[Job], free: tuple[int, ...], starts: int, known: dict[File, int | None]) -> None:
-    scheduler = Scheduler(None, None, logging.getLogger())
+    scheduler = _scheduler()
     resources: Any = dict(zip(NAMES, free, strict=True)) | {"_job_count": starts, "a string": "x"}
     for _ in range(2):  # without a Snakemake that it can follow, each round has all jobs
         assert set(scheduler.select_jobs(ready, ready, resources, known)) == set(_greedys(ready, free, starts, known))
@@ -83,7 +94,7 @@ def test_a_run_of_a_dag_never_chooses_worse_than_greedy_and_ends(made: list[Job]
     """Jobs fail and come again, leave the DAG and come back with another priority; several end between two rounds."""
     for number, job in enumerate(made):
         job.after = set(random.sample(made[:number], min(number, random.randint(0, 2))))
-    kept = ReadyJobs()
+    kept, weigh = ReadyJobs(), _scheduler().reward
     arrivals, waiting, running, ended = Arrivals(), list(made), list[Job](), set[Job]()
     free = list(TOTAL)
     with pytest.MonkeyPatch.context() as patched:
@@ -93,7 +104,7 @@ def test_a_run_of_a_dag_never_chooses_worse_than_greedy_and_ends(made: list[Job]
             arrivals.update([job for job in waiting if job.after <= ended])
             waiting = [job for job in waiting if job not in arrivals]
             for job in arrivals.take():
-                kept.add(job, job.needs, reward(job, known))
+                kept.add(job, job.needs, weigh(job, known))
             starts = random.randint(0, 5)
             held = kept._held.first(kept._valid(arrivals)) if kept._held else None
             best = _greedys(sorted(arrivals, key=lambda job: kept._keys[job]), tuple(free), starts, known)

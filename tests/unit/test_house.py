@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "snakemake_executor_plugin_forge"
-SCHEDULER = ROOT / "snakemake_scheduler_plugin_forge"
-FILES = sorted([*PACKAGE.rglob("*.py"), *SCHEDULER.rglob("*.py")])
+OTHERS = [ROOT / "snakemake_logger_plugin_forge", ROOT / "snakemake_scheduler_plugin_forge"]
+FILES = sorted(path for package in (PACKAGE, *OTHERS) for path in package.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 LINES, FUNCTION, CLASS = 450, 50, 250
 REASON = re.compile(r"\b[Ll]ong(er than other \w+:| because)")

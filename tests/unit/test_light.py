@@ -22,7 +22,8 @@ def test_the_launcher_loads_nothing_large() -> None:
     """What it has in memory is copied for each job; names and versions of packages would take as much as all else."""
     loaded = _modules("import snakemake_executor_plugin_forge.workers.launcher")
     bare = _modules("")  # what the environment itself loads
-    large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess"}
+    large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess",
+             "shutil", "random", "locale"}
     assert not (loaded - bare) & large
 
 
@@ -42,6 +43,13 @@ def test_the_scheduler_loads_nothing_of_the_executor() -> None:
     ours = {n.removeprefix("snakemake_scheduler_plugin_forge") for n in loaded if "plugin_forge" in n}
     assert ours == {"", ".scheduler", ".ready_jobs"}
     assert "snakemake" not in loaded
+
+
+def test_the_logger_loads_nothing_of_the_executor_before_the_first_message() -> None:
+    loaded = _modules("from snakemake_logger_plugin_forge import LogHandler, LogHandlerSettings")
+    ours = {n.removeprefix("snakemake_logger_plugin_forge") for n in loaded if "plugin_forge" in n}
+    assert ours == {"", ".handler", ".settings"}
+    assert not loaded & {"snakemake", "rich", "sqlite3"}
 
 
 def test_the_command_line_loads_neither_snakemake_nor_rich() -> None:

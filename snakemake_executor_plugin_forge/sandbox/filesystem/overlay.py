@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from ...kernel.tree import copy_tree, remove_tree
 from ...spec.file_policy import below, inside_outputs
 from ...spec.job import FilePolicy, Files, Target
 from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE
+from ...spec.quick_pickle import quick_to_pickle
 from .directories import ACCESS_LISTS, among_others, attribute, make_like, remove_if_empty
 
 _MOST_USES = 32
@@ -40,6 +40,7 @@ _NAME = re.compile(r"forge-(?P<run>.+)-(?P<pid>\d+)-\d+")  # see layer_name
 _OPTIONS = "volatile,redirect_dir={redirect},metacopy=off,index=off"
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Layer:
     """An overlay over one directory."""
@@ -94,6 +95,8 @@ class Layer:
         Raises:
             OSError: if the kernel refuses it.
         """
+        import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
         nested = inside_outputs(targets)
         inner = {target.path for inside in nested.values() for target in inside}
         for target in targets:
