@@ -21,10 +21,9 @@ from pathlib import Path
 from snakemake_executor_plugin_forge.staging import journal
 
 from . import killer
-from .conftest import FORGE, command, ending, residue, write_workflow
+from .conftest import DEADLINE, FORGE, command, ending, residue, wait_until, write_workflow
 
 PARTS = ("a", "b", "c", "d")
-PATIENCE_SECONDS = 120
 
 # Every job notes its start outside of the working directory, and writes each output in two steps.
 WORKFLOW = """
@@ -221,9 +220,9 @@ class Lane:
         with ending(process):
             if fault.startswith("time:"):
                 happened = self.kill_at_random_time(process, fault)
-                process.wait(PATIENCE_SECONDS)
+                process.wait(DEADLINE)
             else:
-                process.wait(PATIENCE_SECONDS)
+                process.wait(DEADLINE)
                 happened = len(self.fired()) > before
         if happened:
             self.rounds += 1
@@ -292,10 +291,7 @@ class Lane:
 
     def settle(self, fault: str) -> None:
         """When nobody is at work any more: no half-written file, no half-published job, nobody believed who is not."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while found := processes(self.workdir):
-            assert time.monotonic() < deadline, f"{fault}: {found} did not end"
-            time.sleep(0.01)
+        wait_until(lambda: not processes(self.workdir))
         for name, content in files(self.workdir).items():
             assert self.reference.get(name) == content, f"{fault}: {name} has {content!r}: {self.tail()}"
         journalled = self.journalled()
@@ -311,7 +307,7 @@ class Lane:
     def finish(self) -> None:
         """Resume without a crash: all is as if there had been none."""
         process = self.start(None)
-        assert process.wait(PATIENCE_SECONDS) == 0, self.tail()
+        assert process.wait(DEADLINE) == 0, self.tail()
         assert files(self.workdir) == self.reference, self.tail()
         starts = self.counts()
         for job, count in self.done.items():

@@ -290,7 +290,7 @@ class Executor(_InnerSnakemake):
         logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
         message = "\n        ".join(_message(verdict, info.job))
         if info.job.is_group():
-            self.logger.error(message)
+            self.logger.error(f"Forge: {os.path.basename(verdict.directory)} of a group: {message}")
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
         self.report_job_error(info, msg=message, aux_logs=logs)
 

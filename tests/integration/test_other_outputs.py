@@ -95,10 +95,7 @@ def _snakefile() -> str:
 def test_outputs_of_other_rules_belong_to_their_jobs_alone(workdir: Path, user: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "Snakefile").write_text(_snakefile())
-    before: list[str] = []
-    if user == "user" and os.geteuid() == 0:
-        os.chown(workdir, ordinary.UID, ordinary.UID)
-        before = ordinary.prefix()
+    before = ordinary.given_to(user, workdir)
     result = run(workdir, "-j4", "-k", *(f"{name}.done" for name in (*BAD, *GOOD)), "guess.done", "later", "gathered.txt",
                  before=before)
     attempts = {a["rule"]: a for a in result.attempts()}
