@@ -39,7 +39,8 @@ checkpoint split:
 rule pair:
     input: "parts/{p}.txt"
     output: "pair/{p}.x", "pair/{p}.y"
-    shell: "echo pair {wildcards.p} >> {SIDE}/log; for o in {output}; do printf half > $o; cat {input} >> $o; done"
+    shell: "echo pair {wildcards.p} >> {SIDE}/log; for o in {output}; do printf half > $o; cat {input} >> $o; done; "
+        "mkdir -p begun-{wildcards.p}/deep; echo {wildcards.p} > begun-{wildcards.p}/deep/x"
 rule python:
     input: "pair/{p}.x"
     output: "python/{p}.txt", "python/{p}.json"
@@ -56,7 +57,8 @@ rule single:
     input: "pair/{p}.y"
     output: "single/{p}.txt"
     shell: "echo single {wildcards.p} >> {SIDE}/log; printf half > {output}; tr a-z A-Z < {input} >> {output}; mkdir -p notes; "
-        "echo {wildcards.p} > notes/{wildcards.p}.txt; ln -sf {wildcards.p}.txt notes/{wildcards.p}.link"
+        "echo {wildcards.p} > notes/{wildcards.p}.txt; ln -sf {wildcards.p}.txt notes/{wildcards.p}.link; "
+        "mv -T begun-{wildcards.p} ended-{wildcards.p}"
 rule total:
     input: parts
     output: "total.txt", "index.txt"
@@ -293,7 +295,8 @@ class Lane:
         """When nobody is at work any more: no half-written file, no half-published job, nobody believed who is not."""
         wait_until(lambda: not processes(self.workdir))
         for name, content in files(self.workdir).items():
-            assert self.reference.get(name) == content, f"{fault}: {name} has {content!r}: {self.tail()}"
+            last = name.replace("begun-", "ended-")  # another job renames its directory
+            assert self.reference.get(last) == content, f"{fault}: {name} has {content!r}: {self.tail()}"
         journalled = self.journalled()
         for job, outputs in OUTPUTS.items():
             present = [(self.workdir / name).exists() for name in outputs]

@@ -179,6 +179,7 @@ class Executor(_InnerSnakemake):
         plan = parts.RunPlan(self.dag, engine.directory, engine.write_plan)
         self._run = _Run(engine, submitter, plan, threads, crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
+        parts.protect_only_own()
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         submitter.check(jobs)
         deployment.open(jobs, engine)

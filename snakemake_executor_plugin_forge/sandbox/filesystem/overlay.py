@@ -23,7 +23,7 @@ from ...kernel.syscalls import Step
 from ...kernel.tree import copy_tree, remove_tree
 from ...spec.file_policy import below, inside_outputs
 from ...spec.job import FilePolicy, Files, Target
-from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE, run_name
+from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE
 from ...spec.quick_pickle import quick_to_pickle
 from .directories import ACCESS_LISTS, among_others, attribute, make_like, remove_if_empty
 
@@ -314,18 +314,18 @@ def layer_name(base: str, pid: int, number: int | str) -> str:
     return f"{base}-{pid}-{number}"
 
 
-def base_of(name: str) -> str:
-    """The name of the scratch base in a :func:`layer_name`; "" if it is none."""
+def parts_of_layer(name: str) -> tuple[str, int] | None:
+    """The run and the supervisor in a :func:`layer_name`; None if it is none."""
     match = _NAME.fullmatch(name)
-    return run_name(match["run"]) if match else ""
+    return (match["run"], int(match["pid"])) if match else None
 
 
 def layer_directories(staging: str) -> Iterator[tuple[str, str, int]]:
     """Yield the path, run and supervisor of each layer in a staging directory, which need not be there."""
     with suppress(OSError):
         for name in sorted(os.listdir(staging)):
-            if match := _NAME.fullmatch(name):
-                yield f"{staging}/{name}", match["run"], int(match["pid"])
+            if (parts := parts_of_layer(name)) is not None:
+                yield f"{staging}/{name}", *parts
 
 
 def left_behind(files: Files, workdir: str, prefix: str) -> Iterator[str]:
