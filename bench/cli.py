@@ -11,8 +11,11 @@ from pathlib import Path
 
 from bench.activation import Activation
 from bench.auditing import Auditing
+from bench.crowd import Crowd
+from bench.finished import Finished, ManyFiles
 from bench.machine import OtherLoad, machine
 from bench.memory import Memory
+from bench.peers import Peers
 from bench.process import BenchError, become_subreaper
 from bench.reading import Reading
 from bench.recording import Recording
@@ -35,18 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(QUICK if options.quick else FULL, options.cores, options.rounds, options.timeout)
     results = Results()
     others = OtherLoad()
+    notes: dict[str, str] = {}
     error = None
     try:
         executors = _executors(options.executors)
         cases = _cases(settings, options.only)
         become_subreaper()
         with tempfile.TemporaryDirectory(prefix="forge-bench-") as root:
-            _measure(cases, executors, Workspace(Path(root), settings), results)
+            _measure(cases, executors, Workspace(Path(root), settings, notes), results)
     except BenchError as failure:
         error = str(failure)
     about = {**machine(), "other_load_cores": round(others.cores(), 2)}
-    _write_json(options.json, {"machine": about, "settings": asdict(settings), "error": error}, results)
+    run: dict[str, object] = {"machine": about, "settings": asdict(settings), "error": error, "notes": notes}
+    _write_json(options.json, run, results)
     show(results, settings.sizes)
+    for what, why in notes.items():
+        print(f"{what}: not measured, because {why}")
     print(f"Other processes kept {about['other_load_cores']} of {about['cores']} cores busy meanwhile.")
     print(f"{options.json}: all samples" + (" (--quick: sizes too small for a verdict)" * options.quick))
     if error:
@@ -114,6 +121,10 @@ def _cases(settings: Settings, only: list[str] | None) -> list[Case]:
         Reading(sizes.attempts),
         Recording(),
         Verification(),
+        Peers(sizes.sandboxes),
+        Crowd(sizes.crowd, sizes.crowd_seconds),
+        Finished(sizes.finished),
+        ManyFiles(sizes.file_jobs, sizes.files),
         Scheduling(sizes.schedule, sizes.schedule_greedy, sizes.schedule_ilp),
         Startup(-(-sizes.start_pairs // settings.rounds)),
     ]

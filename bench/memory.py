@@ -52,7 +52,7 @@ class Memory:
             self._await_sleepers(command, jobs, workspace.settings.timeout)
             time.sleep(SETTLE_SECONDS)
             sizes = tree_sizes(command.pid)
-            if _sleepers() != jobs:
+            if sleepers() != jobs:
                 raise BenchError(f"not all of the {jobs} jobs slept while memory was read\n{command.tail()}")
         finally:
             command.finish(workspace.settings.timeout)
@@ -61,7 +61,7 @@ class Memory:
 
     def _await_sleepers(self, command: Command, jobs: int, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while _sleepers() != jobs:
+        while sleepers() != jobs:
             if command.ended_within(0.1) or time.monotonic() > deadline:
                 raise BenchError(f"{jobs} jobs never slept at the same time\n{command.tail()}")
 
@@ -108,7 +108,7 @@ def _role(pid: int, main_line: bytes) -> str:
     return FORK if _cmdline(pid) == main_line else JOB
 
 
-def _sleepers() -> int:
+def sleepers() -> int:
     """How many processes below the benchmark are a job's ``sleep``."""
     return sum(_comm(pid) == "sleep" for pid in descendants(os.getpid()))
 

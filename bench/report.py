@@ -1,7 +1,9 @@
 """The results as tables, with rich if it is installed and as plain text otherwise."""
 
 from dataclasses import dataclass, field
+from statistics import median
 
+from bench.peers import FORGES, PEERS
 from bench.results import TARGETS, Results
 from bench.settings import FORGE, LOCAL, Sizes
 
@@ -21,6 +23,8 @@ def show(results: Results, sizes: Sizes) -> None:
     """Print all tables of what was measured, the targets last."""
     tables = [_timed_table(results, case, sizes) for case in ("shell", "run", "script", "heavy", "dag")]
     tables += [
+        _peers_table(results),
+        _crowd_table(results),
         _memory_table(results),
         _roles_table(results),
         _schedule_table(results, sizes),
@@ -71,6 +75,26 @@ def _spread(results: Results, case: str, name: str) -> list[str]:
 def _with_ratio(results: Results, case: str, name: str, metric: str, digits: int) -> list[str]:
     value = _number(results.median(case, name, metric), digits)
     return [value, NOTHING if name == LOCAL else _number(results.to_local(case, name, metric), 2)]
+
+
+def _peers_table(results: Results) -> Table:
+    table = Table(
+        "sandbox: one around bash, set up and taken down", ["program", "wall ms", "over bare bash ms", "CPU ms"]
+    )
+    measured = results.samples.get("sandbox", {}).get(FORGE, {})
+    for name in ("bash", *FORGES, *PEERS):
+        if f"{name}_ms" in measured:
+            cells = [_number(median(measured[f"{name}{what}_ms"]), 1) for what in ("", "_added", "_cpu")]
+            table.rows.append([name, *cells])
+    return table
+
+
+def _crowd_table(results: Results) -> Table:
+    table = Table("crowd: sleeping jobs at once", ["executor", "jobs", "all run after s", "private MB", "for each"])
+    for name in results.samples.get("crowd", {}):
+        metrics = (("jobs", 0), ("all_run_s", 2), ("private_mb", 1), ("private_per_job_mb", 2))
+        table.rows.append([name, *(_number(results.median("crowd", name, what), digits) for what, digits in metrics)])
+    return table
 
 
 def _memory_table(results: Results) -> Table:

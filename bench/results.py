@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+from bench.peers import FORGES
 from bench.settings import CLUSTER, FORGE, LOCAL
 from bench.timed import Metrics
 
@@ -117,10 +118,15 @@ def _cluster_to_forge(results: Results) -> float | None:
     return results.ratio(("shell", CLUSTER, "job_wall_ms"), ("shell", FORGE, "job_wall_ms"))
 
 
+def _crowd_to_local(results: Results) -> float | None:
+    return results.ratio(("crowd", FORGE, "all_run_s"), ("crowd", LOCAL, "all_run_s"))
+
+
 TARGETS = (
-    Target("shell jobs: wall over local", "x", 1.15, _wall_to_local("shell")),
+    Target("shell jobs: wall over local", "x", 1.1, _wall_to_local("shell")),
+    Target("shell jobs: CPU over local", "x", 1.35, lambda results: results.to_local("shell", FORGE, "cpu_s")),
     Target("run jobs: wall over local", "x", 0.2, _wall_to_local("run")),
-    Target("script jobs: wall over local", "x", 1.1, _wall_to_local("script")),
+    Target("script jobs: wall over local", "x", 0.95, _wall_to_local("script")),
     Target("heavy job: wall over local", "x", 1.02, _wall_to_local("heavy")),
     Target("shell jobs: conda runtime over host", "x", 1.1, _median("activation", "conda_to_host")),
     Target("shell jobs: conda runtime added, CPU per job", "ms", 5, _median("activation", "added_cpu_ms")),
@@ -138,6 +144,13 @@ TARGETS = (
     Target("record of a job, CPU", "ms", 1, _median("recording", "record_cpu_ms")),
     Target("environment of 100 files, first look", "ms", 50, _median("verification", "cold_ms")),
     Target("environment of 100 files, unchanged", "ms", 5, _median("verification", "warm_ms")),
+    Target("one sandbox, over bare bash", "ms", 5, _median("sandbox", f"{FORGES[0]}_added_ms")),
+    Target("one sandbox, over bare bash: over the fastest peer", "x", 1, _median("sandbox", "to_fastest_peer")),
+    Target("200 jobs at once: until all run, over local", "x", 1.1, _crowd_to_local),
+    Target("200 jobs at once: private memory for each", "MB", 3, _median("crowd", "private_per_job_mb")),
+    Target("10,000 finished jobs: resume over a plain rerun", "x", 1.1, _median("finished", "resume_to_rerun")),
+    Target("10,000 files beside the jobs: over none", "x", 1.1, _median("files", "full_to_empty")),
+    Target("10,000 files beside the jobs: CPU over none", "x", 1.1, _median("files", "full_to_empty_cpu")),
     Target("10,000 ready jobs: wall over local with greedy", "x", 0.15, _to_scheduler("shell", "greedy")),
     Target("10,000 ready jobs: wall over local with ilp", "x", 0.05, _to_scheduler("shell", "ilp")),
     Target("10,000 ready jobs: time per job over that of 400", "x", 1.5, _median("schedule", "shell_growth_wall_s")),

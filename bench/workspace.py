@@ -19,8 +19,9 @@ DONE = re.compile(r"^(\d+) of (\d+) steps \(100%\) done$", re.MULTILINE)
 class Workspace:
     """Makes working directories and runs Snakemake in them, the same way for every executor."""
 
-    def __init__(self, root: Path, settings: Settings) -> None:
-        """Use ``root``, an empty directory that the caller removes."""
+    def __init__(self, root: Path, settings: Settings, notes: dict[str, str] | None = None) -> None:
+        """Use ``root``, an empty directory that the caller removes; ``notes`` get what cannot be measured, and why."""
+        self.notes = {} if notes is None else notes
         self.root = root
         self.settings = settings
         self._serial = 0
@@ -35,6 +36,11 @@ class Workspace:
         shutil.copy(WORKFLOWS / "job.py", path)
         (path / "in.txt").write_text("input\n")
         return path
+
+    @property
+    def path(self) -> str:
+        """The search path of programs."""
+        return self._env.get("PATH", os.defpath)
 
     def heavy_data(self) -> Path:
         """Return the input of the heavy case, written on the first call."""

@@ -10,7 +10,8 @@ part                                                  what it is for
 ``.remaining_jobs``, ``.resources``
 ``Job.is_pipe_or_service_input``,                     prepare a job with 10,000 inputs in a time that does not grow
 ``.pipe_or_service_output``, ``DAG.dependencies``     with the square of their number
-``JobScheduler._handle_error``, ``DAG._running``        restart a job that failed before a checkpoint ended
+``JobScheduler._handle_error``, ``DAG._running``,     restart a job that failed before a checkpoint ended; reckon
+``AbstractJob._scheduler_resources``                  with the resources of the new attempt
 ``JobScheduler._schedule_reevalutation`` (sic),       look for jobs no more often than something can have changed
 ``JobScheduler.job_rate_limiter``
 ``JobScheduler.job_selector``                         measure how long choosing takes
@@ -121,10 +122,11 @@ def mend(scheduler: Any) -> None:
 
 
 def keep_restarts(scheduler: Any) -> None:
-    """Have the DAG know that a job that is to be restarted does not run.
+    """Have the DAG know that a job that is to be restarted does not run, and the scheduler what it needs now.
 
     When a checkpoint has ended, the DAG finds its ready jobs again, and leaves out those that it takes to be running:
     such a job would never be restarted (snakemake#823, "Out of jobs ready to be started, but not all files built yet").
+    And of a job whose ``mem_mb`` depends on the attempt, Snakemake would always reckon with what the first one needed.
     """
     handle = getattr(scheduler, "_handle_error", None)
     dag = scheduler.workflow.dag
@@ -135,6 +137,8 @@ def keep_restarts(scheduler: Any) -> None:
         handle(job, *arguments, **options)
         if job in dag.ready_jobs:
             dag._running.discard(job)
+            if hasattr(job, "_scheduler_resources"):
+                job._scheduler_resources = None
 
     scheduler._handle_error = handle_error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import warm
+from snakemake_executor_plugin_forge.kernel.process_tree import descendants
+from tests import mutations, warm
 from tests.slurm.cluster import Cluster, ClusterError
 
 # Root has other rungs of the ladder; these are run in the guest.
@@ -45,6 +47,11 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     warm.install()
+
+
+def pytest_report_header() -> str:
+    """Show the seeds at the beginning: a soak takes hours."""
+    return f"FORGE_FUZZ_SEED={mutations.SEED} FORGE_CRASH_SEED={os.environ.get('FORGE_CRASH_SEED', '(the one of each test)')}"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -148,6 +155,32 @@ def ending(process: subprocess.Popen[Any]) -> Iterator[None]:
             process.kill()
 
 
+def end_at_once(process: subprocess.Popen[Any]) -> None:
+    """Kill Snakemake and all of Forge: stopped first, so that none sees another one end and clears up."""
+    pids = [process.pid, *descendants(process.pid)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+    process.wait()
+
+
+def in_a_terminal(words: list[str], directory: Path) -> tuple[int, str]:
+    """Run a command in a new session with a terminal, as in a window of a user's: its exit code, and what is shown."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(directory)
+        os.execv(words[0], words)
+    seen = b""
+    try:
+        while chunk := os.read(terminal, 65536):
+            seen += chunk
+    except OSError:  # EIO: nobody has it open any more
+        pass
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode(errors="replace")
+
+
 def command(executor: str, *arguments: str) -> list[str]:
     """The command line of Snakemake, run by this very interpreter."""
     return [sys.executable, "-m", "snakemake", "--executor", executor, "--scheduler", "greedy", *arguments]
@@ -201,6 +234,8 @@ def residue(directory: Path) -> list[str]:
     with suppress(FileNotFoundError):
         left += [f"staging {name}" for name in os.listdir(directory / ".snakemake" / "forge" / "staging")]
     for parent, directories, _ in os.walk(directory.parent):
+        if parent == str(directory.parent):  # those of other tests have numbers
+            directories[:] = [name for name in directories if name == directory.name or not name[-1].isdigit()]
         left += [f"staging {parent}" for name in directories if name == ".forge-staging"]
     for parent, directories, _ in os.walk("/sys/fs/cgroup"):
         left += [f"cgroup {parent}/{name}" for name in names if name in directories]

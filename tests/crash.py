@@ -21,10 +21,9 @@ from pathlib import Path
 from snakemake_executor_plugin_forge.staging import journal
 
 from . import killer
-from .conftest import FORGE, command, ending, residue, write_workflow
+from .conftest import DEADLINE, FORGE, command, ending, residue, wait_until, write_workflow
 
 PARTS = ("a", "b", "c", "d")
-PATIENCE_SECONDS = 120
 
 # Every job notes its start outside of the working directory, and writes each output in two steps.
 WORKFLOW = """
@@ -40,7 +39,8 @@ checkpoint split:
 rule pair:
     input: "parts/{p}.txt"
     output: "pair/{p}.x", "pair/{p}.y"
-    shell: "echo pair {wildcards.p} >> {SIDE}/log; for o in {output}; do printf half > $o; cat {input} >> $o; done"
+    shell: "echo pair {wildcards.p} >> {SIDE}/log; for o in {output}; do printf half > $o; cat {input} >> $o; done; "
+        "mkdir -p begun-{wildcards.p}/deep; echo {wildcards.p} > begun-{wildcards.p}/deep/x"
 rule python:
     input: "pair/{p}.x"
     output: "python/{p}.txt", "python/{p}.json"
@@ -57,7 +57,8 @@ rule single:
     input: "pair/{p}.y"
     output: "single/{p}.txt"
     shell: "echo single {wildcards.p} >> {SIDE}/log; printf half > {output}; tr a-z A-Z < {input} >> {output}; mkdir -p notes; "
-        "echo {wildcards.p} > notes/{wildcards.p}.txt; ln -sf {wildcards.p}.txt notes/{wildcards.p}.link"
+        "echo {wildcards.p} > notes/{wildcards.p}.txt; ln -sf {wildcards.p}.txt notes/{wildcards.p}.link; "
+        "mv -T begun-{wildcards.p} ended-{wildcards.p}"
 rule total:
     input: parts
     output: "total.txt", "index.txt"
@@ -221,9 +222,9 @@ class Lane:
         with ending(process):
             if fault.startswith("time:"):
                 happened = self.kill_at_random_time(process, fault)
-                process.wait(PATIENCE_SECONDS)
+                process.wait(DEADLINE)
             else:
-                process.wait(PATIENCE_SECONDS)
+                process.wait(DEADLINE)
                 happened = len(self.fired()) > before
         if happened:
             self.rounds += 1
@@ -292,12 +293,10 @@ class Lane:
 
     def settle(self, fault: str) -> None:
         """When nobody is at work any more: no half-written file, no half-published job, nobody believed who is not."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while found := processes(self.workdir):
-            assert time.monotonic() < deadline, f"{fault}: {found} did not end"
-            time.sleep(0.01)
+        wait_until(lambda: not processes(self.workdir))
         for name, content in files(self.workdir).items():
-            assert self.reference.get(name) == content, f"{fault}: {name} has {content!r}: {self.tail()}"
+            last = name.replace("begun-", "ended-")  # another job renames its directory
+            assert self.reference.get(last) == content, f"{fault}: {name} has {content!r}: {self.tail()}"
         journalled = self.journalled()
         for job, outputs in OUTPUTS.items():
             present = [(self.workdir / name).exists() for name in outputs]
@@ -311,7 +310,7 @@ class Lane:
     def finish(self) -> None:
         """Resume without a crash: all is as if there had been none."""
         process = self.start(None)
-        assert process.wait(PATIENCE_SECONDS) == 0, self.tail()
+        assert process.wait(DEADLINE) == 0, self.tail()
         assert files(self.workdir) == self.reference, self.tail()
         starts = self.counts()
         for job, count in self.done.items():

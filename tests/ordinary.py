@@ -12,7 +12,9 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # One number for each process that runs tests, which ask what is left of this user; what they start inherits it.
@@ -43,7 +45,8 @@ def _open_doors(paths: Sequence[str]) -> None:
     """Let everybody through to ``paths``: cover the first closed directory on the way to each."""
     for path in paths:
         parts = Path(path).resolve().parents
-        closed = next((str(p) for p in reversed(parts) if not p.stat().st_mode & 0o001), None)
+        # Each start of pytest closes its directory in /tmp, also while the command runs.
+        closed = next((str(p) for p in reversed(parts) if not p.stat().st_mode & 0o001 or p.name.startswith("pytest-of-")), None)
         if closed is None:
             continue
         target = os.path.realpath(path)
@@ -144,9 +147,25 @@ def prefix(*, namespaces: bool = True, named: bool = False, groups: bool = False
     return [sys.executable, "-m", "tests.ordinary", *options]
 
 
-def hand_over(directory: Path) -> None:
-    """Give a directory of the test to that user. (:func:`main` lets it through to it.)"""
-    subprocess.run(["chown", "-R", f"{UID}:{UID}", str(directory)], check=True)
+@contextmanager
+def reachable() -> Iterator[Path]:
+    """Make a directory that the user can reach without a mount namespace: pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="forge-test-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory).resolve()
+
+
+def hand_over(*places: Path) -> None:
+    """Give directories of the test to that user. (:func:`main` lets it through to them.)"""
+    subprocess.run(["chown", "-Rh", f"{UID}:{UID}", *places], check=True)
+
+
+def given_to(user: str, *places: Path, groups: bool = False) -> list[str]:
+    """What to put before a command of ``user``, "root" or "user", who gets these places; nothing if whoever runs the tests is meant."""
+    if user != "user" or os.geteuid() != 0:
+        return []
+    hand_over(*places)
+    return prefix(groups=groups)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import hashlib
 import os
 import re
 import stat
-import subprocess
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -71,7 +70,7 @@ class Both:
     @classmethod
     def run(cls, place: Path, cases: Sequence[Case], *, user: str = "root", versions: Sequence[str] = ("version=1",),
             arguments: Sequence[str] = (), for_local: Sequence[str] = (), head: str = "", first_local: bool = False,
-            prepare: Callable[[Path], object] | None = None, share: Callable[[Path], object] | None = None) -> Both:
+            prepare: Callable[[Path], object] | None = None, share: Callable[[Path], object] | None = None, beside: Both | None = None) -> Both:
         """Run a workflow of all cases with both executors.
 
         Args:
@@ -81,6 +80,7 @@ class Both:
             for_local: more of them, with ``local`` alone: ``--force-use-threads`` saves it a Snakemake for each ``run:`` block.
             head: of the Snakefile, before the rules.
             first_local: whether the first version is made by ``local`` in both directories.
+            beside: a comparison of the same cases and versions, whose ``local`` is taken instead of a run of its own.
             prepare: is called with each directory before the first run, as root, before it is handed over.
             share: is called as root with each directory after that.
 
@@ -91,7 +91,10 @@ class Both:
         codes: dict[str, list[int]] = {}
         again: dict[str, list[str]] = {}
         errors = ""
-        for executor in ("local", "forge"):
+        if beside is not None:
+            results["local"], codes["local"], again["local"] = beside.local, [local for local, _ in beside.codes], beside.again[0]
+            errors = beside.first_errors
+        for executor in ("local", "forge") if beside is None else ("forge",):
             directory = (place / executor).resolve()
             for case in cases:
                 (directory / case.name).mkdir(parents=True)
@@ -102,10 +105,7 @@ class Both:
             (directory / "Snakefile").write_text(text)
             if prepare is not None:
                 prepare(directory)
-            before: list[str] = []
-            if user == "user" and os.geteuid() == 0:
-                subprocess.run(["chown", "-Rh", f"{ordinary.UID}:{ordinary.UID}", str(directory)], check=True)
-                before = ordinary.prefix(groups=True)
+            before = ordinary.given_to(user, directory, groups=True)
             if share is not None:
                 share(directory)
             codes[executor] = []

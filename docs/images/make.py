@@ -60,7 +60,7 @@ def look(directory: str) -> tuple[int, str]:
         with open_index(directory) as index:
             sampler = Sampler(index)
             found = sampler.look()
-            console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+            console = Console(record=True, width=102, file=io.StringIO(), force_terminal=True)
             console.print(picture(found, sampler.counts(), 24))
     except UsageError:  # not started yet
         return 0, ""

@@ -17,7 +17,7 @@ COMMANDS = {
     "audit": "list the files that rules use without declaring them, as lines for the Snakefile",
     "advise": "suggest the resources of rules, from the usage of their jobs",
     "top": "watch a run: jobs done and pending, ETA; of each running job memory, CPU, and newest line of its logs",
-    "report": "write one self-contained HTML page about a run",
+    "report": "write one self-contained HTML page about a run, or a table of its attempts",
     "runtimes": "list, build and check the environments of the catalog",
     "metrics": "print OpenMetrics text of all runs, or a dashboard for Grafana",
     "provenance": "write a run as a Workflow Run RO-Crate: which command made which files of which",

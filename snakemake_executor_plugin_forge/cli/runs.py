@@ -26,6 +26,9 @@ succeeded: the last attempt of each job succeeded. interrupted: Snakemake was ki
 _LESS = ("TIME", "RUN", "JOBS")
 
 
+_LONGEST = 100  # characters of a command; --json has all of it
+
+
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "runs", _EXAMPLES)
@@ -63,6 +66,7 @@ def _cells(item: dict[str, Any]) -> tuple[str, ...]:
     jobs: dict[str, int] = item["jobs"]
     command = shlex.join(map(str, item["command"]))
     program, blank, more = command.partition(" ")
+    more = more if len(more) <= _LONGEST else f"{more[:_LONGEST]}…"
     return (
         item["run"],
         show_moment(str(item["started"])),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -387,6 +386,8 @@ def copy_tree(source: str, target: str, *, owners: bool = False) -> None:
 
 
 def _copy_status(old: str, new: str, *, owners: bool) -> None:
+    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
     if owners:
         status = os.stat(old)
         os.chown(new, status.st_uid, status.st_gid)
@@ -404,6 +405,8 @@ def copy(source: str, target: str) -> None:
     Raises:
         OSError: if it cannot be read or written; or is anything else (EINVAL).
     """
+    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
     status = os.lstat(source)
     if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(source), target)

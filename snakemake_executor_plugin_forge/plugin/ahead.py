@@ -19,7 +19,7 @@ from ..spec import misnamed
 from ..spec.catalog import with_defaults
 from ..spec.errors import UsageError, located
 from ..spec.host import POLLED, Host
-from ..spec.job import DefaultResources, Require
+from ..spec.job import Config, DefaultResources, Require
 from ..spec.resources import (
     FORGE_NUMBERS,
     FORGE_RESOURCES,
@@ -133,19 +133,21 @@ def check_as_a_run(workflow: Any, settings: Any, jobs: list[Any]) -> None:
     memory = parse_share(config.run_memory, host_memory_bytes(), "--forge-run-memory")
     gpus = find(config.gpus, os.environ)
     host = Host(memory, os.cpu_count() or 1, POLLED, "", "none", "", (), gpus=gpus)
-    check = partial(_check, host, config.backend)
+    check = partial(_check, host, config)
     found = ResourceCheck(workflow, check, remote=remote, defaults=config.default_resources).refusals(jobs)
     if errors := [error for error, _ in found]:
         raise all_at_once(errors)
     deployment.check(jobs)
 
 
-def _check(host: Host, backend: str, rule: str, resources: dict[str, object], *, stays_here: bool, place: str) -> None:
+def _check(
+    host: Host, config: Config, rule: str, resources: dict[str, object], *, stays_here: bool, place: str
+) -> None:
     try:
-        if stays_here or backend == registry.LOCAL:
+        if stays_here or config.backend == registry.LOCAL:
             check_resources(rule, resources, host)
-        elif backend == "slurm":
-            sbatch.check(rule, resources)
+        elif config.backend == "slurm":
+            sbatch.check(rule, resources, config.slurm)
         check_required(rule, resources, Require.NONE, host)
     except UsageError as error:
         raise located(error, rule, place) from None

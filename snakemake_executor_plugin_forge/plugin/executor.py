@@ -179,6 +179,7 @@ class Executor(_InnerSnakemake):
         plan = parts.RunPlan(self.dag, engine.directory, engine.write_plan)
         self._run = _Run(engine, submitter, plan, threads, crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
+        parts.protect_only_own()
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         submitter.check(jobs)
         deployment.open(jobs, engine)
@@ -290,7 +291,7 @@ class Executor(_InnerSnakemake):
         logs = [f"{verdict.directory}/{name}" for name in ("stdout.log", "stderr.log")]
         message = "\n        ".join(_message(verdict, info.job))
         if info.job.is_group():
-            self.logger.error(message)
+            self.logger.error(f"Forge: {os.path.basename(verdict.directory)} of a group: {message}")
         logs = [path for path in logs if os.path.exists(path) and os.path.getsize(path)]
         self.report_job_error(info, msg=message, aux_logs=logs)
 

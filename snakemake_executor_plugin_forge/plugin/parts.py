@@ -22,7 +22,7 @@ from .run_blocks import RunBlockStarts
 from .run_plan import RunPlan
 from .run_wrapper import CallRunner
 from .settings import ExecutorSettings
-from .snakemake_internals import forget_failures
+from .snakemake_internals import forget_failures, protect_only_own
 from .software import Deployment
 from .submission import Submitter
 
@@ -47,6 +47,7 @@ __all__ = [
     "leave_crate",
     "left_modules",
     "mend",
+    "protect_only_own",
     "to_config",
     "with_defaults",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +33,7 @@ class RunPlan:
         """Write the plan again if a checkpoint has changed the number of jobs."""
         if len(self._dag) != self._size:
             self._size = len(self._dag)
-            self._planned = _planned(self._dag)
+            self._planned = _planned(self._dag, self._planned)
             self._write()
 
     def concluded(self, rule: str, directory: str | None) -> None:
@@ -55,11 +55,15 @@ class RunPlan:
             })  # fmt: skip
 
 
-def _planned(dag: Any) -> dict[str, Planned]:
-    """The jobs of each rule that have to run or have run, and the rules that they wait for."""
+def _planned(dag: Any, before: Mapping[str, Planned]) -> dict[str, Planned]:
+    """The jobs of each rule that have to run or have run, and the rules that they wait for.
+
+    Args:
+        before: as it was before a checkpoint: Snakemake forgets who waited for that.
+    """
     jobs = [job for job in dag.jobs if dag.needrun(job) or dag.finished(job)]
     counts = Counter(job.rule for job in jobs)
-    after: dict[Any, set[str]] = {rule: set() for rule in counts}
+    after: dict[Any, set[str]] = {rule: {*before[rule.name].after} if rule.name in before else set() for rule in counts}
     for job in jobs:
         after[job.rule].update(other.rule.name for other in dag.dependencies[job])
     return {rule.name: Planned(number, _threads(rule), tuple(sorted(after[rule]))) for rule, number in counts.items()}

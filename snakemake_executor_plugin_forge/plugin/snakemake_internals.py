@@ -8,6 +8,7 @@ part                                                versions     what Forge does
 ``Job.remove_existing_output``, ``Job.cleanup``     all          Snakemake deletes the outputs of earlier runs
 ``Persistence.finished``                            all          fails at the start of a run
 ``Persistence._unmark_incomplete``, ``_get_key``    from 9.17.0  ``_delete_record`` with ``_incomplete_path``
+``lchmod`` in ``snakemake.io``                      all          fails at the start of a run
 ``FilePersistence._get_recorded_starttime``         from 9.17.0  trusts the starts that Snakemake records
 ``JobScheduler._finish_jobs``, ``_tofinish``,       all          forgets jobs that end just before Ctrl-C
 ``_toerror``, ``_lock``
@@ -43,13 +44,14 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import snakemake.io
 from snakemake.exceptions import CacheMissException
 from snakemake.executors.local import run_wrapper
 from snakemake.io import is_flagged
 from snakemake.shell import shell
 
 from ..kernel.tree import remove_tree
-from ..staging.owners import keep_window
+from ..staging.owners import keep_window, maker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -135,6 +137,21 @@ def forget_failures(persistence: Any, is_marked: Callable[[Any], bool]) -> None:
 
     persistence.finished = note
     _keep_windows(persistence)
+
+
+def protect_only_own() -> None:
+    """Keep ``protected()`` from changing, through links that a job leaves in its outputs, files that no job has made.
+
+    Snakemake does it in its own process, outside of all sandboxes, and Linux follows links there.
+    """
+    change: Callable[[str, int], None] = snakemake.io.lchmod
+
+    def lchmod(path: str, mode: int) -> None:
+        if not os.path.islink(path) or maker(os.path.realpath(path)) is not None:
+            change(path, mode)
+
+    if change.__name__ != lchmod.__name__ or change.__module__ != __name__:
+        snakemake.io.lchmod = lchmod
 
 
 def _keep_windows(persistence: Any) -> None:

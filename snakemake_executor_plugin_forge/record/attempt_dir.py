@@ -21,7 +21,7 @@ from ..spec.job import RECORD_SCHEMA, LaunchSpec
 from ..spec.verdict import Verdict
 from .codec import as_json, verdict_json
 from .identity import start_time
-from .jsonfile import COMMAND, EVENTS, SPEC, STDERR, STDOUT, VERDICT, on_its_way, to_disk, write_file
+from .jsonfile import COMMAND, EVENTS, SPEC, STDERR, STDOUT, VERDICT, begin_to_write, on_its_way, to_disk, write_file
 
 _PLAIN = (
     *("name", "rule", "attempt", "retry", "retry_of", "submitted", "command", "how", "cpu_mode"),
@@ -165,7 +165,9 @@ class JobDirectory:
         Raises:
             OSError: if the disk is full, for example.
         """
-        self._send_to_disk(STDOUT, STDERR, SPEC, COMMAND, EVENTS)
+        for fd in (self.stdout, self.stderr):
+            begin_to_write(fd)
+        self._send_to_disk(SPEC, COMMAND, EVENTS)
         to_disk(f"{self.path}/{VERDICT}")
         to_disk(self.path)
 

@@ -126,15 +126,24 @@ def to_disk(path: str) -> None:
         os.close(fd)
 
 
+def begin_to_write(fd: int) -> None:
+    """Begin to write an open file to the disk without waiting; POSIX_FADV_DONTNEED does that first: mm/fadvise.c.
+
+    Raises:
+        OSError: if it is no regular file.
+    """
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def on_its_way(path: str) -> None:
-    """Begin to write a file to the disk without waiting; POSIX_FADV_DONTNEED does that first, see mm/fadvise.c.
+    """Begin to write a file to the disk without waiting.
 
     Raises:
         OSError: if the file cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        begin_to_write(fd)
     finally:
         os.close(fd)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -48,7 +47,7 @@ def claim(state: str) -> str | None:
     inode = os.stat(state).st_ino
     found = _origin(state)
     if found is None or found[1] != inode:  # new, or a copy
-        found = (secrets.token_hex(16), inode)
+        found = (os.urandom(16).hex(), inode)
         temporary = f"{state}/.{ORIGIN}.{os.getpid()}"
         with open(temporary, "w", encoding="ascii") as file:
             file.write(f"{found[0]} {inode}\n")

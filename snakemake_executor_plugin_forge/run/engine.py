@@ -29,6 +29,7 @@ from ..spec.job import Config, JobRequest, RunContext
 from ..spec.oom_retry import OomPolicy
 from ..spec.paths import STAGING, STATE
 from ..spec.plan import plan, stages
+from ..spec.printable import few
 from ..spec.resources import check_group, priority_of_run
 from ..spec.verdict import Order, Verdict
 from ..staging.confines import in_words
@@ -321,6 +322,12 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
         )
     for directory in recovered.undecided:
         notice(f"Forge: {in_words(directory, workdir)}")
+    if recovered.marked:  # by now, Snakemake has taken them for complete
+        raise HostError(
+            f"Nothing was run: {few(recovered.marked)} may be half new and half old (see above), and Snakemake takes "
+            "them for incomplete from now on. Give the same command again with --rerun-incomplete, or: "
+            "snakemake-forge resume"
+        )
     if recovered.published:
         notice(f"Forge: completed what an interrupted run was publishing: {', '.join(recovered.published)}")
 

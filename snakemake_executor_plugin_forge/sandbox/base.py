@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, replace
 
 from ..kernel import environment, process_tree, procfs, syscalls
@@ -89,7 +88,8 @@ def _base(namespaces: str, private: tuple[str, ...], gpus: tuple[str, ...], decl
     removed = withheld(os.environ, declared)
     environment.forget(removed)
     syscalls.join_new_session_keyring()  # a job must not change the keyring of the user
-    program = shutil.which("cat")
+    paths = (f"{directory}/cat" for directory in os.get_exec_path())
+    program = next((path for path in paths if os.access(path, os.X_OK)), None)
     if program is None:
         raise OSError("cat, which holds a job's PID namespace, is not in PATH")
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,16 +15,18 @@ from ..spec.errors import SandboxError
 from ..spec.file_policy import below
 from ..spec.job import FilePolicy, Files, LaunchSpec, Network, Undeclared
 from ..spec.paths import CHECKPOINTS, HOME, RUNS
+from ..spec.quick_pickle import quick_to_pickle
 from . import landlock, privileges, seccomp
 from .base import Base
 from .filesystem import mount_plan, mounts, rootfs
-from .filesystem.mount_plan import PlannedMount, shared_memory
+from .filesystem.mount_plan import Inner, PlannedMount, shared_memory
 from .filesystem.overlay import Layer, layer_of
 from .filesystem.scratch import Scratch
 
 _SHM = "/dev/shm"  # noqa: S108
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class SandboxKey:
     """Everything that entering a sandbox depends on: jobs with equal keys can use each other's process."""
@@ -130,6 +133,7 @@ def _shown(key: SandboxKey, scratch: Scratch, layers: tuple[Layer, ...]) -> Iter
             yield point, False
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class EntryPlan:
     """The plan of a sandbox before there is a process for it, for :func:`entry_steps`."""
@@ -151,15 +155,45 @@ def plan_entry(key: SandboxKey, base: Base, scratch: Scratch, layers: tuple[Laye
         if key.root is not None:
             raise SandboxError("a container needs namespaces, which this host does not give: snakemake-forge doctor")
         return EntryPlan(key, (), layers, "", (*key.files.writable, scratch.root) if key.files.writable else ("/",))
+    plan, inner = _planned(key, base, scratch, layers, tuple(map(_kind, _asked(key, scratch))))
+    mount_plan.prepare(plan.mounts, inner, scratch.assembly)
+    if key.root is None:
+        return plan
+    return replace(plan, key=replace(key, shown=rootfs.make_mount_points(key.root, key.shown)))
+
+
+def _asked(key: SandboxKey, scratch: Scratch) -> Iterator[str]:
+    """Yield the paths on which a plan depends, beside what the key says of them."""
+    yield f"{key.workdir}/{HOME}"
+    yield from (*key.exposed, *key.files.visible, *_writable(key, scratch), *key.files.mounts)
+
+
+def _kind(path: str) -> tuple[object, ...]:
+    """Return whether a path is a directory, file or link, and where a link leads; or why that is unknown."""
+    try:
+        own = stat.S_IFMT(os.lstat(path).st_mode)
+        return (own,) if not stat.S_ISLNK(own) else (own, os.readlink(path), stat.S_IFMT(os.stat(path).st_mode))
+    except OSError as error:
+        return (error.errno,)
+
+
+@functools.lru_cache(maxsize=8)  # most sandboxes of a supervisor are equal
+def _planned(
+    key: SandboxKey, base: Base, scratch: Scratch, layers: tuple[Layer, ...], kinds: tuple[tuple[object, ...], ...]
+) -> tuple[EntryPlan, Inner]:
+    """Plan a sandbox, and say which mounts are moved into which.
+
+    Args:
+        kinds: of :func:`_asked`, on which this depends.
+    """
+    del kinds
     found = planned_mounts(key, base, scratch, layers)
-    mount_plan.prepare(found, scratch.assembly)
     writable = tuple(
         path
         for path in _writable(key, scratch)
         if os.path.exists(path) and not any(below(path, mount.directory) for mount in found)
     )
-    shown = rootfs.make_mount_points(key.root, key.shown) if key.root is not None else ()
-    return EntryPlan(replace(key, shown=shown), found, layers, scratch.assembly, writable)
+    return EntryPlan(replace(key, shown=()), found, layers, scratch.assembly, writable), mount_plan.inner(found)
 
 
 def _ruleset(writable: tuple[str, ...], nested: bool) -> landlock.Ruleset | None:
@@ -224,12 +258,13 @@ def entry_steps(plan: EntryPlan, base: Base) -> EntrySteps:
     return EntrySteps(ahead, *_lock_steps(rules, files.nested, base.capabilities))
 
 
-def enter(steps: tuple[Step, ...], keep: tuple[int, ...]) -> None:
+def enter(steps: tuple[Step, ...], keep: tuple[int, ...], signals: tuple[int, ...]) -> None:
     """Lock this process, which was just forked, into its sandbox. The caller connects its streams.
 
     Args:
         steps: see :func:`entry_steps`.
         keep: descriptors that stay open.
+        signals: see :func:`.privileges.changed_signals`.
 
     Raises:
         OSError: if the kernel refuses a call.
@@ -237,7 +272,7 @@ def enter(steps: tuple[Step, ...], keep: tuple[int, ...]) -> None:
     os.setsid()
     privileges.close_descriptors(keep)
     syscalls.run(steps)
-    privileges.reset_signals()
+    privileges.reset_signals(signals)
 
 
 def lock(

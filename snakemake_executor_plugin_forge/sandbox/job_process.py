@@ -22,6 +22,7 @@ from .base import Base
 from .enter import EntryPlan
 from .fanotify import descriptors as mount_descriptors
 from .namespaces import Started
+from .privileges import changed_signals
 from .result import as_line
 
 Execute = Callable[[bytes, Mapping[str, str], str], dict[str, object]]
@@ -50,11 +51,12 @@ class Ready:
     is_interactive: bool
     execute: Execute
     as_init: bool
+    signals: tuple[int, ...]  # see privileges.changed_signals()
 
     @classmethod
     def of(cls, plan: EntryPlan, base: Base, execute: Execute, *, as_init: bool) -> Ready:
         """Work out the system calls of a plan."""
-        return cls(base, enter.entry_steps(plan, base), plan.key.interactive, execute, as_init)
+        return cls(base, enter.entry_steps(plan, base), plan.key.interactive, execute, as_init, changed_signals())
 
 
 def forking(base: Base, execute: Execute, *, as_init: bool) -> Start:
@@ -77,7 +79,7 @@ def run_job(ready: Ready, descriptors: Sequence[int]) -> NoReturn:
                 os.dup2(source, target)
         if ready.base.namespaces != "none":
             namespaces.spread_ids(ready.base)  # while it sees the host's /proc
-        enter.enter(ready.steps.ahead, keep=(orders_fd, result_fd))
+        enter.enter(ready.steps.ahead, (orders_fd, result_fd), ready.signals)
         orders = socket.socket(fileno=orders_fd)
         cgroup_files, body = receive(orders)
         payload, environment, scratch, bounds, inputs, own, audit, listened_to = pickle.loads(body)

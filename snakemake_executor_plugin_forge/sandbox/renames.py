@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Container
 from contextlib import suppress
@@ -138,6 +137,8 @@ def _move_entry(source: int, target: int, name: str) -> None:
 
 
 def _make_like(source: int, target: int, before: os.stat_result) -> None:
+    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
     with suppress(OSError):  # a group of which this user is no member
         os.fchown(target, -1, before.st_gid)
     shutil.copystat(f"/proc/self/fd/{source}", f"/proc/self/fd/{target}")

@@ -40,6 +40,8 @@ class Template:
         self._as_init = as_init
         self._pid = 0
         self._ours: socket.socket | None = None  # None: it is not started
+        self._plan: EntryPlan | None = None  # of the last order
+        self._pickled = b""
 
     def start(self, plan: EntryPlan, descriptors: Descriptors) -> Started:
         """Start the process of a job: a :data:`.job_process.Start`.
@@ -60,7 +62,9 @@ class Template:
             os.close(namespace)
 
     def _order(self, plan: EntryPlan, descriptors: Sequence[int], holder: int = 0) -> int:
-        body = _HOLDER.pack(holder) + pickle.dumps(plan, protocol=pickle.HIGHEST_PROTOCOL)
+        if plan is not self._plan:
+            self._plan, self._pickled = plan, pickle.dumps(plan, protocol=pickle.HIGHEST_PROTOCOL)
+        body = _HOLDER.pack(holder) + self._pickled
         try:
             answer = self._ask(body, descriptors)
         except (BrokenPipeError, ConnectionResetError):  # somebody has killed it

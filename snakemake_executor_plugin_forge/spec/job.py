@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .quick_pickle import quick_to_pickle
 from .slurm import SlurmSettings
 
 DEFAULT_IO_WEIGHT = 100
@@ -120,6 +121,7 @@ def file_bytes(disk_bytes: int) -> int:
     return disk_bytes + 1
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The limits that the kernel enforces on one job."""
@@ -157,6 +159,7 @@ ORDINARY = Priority()
 """The priority of every other process."""
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Isolation:
     """The isolation that a job really has, for its record and for the line at the start of a run."""
@@ -180,6 +183,7 @@ class TargetKind(enum.StrEnum):
     BENCHMARK = "benchmark"
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Target:
     """A file or directory that a job is to write, and its place once Forge has published it."""
@@ -195,6 +199,7 @@ class Target:
     checksum: str | None = None  # ensure(): an algorithm of hashlib, a colon, and the digest in hexadecimal
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Product:
     """A declared output, for its checksum."""
@@ -204,6 +209,7 @@ class Product:
     temporary: bool = False  # temp(), or the local copy of a file in a storage: it may be gone later
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Checks:
     """The checks that a job must pass before Forge publishes its outputs: staging/checks.py."""
@@ -218,6 +224,7 @@ class Checks:
 MOST_MOUNTED_INPUTS = 1000
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Files:
     """The files that one job may see and change.
@@ -352,6 +359,7 @@ class RunContext:
     visible: tuple[str, ...] = ()  # strict: paths that every job sees beside its inputs
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
     """Everything that the supervisor needs to run one attempt. spec/plan.py decides, supervisor/ does it."""

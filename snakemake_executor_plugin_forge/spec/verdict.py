@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .quick_pickle import quick_to_pickle
+
 
 class Outcome(enum.StrEnum):
     """The end of an attempt in one word. The strings are those of the JSON."""
@@ -94,6 +96,7 @@ class Order:
     grace: bool = True  # whether the job has its grace between SIGTERM and SIGKILL
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The resources that an attempt used, by the kernel's counters; 0 or None where this host lacks a counter.
@@ -206,6 +209,7 @@ class RefusalKind(enum.StrEnum):
     NAMESPACES = "namespaces"  # sandboxes of its own
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A thing that a job did not get, by its own messages, and confirmed by its specification and the host."""
@@ -282,6 +286,7 @@ class Words:
         return f"{self.happened}; {self.remedy[0].lower()}{self.remedy[1:]}"
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The end of an attempt in one word, one sentence and numbers."""

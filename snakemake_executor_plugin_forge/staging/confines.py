@@ -24,9 +24,11 @@ from functools import cached_property
 
 from ..record import sound
 from ..record.jsonfile import SPEC, load
-from ..sandbox.filesystem.overlay import base_of
+from ..sandbox.filesystem.overlay import parts_of_layer
 from ..spec.file_policy import PRIVATE_DIRECTORIES, below
 from ..spec.paths import COPY, COPY_SIGN, STAGING, STAGING_ELSEWHERE, STATE, run_name
+from ..spec.printable import few
+from .half_published import half_published
 from .journal import UNDECIDED, Journal, Move, UndecidedError, read
 
 
@@ -45,12 +47,13 @@ class Confines:
             directory: of the journal: a layer of the supervisor.
         """
         self._workdir = workdir
-        self._base = base_of(os.path.basename(directory).removeprefix(UNDECIDED))
+        parts = parts_of_layer(os.path.basename(directory).removeprefix(UNDECIDED))
+        self._run = parts[0] if parts is not None else ""
 
     @property
     def run(self) -> str:
         """The name of the run; "" if the name of the layer is none."""
-        return self._base.removeprefix(run_name("")).partition(COPY_SIGN)[0]
+        return self._run.partition(COPY_SIGN)[0]
 
     def check(self, directory: str, found: Journal) -> None:
         """Check what is still to be done of a journal.
@@ -103,10 +106,11 @@ class Confines:
         for sign in (f"/{STAGING}/", f"/{STAGING_ELSEWHERE}/"):
             root, found, layer = staged.partition(sign)
             if found:
-                is_own = base_of(layer.partition("/")[0]) == self._base and STATE not in root
-                return root if self._base and is_own and (sign != f"/{STAGING}/" or root == self._workdir) else None
-        slot = staged.partition(f"/{self._base}/")[2]
-        return "" if self._base and slot.strip("/") else None
+                parts = parts_of_layer(layer.partition("/")[0])
+                is_own = parts is not None and parts[0] == self._run and STATE not in root
+                return root if is_own and (sign != f"/{STAGING}/" or root == self._workdir) else None
+        slot = staged.partition(f"/{run_name(self._run)}/")[2]
+        return "" if self._run and slot.strip("/") else None
 
     @cached_property
     def _roots(self) -> frozenset[str]:
@@ -127,10 +131,12 @@ def in_words(directory: str, workdir: str) -> str:
                 f"the journal in {directory} names files that no job of its run publishes: {_named(wrong)}. Something "
                 "else than Forge has written it, so nothing was changed. Find out what, then remove that directory."
             )
+    outputs = half_published(workdir, directory)
+    which = f"its outputs {few(outputs)}" if outputs else "its outputs"
     return (
-        f"the journal of a job that was ended while it published is damaged, so it is unknown which of its outputs are "
-        f"in their places. Nothing was changed: one version of each is at its place, the other in {directory}. Run "
-        "its rule again with --forcerun, or move the files yourself; then remove that directory."
+        f"the journal of a job that was ended while it published is damaged, so it is unknown which of {which} are in "
+        f"their places. Nothing was changed: one version of each is at its place, the other in {directory}. Run its "
+        "rule again with --forcerun, or move the files yourself; then remove that directory."
     )
 
 

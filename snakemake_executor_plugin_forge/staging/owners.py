@@ -163,9 +163,7 @@ class Owners:
 
     def _record(self, name: str) -> str:
         """The path of Snakemake's record of an output: FilePersistence._record_path()."""
-        text = urlsafe_b64encode(os.fsencode(name)).decode()
-        parts = [text[place : place + _NAME_MAX] for place in range(0, len(text), _NAME_MAX)]
-        return "/".join((self._records, *(f"@{part}" for part in parts[:-1]), parts[-1]))
+        return f"{self._records}/{record_name(name)}"
 
     @cached_property
     def _own_windows(self) -> tuple[tuple[float, float], ...]:
@@ -179,6 +177,13 @@ class Owners:
             here.near(name) for here in walk(self._records, quiet=True, through_link=True) for name in here.files
         )
         return (*_recorded(records), *_bounds(window for _, *window in _lines(self._windows)))
+
+
+def record_name(output: str) -> str:
+    """The name of Snakemake's record of an output below its directory."""
+    text = urlsafe_b64encode(os.fsencode(output)).decode()
+    parts = [text[place : place + _NAME_MAX] for place in range(0, len(text), _NAME_MAX)]
+    return "/".join((*(f"@{part}" for part in parts[:-1]), parts[-1]))
 
 
 def keep_window(state: str, output: str, begin: float, end: float) -> None:

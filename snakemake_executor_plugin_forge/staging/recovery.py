@@ -35,7 +35,8 @@ from ..spec.file_policy import PRIVATE_DIRECTORIES
 from ..spec.job import Files, LaunchSpec
 from ..spec.paths import CHECKPOINTS, COPY_SIGN, HOME, run_name
 from .checkpoints import in_use, remove_unused
-from .confines import Confines
+from .confines import Confines, ForgedError
+from .half_published import half_published, mark
 from .journal import UndecidedError, set_aside
 from .journal import undecided as all_undecided
 from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied
@@ -248,6 +249,7 @@ class Recovered:
     published: tuple[str, ...]  # places of outputs
     removed: int  # supervisors whose layers are removed
     undecided: tuple[str, ...]  # directories with what was to be published, whose journal is damaged
+    marked: tuple[str, ...]  # outputs of these jobs, which Snakemake takes for incomplete from now on
     others: tuple[int, ...]  # processes of Snakemake that are at work in the same directory
 
 
@@ -295,12 +297,15 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
     inventory = Inventory(state, workdir, scratch={PRIVATE_DIRECTORIES[0], scratch or PRIVATE_DIRECTORIES[0]})
     published: list[str] = []
     undecided: set[str] = set()
+    marked: list[str] = []
 
     def clear(leftover: Leftover) -> None:
         try:
             published.extend(leftover.clear(adopted))
         except UndecidedError as error:
             undecided.add(error.filename)
+            if not isinstance(error, ForgedError):
+                marked.extend(mark(workdir, half_published(workdir, error.filename)))
 
     for leftover in inventory.interrupted():
         clear(leftover)
@@ -310,7 +315,7 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
         reached("layer removed")
     remove_remains(inventory)
     undecided |= set(all_undecided(staging_of(workdir, workdir)))
-    return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(inventory.others()))
+    return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), tuple(inventory.others()))
 
 
 # -- finishing and removing --------------------------------------------------------------------------------------------

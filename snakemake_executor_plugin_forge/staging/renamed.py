@@ -10,7 +10,6 @@ sandbox/renames.py.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -103,6 +102,8 @@ def _fill(directory: str, lower: str, found: Renamed) -> None:
 
 
 def _make_like(old: str, new: str) -> None:
+    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
     status = os.stat(old)
     os.chown(new, status.st_uid, status.st_gid)
     shutil.copystat(old, new)

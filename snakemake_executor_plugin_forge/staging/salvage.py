@@ -7,7 +7,6 @@ directories too. So each file has a number for a name, whatever directory it was
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +48,8 @@ def keep(
     Raises:
         OSError: if one cannot be moved.
     """
+    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
     files = sorted((reach(os.lstat, source).st_size, source, place) for source, place in _files(found))
     kept: list[str] = []
     left_out: list[tuple[str, int]] = []

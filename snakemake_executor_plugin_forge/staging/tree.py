@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from contextlib import suppress
 
@@ -53,6 +52,8 @@ def append(source: str, size: int, before: str, result: str) -> None:
 
 
 def _append(source: str, before: str, result: str, *, size: int) -> None:
+    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
     with suppress(FileNotFoundError):
         os.unlink(result)
     copy(before, result)

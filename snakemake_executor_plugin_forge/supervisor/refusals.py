@@ -7,9 +7,7 @@ failed jobs pay for this.
 from __future__ import annotations
 
 import errno
-import locale
 import os
-import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -254,6 +252,8 @@ class _Host:
 
     def _command(self, name: str) -> Refusal | None:
         """Return the refusal of a program that PATH has on the host, and not in the sandbox."""
+        import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
         path = self.spec.environment.get("PATH") or os.environ.get("PATH", os.defpath)
         found = shutil.which(name, path=path) if name.isprintable() else None
         refusal = self._unseen(os.path.abspath(found)) if found is not None else None
@@ -319,6 +319,8 @@ def _translations(environment: Mapping[str, str]) -> dict[int, str]:
     name = setting.get("LC_ALL") or setting.get("LC_MESSAGES") or setting.get("LANG") or "C"
     if name in ("C", "POSIX") or name.startswith("C.") or (name.startswith("en_") and not setting.get("LANGUAGE")):
         return {}
+    import locale  # as shutil above
+
     numbers = (*_WRITING, *FULL, errno.ENOENT, errno.ECONNREFUSED, errno.ENETUNREACH)
     before = locale.setlocale(locale.LC_MESSAGES)
     try:

@@ -22,6 +22,7 @@ from ..kernel import syscalls
 from ..kernel.imports import own_command
 from ..kernel.inherited import DEFAULT_SIGNALS
 from ..kernel.shortage import Patience
+from ..spec.quick_pickle import quick_to_pickle
 from ..supervisor.usage import own_peak_kb
 from .channel import Channel, Frame, FrameKind, Mailbox
 from .pool import Enclosure, Pool
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import subprocess
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Command:
     """A program to execute, exactly as Snakemake would."""

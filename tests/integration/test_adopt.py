@@ -85,14 +85,14 @@ def start(directory: Path, *arguments: str, terminal: int | None = None, pipe: b
 
 
 @contextmanager
-def resuming(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """``snakemake-forge resume`` at work, and then to its end."""
-    again = subprocess.Popen([*FORGE, "resume"], cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True)
+def resuming(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """``snakemake-forge resume`` at work, with the file of what it says, and then to its end."""
+    said = directory.parent / "side" / "resumed"
+    with said.open("wb") as output:
+        again = subprocess.Popen([*FORGE, "resume"], cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     with ending(again):
-        yield again
-        output, _ = again.communicate(timeout=DEADLINE)
-    assert again.returncode == 0, output
+        yield again, said
+        assert again.wait(DEADLINE) == 0, said.read_text()
 
 
 def all_begun(directory: Path) -> bool:
@@ -148,9 +148,12 @@ def nobody_but_supervisors(directory: Path) -> bool:
 
 def nobody(directory: Path) -> bool:
     """Whether all processes of the run have ended, the supervisors as well."""
-    return not any(_is_in(path, directory) for path in Path("/proc").iterdir() if path.name.isdigit()) and not any(
-        entry.supervised() for entry in pending.entries(str(directory / ".snakemake/forge"))
-    )
+    return not any(_is_in(path, directory) for path in Path("/proc").iterdir() if path.name.isdigit()) and not supervised(directory)
+
+
+def supervised(directory: Path) -> list[str]:
+    """The rules whose supervisors live: each does so for a moment longer than its verdict."""
+    return sorted(entry.rule for entry in pending.entries(str(directory / ".snakemake/forge")) if entry.supervised())
 
 
 def _is_in(process: Path, directory: Path) -> bool:
@@ -190,9 +193,8 @@ def test_jobs_that_run_are_adopted(workdir: Path, victims: list[str]) -> None:
     tried = resume(directory, "--dry-run")
     assert "would wait for the job of rule slow, which continues without Snakemake" in tried.stdout
 
-    with resuming(directory) as again:
-        time.sleep(2)
-        assert again.poll() is None
+    with resuming(directory) as (again, said):
+        wait_until(lambda: said.read_text().count(": adopted (") == 2, again)
         (side / "go").touch()
     assert {name: (directory / name).read_text() for name in ("slow.txt", "beside.txt", "python.txt")} == {
         "slow.txt": "whole\n", "beside.txt": "in\n", "python.txt": "whole\n"}
@@ -202,6 +204,7 @@ def test_jobs_that_run_are_adopted(workdir: Path, victims: list[str]) -> None:
         record = job(directory, rule)
         assert (record["outcome"], record["staged"], record["adopted"]) == ("succeeded", False, newest["run"])
         assert f"{Path(record['directory']).parent.name}/{Path(record['directory']).name}" in newest["adopted"]
+        assert newest["plan"][rule]["taken_over"] == 1
     assert job(directory, "quick")["adopted"] is None
     assert residue(directory) == []
     assert entries(directory) == []
@@ -225,7 +228,7 @@ def test_who_goes_on_before_the_pool_knows_is_not_taken_for_dead(workdir: Path) 
     finally:
         for pid in between:
             os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: nobody_but_supervisors(directory))
+    wait_until(lambda: nobody(directory))
     assert staged(directory) == ["python", "slow"]
     done = resume(directory)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -302,7 +305,7 @@ def test_jobs_that_have_finished_are_published_at_once(workdir: Path) -> None:
     rules = {"slow", "far", "fails", "old", "directory"}
     crashed(directory, lambda: (side / "log").exists() and started(side).keys() == rules, "-j5", *FINISH)
     (side / "go").touch()
-    wait_until(lambda: len(verdicts(directory)) == 5 and nobody_but_supervisors(directory))
+    wait_until(lambda: len(verdicts(directory)) == 5 and nobody(directory))
     assert staged(directory) == ["directory", "far", "old", "slow"]
     assert {record["rule"]: record["outcome"] for record in jobs(directory)}["fails"] == "failed"
     assert sorted(os.listdir(directory)) == [".snakemake", "Snakefile", "forge.yaml", "logs", "old.txt", "version.txt"]
@@ -358,7 +361,7 @@ def test_what_differs_is_discarded(workdir: Path) -> None:
     (directory / "in.txt").write_text("one\n")
     crashed(directory, lambda: (side / "log").exists() and started(side).total() == 5, "-j5", *FINISH)
     (side / "go").touch()
-    wait_until(lambda: len(staged(directory)) == 4)
+    wait_until(lambda: len(staged(directory)) == 4 and supervised(directory) == ["running"])
     before = os.stat(directory / "in.txt")
     (directory / "in.txt").write_text("two\n")
     os.utime(directory / "in.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -472,8 +475,6 @@ def test_room_that_others_have_is_counted(workdir: Path) -> None:
     process = start(directory, "-j2", "--nolock", "other.txt")
     with ending(process):
         wait_until(lambda: "The 2 core(s) and the memory" in shown(directory))
-        time.sleep(1.5)
-        assert started(side) == {"wide": 1}
         (side / "go").touch()
         assert process.wait(DEADLINE) == 0, shown(directory)
     assert (side / "log").read_text().split("\n")[:-1] == ["wide", "wide ended", "other"]
@@ -493,7 +494,7 @@ def test_gc_gives_up_what_has_waited_too_long(workdir: Path) -> None:
     directory, side = prepared(workdir)
     crashed(directory, lambda: written(directory, "slow.txt"), "-j1", *FINISH, "slow.txt")
     (side / "go").touch()
-    # A supervisor lives for a moment longer than its verdict, and gc keeps off what a living process holds.
+    # gc keeps off what a living process holds.
     wait_until(lambda: staged(directory) == ["slow"] and nobody(directory))
     listed = forge(directory, "gc", "--json", "--leftovers-after", "0.01s", check=True)
     assert [item for item in json.loads(listed.stdout) if item["part"] == "staging"] == []
@@ -510,7 +511,6 @@ def test_two_runs_at_once(workdir: Path) -> None:
     both = [start(directory, "-j3", "--nolock") for _ in range(2)]
     try:
         wait_until(lambda: shown(directory).count("reason: Missing output files: slow.txt") == 3)
-        time.sleep(1)
         (side / "go").touch()
         codes = [process.wait(DEADLINE) for process in both]
     finally:
@@ -557,7 +557,7 @@ def test_staged_in_the_scratch(workdir: Path) -> None:
         (directory / "in.txt").write_text("in\n")
         crashed(directory, lambda: (directory / "quick.txt").exists() and {"slow", "python"} <= started(side).keys())
         (side / "go").touch()
-        wait_until(lambda: staged(directory) == ["python", "slow"] and nobody_but_supervisors(directory))
+        wait_until(lambda: staged(directory) == ["python", "slow"] and nobody(directory))
         done = resume(directory)
         assert done.returncode == 0, done.stdout + done.stderr
         assert {name: (directory / name).read_text() for name in ("slow.txt", "beside.txt", "python.txt")} == {
@@ -580,7 +580,7 @@ def test_a_hundred_at_once(workdir: Path) -> None:
         """)
     crashed(directory, lambda: (side / "log").exists() and started(side).total() == 100, "-j100", *FINISH)
     (side / "go").touch()
-    wait_until(lambda: len(staged(directory)) == 100)
+    wait_until(lambda: len(staged(directory)) == 100 and nobody(directory))
     done = run(directory, "-j100", "--nolock", "--config", f"side={side}")
     assert done.code == 0, done.output
     assert started(side) == {str(i): 1 for i in range(100)}

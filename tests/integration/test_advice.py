@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -127,7 +126,7 @@ def advised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             before = ordinary.prefix()
             for path in (out, temporary):
                 path.chmod(0o755)
-                subprocess.run(["chown", "-R", f"{ordinary.UID}:{ordinary.UID}", str(path)], check=True)
+                ordinary.hand_over(path)
         try:
             failed = _run(place / "failed", {case.name: "" for case in CASES}, names, env, before)
             mended = _run(place / "mended", {case.name: _advice(failed, case) for case in CASES}, names, env, before)
@@ -165,7 +164,7 @@ def _run(directory: Path, advice: dict[str, str], names: dict[str, str], env: di
     if any(catalog.values()):
         (directory / "forge.yaml").write_text(yaml.safe_dump({"version": 1, "defaults": {"paths": catalog}}))
     if before:
-        subprocess.run(["chown", "-R", f"{ordinary.UID}:{ordinary.UID}", str(directory)], check=True)
+        ordinary.hand_over(directory)
     targets = [_filled(case.target, case.name, names) for case in CASES] + ["innocent_missing", "innocent_tool"]
     result = run(directory, "-j4", "-k", *targets, env=env, before=before)
     assert (directory / ".snakemake/forge/runs").exists(), result.output

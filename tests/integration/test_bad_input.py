@@ -32,31 +32,25 @@ def _run(directory: Path, directives: str = "", *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    ("directives", "arguments", "words"),
+    ("directives", "argument", "words"),
     [  # one of each way; all keys and values are in unit/test_plan.py and unit/test_settings.py
-        ("resources: forge_netwrok='off'", (), ["Rule second (Snakefile:7): resource forge_netwrok", "Did you mean forge_network?"]),
-        ("", ("--forge-memory", "lots"), ["--forge-memory=lots: not a size"]),
-        ("", ("--forge-cpu", "fast"), ["invalid choice: 'fast'"]),
+        ("resources: forge_netwrok='off'", "", ["Rule second (Snakefile:7): resource forge_netwrok", "Did you mean forge_network?"]),
+        ("", "--forge-memory=lots", ["--forge-memory=lots: not a size"]),
+        ("", "--forge-cpu=fast", ["invalid choice: 'fast'"]),
+        ("", "SNAKEMAKE_FORGE_PIDS=many", ["--forge-pids=many: not a whole number"]),
     ],
-    ids=["resource", "flag", "choice"],
+    ids=["resource", "flag", "choice", "variable"],
 )
-def test_refused_before_anything_runs(
-    workdir: Path, directives: str, arguments: tuple[str, ...], words: list[str]
-) -> None:
-    result = _run(workdir, directives, *arguments)
+def test_refused_before_anything_runs(workdir: Path, directives: str, argument: str, words: list[str]) -> None:
+    write_workflow(workdir, RULE.format(directives=directives))
+    name, _, value = argument.partition("=")
+    result = run(workdir, "-j2", *([name, value] if name.startswith("--") else []), env={name: value} if name.isupper() else {})
     assert result.code != 0
     for word in words:
         assert word in result.output
     assert "Traceback" not in result.output
     assert not (workdir / "first.txt").exists()
     assert residue(workdir) == []
-
-
-def test_value_from_the_environment_is_checked_too(workdir: Path) -> None:
-    write_workflow(workdir, RULE.format(directives=""))
-    result = run(workdir, "-j2", env={"SNAKEMAKE_FORGE_PIDS": "many"})
-    assert result.code != 0
-    assert "--forge-pids=many: not a whole number" in result.output
 
 
 def test_resource_known_only_later_fails_its_own_job_alone(workdir: Path) -> None:

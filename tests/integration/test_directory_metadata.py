@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -57,11 +56,7 @@ def test_what_a_job_sets_on_its_directories_holds_for_no_other(workdir: Path, us
     (workdir / "data/file").write_text("raw\n")
     (workdir / "harm.py").write_text(HARM)
     (workdir / "Snakefile").write_text(RULES)
-    before: list[str] = []
-    if user == "user" and os.geteuid() == 0:
-        for path in (workdir, *workdir.rglob("*")):
-            os.chown(path, ordinary.UID, ordinary.UID)
-        before = ordinary.prefix()
+    before = ordinary.given_to(user, workdir)
     modes = {path: path.stat().st_mode for path in (workdir, workdir / "data", workdir / "parent", Path("/tmp"))}
     result = run(workdir, "-j1", f"parent/{LAST}", before=before)
     assert result.code == 0, result.output

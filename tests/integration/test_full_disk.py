@@ -38,11 +38,12 @@ rule shell:
     shell: "touch begun; until test -e again -o $(df --output=avail . | tail -1) -lt 64; do sleep 0.1; done; echo new > {output}"
 rule checkpoint:
     output: "checkpoint.txt"
-    shell: "until test -e again -o $(df --output=avail . | tail -1) -lt 64; do sleep 0.1; done; echo more > $FORGE_CHECKPOINT_DIR/x; echo new > {output}"
+    shell: "touch begun; until test -e again -o $(df --output=avail . | tail -1) -lt 64; do sleep 0.1; done; echo more > $FORGE_CHECKPOINT_DIR/x; echo new > {output}"
 rule python:
     output: "python.txt"
     run:
         import os, time
+        open("begun", "w").close()
         while os.statvfs(".").f_bavail > 16 and not os.path.exists("again"):
             time.sleep(0.1)
         open(output[0], "w").write("new")
@@ -111,7 +112,7 @@ def test_somebody_else_fills_the_disk(workdir: Path, user: str) -> None:
         (workdir / f"files/{name}.txt").write_text("old")
     said = _in_small_mounts(workdir, user, """
         eval "$snakemake" -j3 --forceall & run=$!
-        until ls .snakemake/forge/staging/*/upper/begun > /dev/null 2>&1; do kill -0 $run; sleep 0.1; done
+        until test "$(ls .snakemake/forge/staging/*/upper/begun 2> /dev/null | wc -l)" = 3; do kill -0 $run; sleep 0.1; done
         head -c 30M /dev/zero > filler || true
         wait $run && exit 1
         echo "now $(cat shell.txt checkpoint.txt python.txt)"

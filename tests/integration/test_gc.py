@@ -5,19 +5,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_forge.kernel.process_tree import descendants
 from snakemake_executor_plugin_forge.record.identity import start_time
 from snakemake_executor_plugin_forge.run.garbage import find
 
-from ..conftest import DEADLINE, command, forge, in_layer, residue, run, wait_until, write_workflow
+from ..conftest import DEADLINE, command, end_at_once, forge, in_layer, residue, run, wait_until, write_workflow
 
 WORKFLOW = """
     rule held:
@@ -43,16 +41,6 @@ def start(directory: Path, name: str) -> subprocess.Popen[bytes]:
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_until(lambda: in_layer(directory, f"{name}.held"), process)
     return process
-
-
-def end_at_once(process: subprocess.Popen[bytes]) -> None:
-    """Snakemake and all of Forge: stopped first, so that none sees another one end and clears up."""
-    pids = [process.pid, *descendants(process.pid)]
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-    process.wait()
 
 
 def test_leftovers_of_a_killed_run_go_and_a_living_run_goes_on(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,20 +18,20 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import DEADLINE, command, forge, residue, run, wait_until, write_workflow
+from ..conftest import DEADLINE, command, ending, forge, residue, run, wait_until, write_workflow
 
 # The nodes that it sees, the variable, what it sees of all the others, and which it can use.
+TAG = uuid.uuid4().hex[:8]  # other runs of these tests have such nodes, too
 LOOK = (
-    "echo $(cd /dev; ls | grep -- '-gpu') ${{CUDA_VISIBLE_DEVICES:-}} > {output}; ls -A /dev/.forge-gpus >> {output}; "
-    "for f in $(ls -d /dev/*-gpu* 2>/dev/null); do test -c $f && echo x > $f && echo writable >> {output}; done; true"
+    f"echo $(cd /dev; ls | grep -- '{TAG}-gpu') ${{{{CUDA_VISIBLE_DEVICES:-}}}} > {{output}}; ls -A /dev/.forge-gpus >> {{output}}; "
+    f"for f in $(ls -d /dev/*-{TAG}-gpu* 2>/dev/null); do test -c $f && echo x > $f && echo writable >> {{output}}; done; true"
 )
 
 
 @pytest.fixture
 def gpus() -> Iterator[list[str]]:
     """Two character devices that can be read and written."""
-    tag = uuid.uuid4().hex[:8]
-    nodes = [f"/dev/forge-{tag}-gpu{number}" for number in (0, 1)]
+    nodes = [f"/dev/forge-{TAG}-gpu{number}" for number in (0, 1)]
     for node in nodes:
         os.mknod(node, stat.S_IFCHR, os.makedev(1, 3))
         os.chmod(node, 0o666)
@@ -55,7 +54,7 @@ def test_two_jobs_have_one_each_and_the_others_wait(workdir: Path, gpus: list[st
         rule one:
             output: "{{i}}.out"
             resources: gpu=1
-            shell: {LOOK + "; sleep 0.7"!r}
+            shell: {LOOK + "; touch $XDG_CACHE_HOME/{wildcards.i}; until [ $(ls $XDG_CACHE_HOME | wc -l) -ge 2 ]; do sleep 0.1; done"!r}
         rule both:
             output: "both.out"
             resources: gpus=2
@@ -68,11 +67,12 @@ def test_two_jobs_have_one_each_and_the_others_wait(workdir: Path, gpus: list[st
             resources: gpu=1
             run:
                 import os
-                seen = [name for name in os.listdir("/dev") if "-gpu" in name and name[0] != "."]
+                seen = [name for name in os.listdir("/dev") if "{TAG}-gpu" in name]
                 with open(output[0], "w") as file:
                     print(*seen, os.environ["CUDA_VISIBLE_DEVICES"], file=file)
         """)
-    result = run(workdir, "-j16", "--forge-gpus", ",".join(gpus))
+    (workdir / "cache").mkdir()
+    result = run(workdir, "-j16", "--forge-gpus", ",".join(gpus), env={"XDG_CACHE_HOME": str(workdir / "cache")})
     assert result.code == 0, result.output
     names = [os.path.basename(node) for node in gpus]
     ones = result.attempts("one")
@@ -137,7 +137,7 @@ for own in (gpus[1:], (), gpus, ()):
     steps = mounts.gpu_steps(own)
     if os.fork() == 0:
         syscalls.run([syscalls.unshare_step(syscalls.CLONE_NEWNS), *steps, *privileges.drop_steps(base.capabilities)])
-        names = sorted(name for name in os.listdir("/dev") if name.startswith("forge-"))
+        names = sorted(name for name in os.listdir("/dev") if "/dev/" + name in gpus)
         for name in names:
             with open("/dev/" + name, "w") as device:
                 print("used", file=device)
@@ -162,7 +162,7 @@ def test_names_of_the_drivers(workdir: Path) -> None:
     made_directory = not os.path.isdir("/dev/dri")
     os.makedirs("/dev/dri", exist_ok=True)
     nodes = [f"/dev/nvidia{number}", f"/dev/nvidia-forge{number}x", f"/dev/dri/renderD{number}"]
-    look = "(ls -d /dev/nvidia* /dev/dri/* 2>/dev/null; env | grep VISIBLE | sort) > {output} || true"
+    look = f"(ls -d /dev/nvidia*{number}* /dev/dri/*{number} 2>/dev/null; env | grep VISIBLE | sort) > {{output}} || true"
     write_workflow(workdir, f"""
         rule all:
             input: "one.out", "plain.out"
@@ -246,16 +246,15 @@ def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str]) -> No
             resources: gpu=1, forge_files="open"
             shell: "touch begun.{wildcards.i}; sleep 1000; touch {output}"
         """)
-    snakemake = subprocess.Popen(
-        command("forge", "-j5", "--forge-gpus", ",".join(gpus)),
-        cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
-    wait_until(lambda: len(list(workdir.glob("begun.*"))) == 2, snakemake)
-    time.sleep(0.5)  # time for a third job, which must not begin
-    snakemake.send_signal(signal.SIGTERM)
-    output, _ = snakemake.communicate(timeout=DEADLINE)
-    assert snakemake.returncode != 0
-    assert "waits for a free GPU" in output
+    log = workdir / "log.txt"
+    with log.open("w") as output:
+        snakemake = subprocess.Popen(command("forge", "-j5", "--forge-gpus", ",".join(gpus)), cwd=workdir, stdout=output, stderr=output)
+    with ending(snakemake):
+        # All five are handed over, and two of them have begun.
+        wait_until(lambda: log.read_text().count("rule one:") == 5 and len(list(workdir.glob("begun.*"))) == 2, snakemake)
+        snakemake.send_signal(signal.SIGTERM)
+        assert snakemake.wait(DEADLINE) != 0
+    assert "waits for a free GPU" in log.read_text()
     done = forge(workdir, "jobs", check=True)
     assert done.stdout.count("cancelled") >= 5
     assert done.stdout.count("nothing of it was run") == 3

@@ -5,7 +5,6 @@ Each start is one workflow with one job of each kind; the jobs say what they hav
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +61,7 @@ STARTS = {
 
 
 def _start(directory: Path, user: str, start: list[str], *arguments: str) -> Result:
-    before: list[str] = []
-    if user == "user" and os.geteuid() == 0:
-        ordinary.hand_over(directory)
-        before = ordinary.prefix()
+    before = ordinary.given_to(user, directory)
     log = directory / "said"
     with log.open("w") as file:
         done = subprocess.run([*before, *start, *command("forge", *arguments)], cwd=directory, stdin=subprocess.DEVNULL,

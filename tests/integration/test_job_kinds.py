@@ -399,6 +399,9 @@ def test_every_rule_with_something_to_run_is_on_record(results: dict[str, Result
     assert [(a["attempt"], a["outcome"]) for a in attempts if a["rule"] == "retried"] == [(1, "failed"), (2, "succeeded")]
     assert results["forge"].attempt("notebook_py")["notes"] == [], "no kernel is left"
     assert all("2" < a["submitted"] <= a["started"] for a in attempts)
+    (record,) = results["forge"].directory.glob(".snakemake/forge/runs/*/run.json")
+    plan = json.loads(record.read_text())["plan"]
+    assert plan["collect"]["after"] == ["part", "split"], "the checkpoint, which Snakemake forgets, and what it led to"
     service = results["forge"].attempt("service")
     assert service["outcome"] == "cancelled"
     assert "all jobs that use this service are done" in service["reason"]

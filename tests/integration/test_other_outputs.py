@@ -95,10 +95,7 @@ def _snakefile() -> str:
 def test_outputs_of_other_rules_belong_to_their_jobs_alone(workdir: Path, user: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "Snakefile").write_text(_snakefile())
-    before: list[str] = []
-    if user == "user" and os.geteuid() == 0:
-        os.chown(workdir, ordinary.UID, ordinary.UID)
-        before = ordinary.prefix()
+    before = ordinary.given_to(user, workdir)
     result = run(workdir, "-j4", "-k", *(f"{name}.done" for name in (*BAD, *GOOD)), "guess.done", "later", "gathered.txt",
                  before=before)
     attempts = {a["rule"]: a for a in result.attempts()}
@@ -155,7 +152,7 @@ LINKS = {
     "root": ("ln -s / root_link", "outside the working directory: root_link"),
     "permitted": ("mkdir -p res; ln -s {OUT}/x res/4", "would carry outputs of the workflow to another place: res/4"),
 }
-KEPT = "ref.fa", "latest", "kept/later", "here", "null", "kept/data", "allowed"
+KEPT = "guarded/link", "guarded.link", "ref.fa", "latest", "kept/later", "here", "null", "kept/data", "allowed"
 
 
 def test_links_carry_nothing_out_of_the_working_directory(workdir: Path) -> None:
@@ -165,6 +162,7 @@ def test_links_carry_nothing_out_of_the_working_directory(workdir: Path) -> None
         directory.mkdir(parents=True, exist_ok=True)
     (out / "ref.fa").write_text("ref\n")
     (workdir / "data").symlink_to(out)
+    (workdir / "users.txt").touch(0o664)
     (workdir / "results").symlink_to(out / "results")
     rules = [f'OUT = "{out}"']
     for name, (command, _) in LINKS.items():
@@ -179,6 +177,9 @@ rule good:
     output: "good.done", "results/deep/own"
     shell: "ln -s {OUT}/ref.fa ref.fa; mkdir -p v1 kept; ln -sfn v1 latest; ln -s ../v1/later kept/later; ln -s $PWD/v1 here; "
            "ln -s /dev/null null; ln -s ../data kept/data; for f in {output}; do echo > $f; done"
+rule protecting:
+    output: protected(directory("guarded")), protected("guarded.link")
+    shell: "mkdir guarded; echo > guarded/own; ln -s ../users.txt guarded/link; ln -s own.txt {output[1]}; echo > own.txt"
 rule allowed:
     output: "allowed.done"
     resources: forge_undeclared="allow"
@@ -186,13 +187,15 @@ rule allowed:
 """)
     (workdir / "Snakefile").write_text("\n".join(rules))
     others = [f"{name}.done" for name in LINKS if name not in ("carries", "inwards", "permitted")]
-    targets = ["res/2/carries", "res/3/inwards", "res/4/permitted", "good.done", "allowed.done", *others]
+    targets = ["res/2/carries", "res/3/inwards", "res/4/permitted", "good.done", "allowed.done", "guarded", *others]
     result = run(workdir, "-j4", "-k", *targets)
     attempts = {a["rule"]: a for a in result.attempts()}
     assert {name: attempts[name]["outcome"] for name in LINKS} == dict.fromkeys(LINKS, "violation"), result.output
     assert [name for name, (_, words) in LINKS.items() if words not in attempts[name]["reason"]] == []
     assert attempts["good"]["outcome"] == attempts["allowed"]["outcome"] == "succeeded", result.output
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*")) == ["ref.fa", "results", "results/deep", "results/deep/own", "sub", "x"]
+    modes = {name: (workdir / name).stat().st_mode & 0o222 for name in ("users.txt", "guarded/own", "own.txt")}
+    assert modes == {"users.txt": 0o200, "guarded/own": 0, "own.txt": 0}
     links = {str(p.relative_to(workdir)) for p in workdir.rglob("*") if p.is_symlink() and ".snakemake" not in p.parts}
     assert links == {*KEPT, "data", "results"}
     assert (workdir / "results").readlink() == out / "results"

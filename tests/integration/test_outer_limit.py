@@ -34,8 +34,8 @@ def test_a_job_dies_and_not_snakemake(workdir: Path, outer: Path) -> None:
             output: "hogs.out"
             threads: 2
             shell:
-                "for i in $(seq 30); do python3 -S -c 'x = bytearray(20 << 20); import time; time.sleep(3)' & done; wait; "
-                "touch {output}"
+                "for i in $(seq 30); do python3 -S -c 'x = bytearray(20 << 20); import time; time.sleep(600)' & done; "
+                "wait -n || true; kill $(jobs -p); touch {output}"
         """)
     enter = f'echo $$ > {outer}/cgroup.procs; exec "$@"'
     done = subprocess.run(

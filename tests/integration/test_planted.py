@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..conftest import DEADLINE, Result, residue, write_workflow
+from ..conftest import DEADLINE, Result, forge, residue, run, write_workflow
 
 # -P: as the scripts snakemake and snakemake-forge do it, the working directory is not on the import path.
 SNAKEMAKE = [sys.executable, "-P", "-m", "snakemake", "--scheduler", "greedy", "-j2"]
@@ -188,7 +188,7 @@ def test_records_that_a_job_has_forged_are_ignored(tmp_path: Path) -> None:
     text = "rule a:\n    output: 'a.txt'\n    shell: 'echo a > a.txt'\n"
     for directory in (work, sub):
         write_workflow(directory, text)
-    assert call(work, *SNAKEMAKE, "--executor", "forge", env=env).code == 0
+    assert run(work, "-j2", env=env).code == 0
     source = work / ".snakemake" / "forge"
     forged = sub / ".snakemake" / "forge"
     shutil.copytree(source, forged, symlinks=True)  # with its origin, which a job can read
@@ -202,16 +202,15 @@ def test_records_that_a_job_has_forged_are_ignored(tmp_path: Path) -> None:
     (staging / "journal.json").write_text(json.dumps({"moves": [[str(staging / "file"), str(victim), (staging / "file").stat().st_ino]], "lock": "", "noted": False}))
     (forged / "home").mkdir(exist_ok=True)
     for words in (("resume",), ("resume", "--dry-run"), ("gc",), ("why", "a"), ("verify",), ("jobs",)):
-        said = call(sub, *FORGE, *words, env=env)
-        assert said.code == 2 and "is ignored: Forge has not made it" in said.output, (words, said.output)
+        ignored = forge(sub, *words, env=env)
+        assert ignored.returncode == 2 and "is ignored: Forge has not made it" in ignored.stdout + ignored.stderr, (words, ignored)
     assert not victim.exists() and staging.exists()
-    said = call(sub, *SNAKEMAKE, "--executor", "forge", env=env)
+    said = run(sub, "-j2", env=env)
     assert said.code == 0 and "were not made by Forge" in said.output, said.output
     assert not victim.exists() and (sub / ".snakemake" / "forge.not-made-here-1" / "runs").is_dir()
-    jobs = call(sub, *FORGE, "jobs", "--json", env=env)
-    assert jobs.code == 0 and len(json.loads(jobs.output)) == 1
-    again = call(sub, *SNAKEMAKE, "--executor", "forge", "--forceall", env=env)
+    assert len(said.attempts()) == 1
+    again = run(sub, "-j2", "--forceall", env=env)
     assert again.code == 0 and "were not made by Forge" not in again.output, again.output
     shutil.move(sub, tmp_path / "work" / "moved")  # by the user: it stays believed
-    assert call(tmp_path / "work" / "moved", *FORGE, "why", "a", env=env).code == 0
-    assert call(work, *FORGE, "why", "a", env=env).code == 0
+    for place in (work, work / "moved"):
+        forge(place, "why", "a", env=env, check=True)

@@ -176,23 +176,6 @@ def test_who_cannot_see_reads_is_told_once(workdir: Path) -> None:
     assert done.attempt("a")["undeclared_reads"] is None
 
 
-def test_ten_thousand_inputs(workdir: Path) -> None:
-    """49: the first thousand of them read-only; a change to any other fails the job: test_sizes.py."""
-    (workdir / "many").mkdir()
-    for number in range(10_000):
-        (workdir / "many" / f"{number}.txt").touch()
-    write_workflow(workdir, """
-        rule all:
-            input: expand("many/{n}.txt", n=range(10000))
-            output: "all.out"
-            shell: "(echo x >> many/999.txt) 2>/dev/null && echo written > {output} || echo refused > {output}"
-        """)
-    result = run(workdir, "-j1")
-    assert result.code == 0, result.output[-3000:]
-    assert result.read("all.out") == "refused\n"
-    assert residue(workdir) == []
-
-
 def test_a_target_that_somebody_else_changed_is_not_overwritten(workdir: Path) -> None:
     """71."""
     (workdir / "old.txt").parent.mkdir(parents=True, exist_ok=True)

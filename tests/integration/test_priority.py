@@ -22,14 +22,15 @@ pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user]
 SECONDS = 1.5  # of CPU time, of the one that gets more
 SPIN = """
 import os, sys, time
-name, cpu, others, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+name, cpu, others, session, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5])
 os.sched_setaffinity(0, {cpu})
+while session != "0" and not open("/proc/self/autogroup").read().endswith(f" nice {session}\\n"):  # Forge sets it at its next look
+    time.sleep(0.01)
 open(f"here/{name}", "w").close()
 deadline = time.monotonic() + 300
 while len(os.listdir("here")) < others:
     assert time.monotonic() < deadline, os.listdir("here")
     time.sleep(0.01)
-time.sleep(0.2)  # the nice values of sessions are set at Forge's next look
 begin, end = time.process_time(), "end-" + name.partition("-")[2]
 while time.process_time() - begin < seconds and not os.path.exists(end):
     sum(range(20000))
@@ -39,7 +40,6 @@ with open(f"{name}.txt", "w") as file:
     print(time.process_time() - begin, file=file)
 """
 CPUS = sorted(os.sched_getaffinity(0))
-SHELL = '"{python} spin.py {{wildcards.n}}-{mode} {cpu} 4 {seconds}"'
 
 
 def _run(directory: Path, rung: str, *arguments: str) -> Result:
@@ -50,6 +50,11 @@ def _run(directory: Path, rung: str, *arguments: str) -> Result:
         before = ordinary.prefix(namespaces=rung == "soft")
     # The files of the others are how they find each other, so they have to see them.
     return run(directory, "--forge-files", "open", *arguments, env=environment, before=before)
+
+
+def _session(nice: str, rung: str) -> str:
+    """The nice value of a job's session; with a cgroup of its own, that has the weight."""
+    return nice if rung in ("soft", "none") and os.path.exists("/proc/self/autogroup") else "0"
 
 
 @pytest.fixture
@@ -71,20 +76,20 @@ def _cpu_seconds(directory: Path, name: str) -> float:
 def test_of_two_jobs_the_nice_one_stands_back(place: Path, rung: str) -> None:
     """With shares and without, of commands and of Python code. And a weight for I/O is never pretended: whether the
     disks of this host are divided by weight is theirs, and who asks for it is told if they are not."""
-    share = SHELL.format(python=sys.executable, mode="share", cpu=CPUS[0], seconds=SECONDS)
+    session = _session("{wildcards.n}", rung)
     write_workflow(place, f"""
         rule all:
             input: expand("{{n}}-{{mode}}.txt", n=[0, 10], mode=["share", "off"])
         rule share:
             output: "{{n}}-share.txt"
             resources: forge_cpu="share", forge_nice=lambda wildcards: int(wildcards.n), forge_io_weight=50
-            shell: {share}
+            shell: "{sys.executable} spin.py {{wildcards.n}}-share {CPUS[0]} 4 {session} {SECONDS}"
         rule off:
             output: "{{n}}-off.txt"
             resources: forge_cpu="off", forge_nice=lambda wildcards: int(wildcards.n)
             run:
                 import runpy, sys
-                sys.argv = ["spin.py", f"{{wildcards.n}}-off", "{CPUS[-1]}", "4", "{SECONDS}"]
+                sys.argv = ["spin.py", f"{{wildcards.n}}-off", "{CPUS[-1]}", "4", f"{session}", "{SECONDS}"]
                 runpy.run_path("spin.py")
         """)
     result = _run(place, rung, "-j4")
@@ -108,9 +113,9 @@ def test_a_nice_run_stands_back_behind_others(place: Path, rung: str) -> None:
     write_workflow(place, f"""
         rule a:
             output: "inside.txt"
-            shell: "{sys.executable} spin.py inside {CPUS[0]} 2 {SECONDS}"
+            shell: "{sys.executable} spin.py inside {CPUS[0]} 2 {_session("10", rung)} {SECONDS}"
         """)
-    command = [sys.executable, "spin.py", "outside", str(CPUS[0]), "2", str(SECONDS)]
+    command = [sys.executable, "spin.py", "outside", str(CPUS[0]), "2", "0", str(SECONDS)]
     with subprocess.Popen(command, cwd=place, start_new_session=True) as outside:
         try:
             result = _run(place, rung, "-j1", "--forge-nice", "10")
@@ -120,3 +125,20 @@ def test_a_nice_run_stands_back_behind_others(place: Path, rung: str) -> None:
     assert result.code == 0, result.output
     assert _cpu_seconds(place, "inside") < _cpu_seconds(place, "outside") / 3
     assert residue(place) == []
+
+
+@pytest.mark.outside
+def test_of_two_jobs_the_one_with_more_threads_gets_more(place: Path) -> None:
+    """One with a thread and one with three on one CPU: about one to three."""
+    write_workflow(place, f"""
+        rule all:
+            input: "1-shares.txt", "3-shares.txt"
+        rule threads:
+            output: "{{n}}-shares.txt"
+            threads: lambda wildcards: int(wildcards.n)
+            shell: "{sys.executable} spin.py {{wildcards.n}}-shares {CPUS[0]} 2 0 {SECONDS}"
+        """)
+    result = run(place, "-j4", "--forge-files", "open", "--forge-cpu", "share")
+    assert result.code == 0, result.output
+    one, three = (_cpu_seconds(place, f"{n}-shares") for n in (1, 3))
+    assert 1.5 < three / one < 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -255,7 +256,8 @@ def test_which_run(workdir: Path) -> None:
 
 def test_a_compacted_run(tmp_path: Path) -> None:
     (tmp_path / "call.log").write_text("Error: no such panel\n")
-    write_run(tmp_path, [Made("call", evidence={"exit_code": 1}, stderr="x\n", logs=("call.log",))])
+    run = write_run(tmp_path, [Made("call", evidence={"exit_code": 1}, stderr="x\n", logs=("call.log",))])
+    os.utime(run / "run.json", (0, 0))
     assert forge(tmp_path, "gc", "--keep-runs", "0", "--compact-after", "1s").returncode == 0
     page = _write(tmp_path).read_text()
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])

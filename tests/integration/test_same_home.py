@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.kernel import syscalls
-from snakemake_executor_plugin_forge.kernel.process_tree import descendants
 
 from .. import ordinary
-from ..conftest import Result, command, forge, in_layer, run, wait_until, write_workflow
+from ..conftest import Result, command, end_at_once, forge, run, wait_until, write_workflow
 from ..side_by_side import USERS
 
 WORKFLOW = """
@@ -91,10 +88,9 @@ class Place:
         (self.home / "rc").write_text("rc\n")
         write_workflow(self.directory, WORKFLOW)
         self.environment = {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.cache), "PLACE": str(place)}
-        self.before: list[str] = []
-        if user == "user" and os.geteuid() == 0:
-            ordinary.hand_over(place)
-            self.before = [*ordinary.prefix(), "env", *(f"{name}={value}" for name, value in self.environment.items())]
+        self.before = ordinary.given_to(user, place)
+        if self.before:
+            self.before += ["env", *(f"{name}={value}" for name, value in self.environment.items())]
 
     def run(self, *arguments: str, executor: str = "forge") -> Result:
         return run(self.directory, *arguments, executor=executor, before=self.before, env=self.environment)
@@ -113,9 +109,8 @@ class Place:
 
 @pytest.fixture(scope="module", params=USERS)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with tempfile.TemporaryDirectory(prefix="forge-test-home-") as directory:  # pytest's own are closed to others
-        os.chmod(directory, 0o755)
-        yield Place(Path(directory).resolve(), request.param)
+    with ordinary.reachable() as directory:
+        yield Place(directory, request.param)
 
 
 def test_later_jobs_see_what_earlier_ones_left(place: Place) -> None:
@@ -161,12 +156,7 @@ def test_a_killed_run_leaves_a_home_for_the_next(place: Place) -> None:
     (place.directory / "held.txt").unlink()
     held = place.start("-j1", "--nolock", "held.txt")
     wait_until(lambda: bool(place.kept("held")), held)
-    pids = [held.pid, *descendants(held.pid)]
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-    held.wait()
+    end_at_once(held)
     (place.directory / "again.txt").unlink()
     done = place.run("-j1", "--nolock", "again.txt")
     assert done.code == 0, done.output
@@ -204,7 +194,8 @@ def test_mounts_that_go_and_come_while_the_run_lasts(place: Place) -> None:
         (usb / "name").write_text("usb")
         os.close(device)  # now it is like one whose daemon was killed: ENOTCONN
         running = place.start("-j1", "after.txt")
-        wait_until(lambda: in_layer(place.directory, "before.txt"), running)
+        # The file is there before cat has read what goes into it.
+        wait_until(lambda: "usb" in [path.read_text() for path in place.directory.glob(".snakemake/forge/staging/*/upper/before.txt")], running)
         _unmount(usb)
         usb.rmdir()
         _mount("tmpfs", new)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -117,11 +115,7 @@ def test_the_files_are_those_of_local(both: Both, case: Case) -> None:
 @pytest.mark.parametrize("user", USERS)
 def test_devices_as_logs_and_outputs(tmp_path: Path, user: str) -> None:
     (tmp_path / "Snakefile").write_text(DEVICES)
-    if user == "user" and os.geteuid() == 0:
-        os.chown(tmp_path, ordinary.UID, ordinary.UID)
-        before = ordinary.prefix()
-    else:
-        before = PRIVATE_DEVICES if user == "root" else []
+    before = ordinary.given_to(user, tmp_path) or (PRIVATE_DEVICES if user == "root" else [])
     watched = [*before, "sh", "-c", '"$@"; code=$?; stat -c %F /dev/null; find /dev -maxdepth 1 -name "std*" -type f; ls -A /dev; exit $code', "sh"]
     result = run(tmp_path, "-j4", "-k", before=watched)
     devices = result.output.partition("character special file\n")[2].split()
@@ -138,7 +132,6 @@ def test_devices_as_logs_and_outputs(tmp_path: Path, user: str) -> None:
 @pytest.mark.parametrize("user", USERS)
 def test_scripts_that_are_to_stay(tmp_path: Path, user: str) -> None:
     """``--skip-script-cleanup``, of a job that succeeds and of one that fails."""
-    before = ordinary.prefix() if user == "user" and os.geteuid() == 0 else []
     names = {}
     for executor in ("local", "forge"):
         directory = tmp_path / executor
@@ -152,8 +145,7 @@ def test_scripts_that_are_to_stay(tmp_path: Path, user: str) -> None:
             """)
         (directory / "good.py").write_text("open(snakemake.output[0], 'w').write('x')\n")
         (directory / "bad.py").write_text("raise SystemExit(3)\n")
-        if before:
-            subprocess.run(["chown", "-R", f"{ordinary.UID}", str(tmp_path)], check=True)
+        before = ordinary.given_to(user, tmp_path)
         run(directory, "-j2", "-k", "--skip-script-cleanup", "good", "bad", executor=executor, before=before)
         names[executor] = sorted(path.name.partition(".")[2] for path in (directory / ".snakemake/scripts").iterdir())
     assert names["forge"] == names["local"] == ["bad.py", "good.py"]

@@ -5,12 +5,10 @@ Jobs of a pair wait for each other in a directory for caches, which jobs share, 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -67,27 +65,17 @@ rule {name}:
     write_workflow(directory, FIRST + "".join(rules) + LAST.replace("{resources}", resources))
     cache = directory.parent / "cache"
     cache.mkdir()
-    before: list[str] = []
     environment = {"XDG_CACHE_HOME": str(cache), "TOGETHER": str(together)}
-    if user == "user" and os.geteuid() == 0:
-        ordinary.hand_over(directory.parent)
-        before = [*ordinary.prefix(), "env", *(f"{name}={value}" for name, value in environment.items())]
+    if before := ordinary.given_to(user, directory.parent):
+        before += ["env", *(f"{name}={value}" for name, value in environment.items())]
     targets = [f"{name}.{s}" for name in SHARED for s in "ab"]
     return run(directory, "-j20", "-k", *targets, "linked.done", "replaced.done", before=before, env=environment)
 
 
 @pytest.fixture(scope="module", params=USERS)
 def overlapping(request: pytest.FixtureRequest) -> Iterator[Result]:
-    with _open_directory() as place:
+    with ordinary.reachable() as place:
         yield _workflow(place / "work", "", request.param, 2)
-
-
-@contextmanager
-def _open_directory() -> Iterator[Path]:
-    """Make a directory with two in it that the ordinary user can reach: pytest's own are closed to others."""
-    with tempfile.TemporaryDirectory(prefix="forge-test-shared-") as directory:
-        os.chmod(directory, 0o755)
-        yield Path(directory).resolve()
 
 
 def _lines(result: Result, name: str) -> list[str]:
@@ -124,7 +112,7 @@ def test_a_file_with_other_names_is_replaced_but_not_changed(overlapping: Result
 
 @pytest.mark.parametrize("user", USERS)
 def test_with_the_line_they_share_the_files(user: str) -> None:
-    with _open_directory() as place:
+    with ordinary.reachable() as place:
         result = _workflow(place / "work", 'resources: forge_files="open"', user, 1)
         assert result.code == 0, result.output
         assert _lines(result, "mkdir.n") == _lines(result, "lockf.n") == ["2"]

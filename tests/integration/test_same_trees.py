@@ -161,10 +161,7 @@ def _ends(root: Path) -> list[int]:
 
 @pytest.mark.parametrize("user", USERS)
 def test_trees_of_many_levels(deep: Path, user: str) -> None:
-    before = []
-    if user == "user" and os.geteuid() == 0:
-        ordinary.hand_over(deep)
-        before = ordinary.prefix()
+    before = ordinary.given_to(user, deep)
     try:
         for number in (1, 2):
             result = run(deep, "-j3", "-k", "--forceall", "--show-failed-logs", "all", "never.txt", before=before)

@@ -91,7 +91,7 @@ CASES = [
             shell:
                 '''
                 grep -rlsx "complained" .snakemake > {output} || true
-                cat "${{FORGE_JOB_DIR:-$PWD}}"/command.sh > /dev/null || [ -z "${{FORGE_JOB_DIR:-}}" ]
+                [ -z "${{FORGE_JOB_DIR:-}}" ] || until cat "$FORGE_JOB_DIR"/command.sh; do sleep 0.1; done > /dev/null 2>&1  # it is written as the job starts
                 (ls .snakemake/forge/runs/*/ 2> /dev/null || true) | wc -l > @/records.txt
                 {FORGE} jobs 2> @/said.txt || true
                 '''

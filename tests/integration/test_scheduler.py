@@ -52,7 +52,7 @@ WORKFLOW = """
     rule flaky:
         output: "flaky.txt"
         retries: 1
-        resources: attempt=lambda wildcards, attempt: attempt
+        resources: attempt=lambda wildcards, attempt: attempt, token=lambda wildcards, attempt: attempt
         shell: "test {resources.attempt} = 2 && touch {output}"
 
     rule into_pipe:
@@ -85,6 +85,7 @@ WORKFLOW = """
 
     onsuccess:
         print("scheduled by", type(workflow.scheduler).__name__)
+        print("flaky needed", [job.scheduler_resources["token"] for job in workflow.dag.jobs if job.rule.name == "flaky" and job.attempt > 1])
 """
 
 
@@ -114,6 +115,7 @@ def test_all_that_a_scheduler_has_to_mind(workdir: Path, executor: str) -> None:
     for result in (first, second):
         order = [rule for rule in _begun(result) if rule in ("plain", "urgent")]
         assert order == sorted(order, reverse=True)
+        assert ("flaky needed [2]" in result.output) == ("flaky" in _begun(result))
         assert "scheduled by FollowingScheduler" in result.output
         assert "to choose jobs" not in result.output
 

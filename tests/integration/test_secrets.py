@@ -42,24 +42,26 @@ if "snakemake" in globals():
 elif "place" not in globals():
     place = sys.argv[1]
 SECRET = re.compile(b"forge-can[a]ry-[0-9]")  # which does not match itself
-lines = []
-for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+def places(pid):
+    with open(f"/proc/{pid}/maps") as file:
+        return [line.split()[0].split("-") for line in file if line.split()[1].startswith("rw")]
+def look(pid):
     with open(f"/proc/{pid}/comm") as file:
         name = file.read().strip()
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            lines.append(f"{name} environ {len(SECRET.findall(file.read()))}")
+            yield f"{name} environ {len(SECRET.findall(file.read()))}"
     except PermissionError:
-        lines.append(f"{name} environ unreadable")
-    try:
-        with open(f"/proc/{pid}/maps") as file:
-            places = [line.split()[0].split("-") for line in file if line.split()[1].startswith("rw")]
-        memory = open(f"/proc/{pid}/mem", "rb", buffering=0)
-    except PermissionError:
-        lines.append(f"{name} memory unreadable")
-        continue
+        yield f"{name} environ unreadable"
     found = read = 0
-    for begin, end in places:
+    try:
+        before = places(pid)
+        memory = open(f"/proc/{pid}/mem", "rb", buffering=0)
+        same = places(pid) == before
+    except PermissionError:
+        yield f"{name} memory unreadable"
+        return
+    for begin, end in before if same else ():
         try:
             memory.seek(int(begin, 16))
             text = memory.read(int(end, 16) - int(begin, 16))
@@ -67,8 +69,18 @@ for pid in (name for name in os.listdir("/proc") if name.isdigit()):
             continue
         read += len(text)
         found += len(SECRET.findall(text))
-    assert read > 100_000, (pid, read)
-    lines.append(f"{name} memory {found}")
+    if read <= 100_000:  # it has ended, or become another program, whose memory is not what was opened
+        assert not before or not same or places(pid) != before, (pid, name, read)
+        raise ProcessLookupError
+    yield f"{name} memory {found}"
+lines, left = [], [name for name in os.listdir("/proc") if name.isdigit()]
+while left:
+    try:
+        lines += list(look(left[-1]))
+        left.pop()
+    except (FileNotFoundError, ProcessLookupError):
+        if not os.path.exists(f"/proc/{left[-1]}/exe"):  # a link without a target: nothing of it but its parent's wait is left
+            left.pop()
 text = "\\n".join(sorted(lines)) + "\\n"
 open(place, "w").write(text)
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import DEADLINE, FORGE, residue, run, write_workflow
+from ..conftest import DEADLINE, FORGE, in_a_terminal, residue, run, write_workflow
 
 CLI = [*FORGE, "shell"]
 
@@ -38,8 +38,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _shell(place: Path, command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*CLI, "call", "s=a", "--run", command], cwd=place, capture_output=True, text=True,
-                          check=False, timeout=DEADLINE, stdin=subprocess.DEVNULL)
+    with subprocess.Popen([*CLI, "call", "s=a", "--run", command], cwd=place, text=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+        stdout, stderr = process.communicate(timeout=DEADLINE)
+    assert not list(Path("/tmp").glob(f"forge-shell-{process.pid}-*"))
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def test_a_command_sees_what_the_job_saw(place: Path) -> None:
@@ -56,13 +59,12 @@ def test_a_command_sees_what_the_job_saw(place: Path) -> None:
     assert (place / "a.out").read_text() == (place / "in.txt").read_text() == "input\n"
     assert not (place / "left.txt").exists()
     assert residue(place) == []
-    assert not [name for name in os.listdir("/tmp") if name.startswith("forge-shell")]
 
 
 def test_what_it_leaves_running_dies_with_it(place: Path) -> None:
-    done = _shell(place, "(setsid sleep 1021 >/dev/null 2>&1 &); echo done")
+    done = _shell(place, f"(setsid sleep 1021.{os.getpid()} >/dev/null 2>&1 &); echo done")
     assert done.stdout == "done\n"
-    assert subprocess.run(["pgrep", "-f", "^sleep 1021$"], capture_output=True, check=False).stdout == b""
+    assert subprocess.run(["pgrep", "-f", f"sleep 1021.{os.getpid()}$"], capture_output=True, check=False).stdout == b""
 
 
 def test_what_is_not_on_record_is_refused(place: Path) -> None:
@@ -119,19 +121,9 @@ def test_a_prompt_has_a_terminal_with_job_control(place: Path) -> None:
 def test_a_command_does_not_have_the_terminal_of_its_user(place: Path, redirect: str) -> None:
     """Whatever is redirected: it is in another session, and its streams are another terminal or none."""
     command = 'echo session $(cut -d" " -f6 /proc/$$/stat); for n in 0 1 2; do readlink /proc/$$/fd/$n; done | sort -u'
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(place)
-        os.execv("/bin/bash", ["bash", "-c", f"tty <&2; {' '.join(CLI)} call s=a --run '{command}' {redirect}"])
-    seen = b""
-    try:
-        while chunk := os.read(terminal, 4096):
-            seen += chunk
-    except OSError:  # EIO: nobody has it open any more
-        pass
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, seen
-    users, session, *streams = seen.decode().split()
+    code, seen = in_a_terminal(["/bin/bash", "-c", f"tty <&2; {' '.join(CLI)} call s=a --run '{command}' {redirect}"], place)
+    assert code == 0, seen
+    users, session, *streams = seen.split()
     assert users.startswith("/dev/pts/")
     assert session == "session"
     assert streams[0] != "0", "it is in the session of its process in the sandbox"

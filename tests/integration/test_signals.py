@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,7 +80,7 @@ def test_stopped_by_signal(workdir: Path, number: signal.Signals) -> None:
 def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:
     with started(workdir, "--forge-grace", "1h") as process:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        wait_until(lambda: "Terminating processes" in (workdir / "log.txt").read_text(), process)  # two at once would be one
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE) != 0
     assert residue(workdir) == []

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import stat
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .. import ordinary
-from ..conftest import command, residue, write_workflow
+from ..conftest import command, in_a_terminal, residue, write_workflow
 from ..side_by_side import USERS
 
 PROBE = """
@@ -121,22 +119,6 @@ rule programs:
 """
 
 
-def _in_a_terminal(words: list[str], directory: Path) -> tuple[int, str]:
-    """Run a command in a new session with a terminal, as in a window of a user's."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(directory)
-        os.execv(words[0], words)
-    seen = b""
-    try:
-        while chunk := os.read(terminal, 65536):
-            seen += chunk
-    except OSError:  # EIO: nobody has it open any more
-        pass
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode(errors="replace")
-
-
 @pytest.fixture(scope="module", params=USERS)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("terminal").resolve()
@@ -148,11 +130,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         (directory / "null").chmod(0o666)
     else:
         (directory / "null").touch(mode=0)  # only root makes devices
-    before: list[str] = []
-    if request.param == "user" and os.geteuid() == 0:
-        subprocess.run(["chown", "-Rh", f"{ordinary.UID}:{ordinary.UID}", str(directory)], check=True)
-        before = ordinary.prefix()
-    code, output = _in_a_terminal([*before, *command("forge", "-j3", "-k")], directory)
+    before = ordinary.given_to(request.param, directory)
+    code, output = in_a_terminal([*before, *command("forge", "-j3", "-k")], directory)
     assert code == 0, output
     return directory
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
             shell: "dd if=/dev/zero of=$TMPDIR/x bs=1M count=200 2>&1; rm $TMPDIR/x; touch {{output}}"
         rule user:
             output: "user.out"
-            shell: "timeout 0.7 sh -c '{SPIN}' || true; touch {{output}}"
+            shell: "(ulimit -t 1; {SPIN}) || true; touch {{output}}"
         rule throttled:
             output: "throttled.out"
             shell: "/usr/bin/python3 -S spin.py; touch {{output}}"
@@ -160,28 +161,6 @@ def test_whose_limit_it_was(workdir: Path) -> None:
     assert residue(workdir) == []
 
 
-@pytest.mark.outside
-def test_cpu_shares(workdir: Path) -> None:
-    """Two jobs with one and three threads on one CPU get it about one to three."""
-    write_workflow(workdir, f"""
-        rule all:
-            input: "one.out", "three.out"
-        rule one:
-            output: "one.out"
-            threads: 1
-            resources: forge_files="open"
-            shell: "touch begun.1; until [ -e begun.3 ]; do sleep 0.05; done; timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
-        rule three:
-            output: "three.out"
-            threads: 3
-            resources: forge_files="open"
-            shell: "touch begun.3; until [ -e begun.1 ]; do sleep 0.05; done; timeout 3 taskset -c 0 sh -c '{SPIN}' || true; touch {{output}}"
-        """)
-    result = run(workdir, "-j4", "--forge-cpu", "share")
-    one, three = (_usage(result, rule)["cpu_seconds"] for rule in ("one", "three"))
-    assert 1.5 < three / one < 6, (one, three)
-
-
 # -- benchmark files --------------------------------------------------------------------------------------------------
 
 HOLD = "import time; x = bytearray({mb} * 2**20); time.sleep(0.25); del x; time.sleep(0.1)"
@@ -196,20 +175,18 @@ def test_benchmark_files_have_what_polling_misses(workdir: Path) -> None:
         rule shell:
             output: "shell.out"
             benchmark: "shell.tsv"
-            shell: "sleep 0.7; python3 -c '{HOLD.format(mb=200)}'; dd if=/dev/zero of={{output}} bs=1M count=20 conv=fsync"
+            shell: "python3 -c '{HOLD.format(mb=200)}'; dd if=/dev/zero of={{output}} bs=1M count=20 conv=fsync"
         rule run:
             output: "run.out"
             benchmark: "run.jsonl"
             run:
-                import time
-                time.sleep(0.7)
                 x = bytearray(200 * 2**20)
                 del x
                 open(output[0], "w").close()
         rule short:
             output: "short.out"
             benchmark: "short.tsv"
-            shell: "timeout 0.2 sh -c '{SPIN}' || true; touch {{output}}"
+            shell: "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; touch {{output}}"
         rule twice:
             output: "twice.out"
             benchmark: repeat("twice.tsv", 2)
@@ -247,7 +224,7 @@ def sleeper(workdir: Path) -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
             shell: "sleep 86399; touch {output}"
         """)
     process = subprocess.Popen(
-        command("forge", "-j1", "sleeper.out", "--forge-wall", "4s", "--forge-grace", "1s"),
+        command("forge", "-j1", "sleeper.out", "--forge-grace", "1s"),
         cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
     )
     with ending(process):
@@ -322,12 +299,13 @@ def test_a_frozen_job_dies_all_the_same(sleeper: tuple[subprocess.Popen[str], Pa
         (frozen / "cgroup.freeze").write_text("1")
     for one in (group, *others):
         (one / "inner").chmod(0)
+    process.send_signal(signal.SIGTERM)
     try:
         attempt = _end(process, directory)
     finally:
         with suppress(OSError):
             frozen.rmdir()
-    assert attempt["outcome"] == "timeout"
+    assert attempt["outcome"] == "cancelled"
     assert not attempt["notes"]
     assert not frozen.exists()
 

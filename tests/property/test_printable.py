@@ -239,7 +239,7 @@ def test_no_message_of_a_run_passes_orders_on(name: str, said: str, kind: int) -
     notes = Notes()
     notes.add("call", {"s": name}, verdict.notes)
     assert all(harmless(line) for line in notes.lines()), list(notes.lines())
-    pasted = [line for text in (verdict.reason, verdict.remedy, *verdict.notes) for line in re.findall(r"output: (\".*?\")(?:,|$| to)", text)]
+    pasted = [line for text in (verdict.reason, verdict.remedy, *verdict.notes) for line in re.findall(r'output: ("(?:[^"\\]|\\.)*")', text)]
     for literal in pasted:
         assert not {"{", "}"} & set(ast.literal_eval(literal)), "a wildcard that the rule does not have"
 

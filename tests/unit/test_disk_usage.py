@@ -62,8 +62,8 @@ def test_a_large_tree_is_measured_in_slices_and_at_a_bounded_price(tmp_path: Pat
             (directory / str(name)).touch()
     meter = _meter(tmp_path, 2**40)
     spent, longest, steps = 0.0, 0.0, 0
-    until = time.monotonic() + 3
-    while (now := time.monotonic()) < until:
+    start = time.monotonic()
+    while (now := time.monotonic()) < start + 3 or steps <= 3:
         if now < meter.due:
             time.sleep(min(0.005, meter.due - now))
             continue
@@ -71,9 +71,8 @@ def test_a_large_tree_is_measured_in_slices_and_at_a_bounded_price(tmp_path: Pat
         assert meter.step(_none) is None
         took = time.process_time() - begin
         spent, longest, steps = spent + took, max(longest, took), steps + 1
-    assert steps > 3
     assert longest < 0.05
-    assert spent < 0.1 * 3
+    assert spent < 0.1 * (now - start)
 
 
 def test_nothing_is_walked_while_the_file_system_loses_no_space(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def test_the_launcher_loads_nothing_large() -> None:
     """What it has in memory is copied for each job; names and versions of packages would take as much as all else."""
     loaded = _modules("import snakemake_executor_plugin_forge.workers.launcher")
     bare = _modules("")  # what the environment itself loads
-    large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess"}
+    large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess",
+             "shutil", "random", "locale"}
     assert not (loaded - bare) & large
 
 

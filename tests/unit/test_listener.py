@@ -16,6 +16,7 @@ from snakemake_executor_plugin_forge.sandbox.listener import Listener
 from snakemake_executor_plugin_forge.spec.job import Target
 
 from ..child import in_child
+from ..ordinary import reachable
 
 pytestmark = pytest.mark.skipif(not seccomp.can_listen(), reason="this kernel has no such notifications")
 
@@ -58,14 +59,12 @@ BEGUN = {"made before": {"new.txt": 3}, "truncated before": {"old.txt": 2}, "del
 
 @pytest.mark.parametrize("ordinary", [False, True], ids=["as_is", "ordinary"])
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_appends_and_locks(name: str, ordinary: bool, tmp_path: Path) -> None:
+def test_appends_and_locks(name: str, ordinary: bool) -> None:
     script, appended, locked = SCRIPTS[name]
-    for directory in tmp_path.parents:
-        if directory.name.startswith(("pytest-", "popen-")):  # the last is a worker's
-            directory.chmod(0o755)
-    tmp_path.chmod(0o777)
-    root = tmp_path / "work"
-    found = in_child(lambda: _listen(str(root), script), ordinary=ordinary)
+    with reachable() as place:
+        place.chmod(0o777)
+        root = place / "work"
+        found = in_child(lambda: _listen(str(root), script), ordinary=ordinary)
     begun = BEGUN.get(name, {})
     assert found == (*({f"{root}/{place}": size for place, size in sizes.items()} for sizes in (appended, begun)),
                      tuple(f"{root}/{p}" for p in locked))

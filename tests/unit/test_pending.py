@@ -283,10 +283,16 @@ def test_a_journal_that_is_damaged_twice_is_named_and_both_versions_stay(tmp_pat
     (tmp_path / "x").rename(layer / "upper/x")
     (tmp_path / "y").write_text("old y")
     (layer / "upper/y").write_text("newer y")
+    again = Path(entry.directory).with_name("00002-call")
+    again.mkdir()
+    (again / "spec.json").write_text(json.dumps({"layers": [str(tmp_path)], "outputs": ["x", "y"]}))
     damage()
     aside = f"{layer.parent}/undecided-{layer.name}"
     for run in ("run3", "run4"):
         found = recover_dead_runs(state, str(tmp_path), run)
         assert (found.published, found.undecided) == ((), (aside,))
+        assert found.marked == (("x", "y") if run == "run3" else ())
+        assert "which of its outputs x, y are" in in_words(aside, str(tmp_path))
+    assert sorted(os.listdir(tmp_path / ".snakemake/incomplete")) == ["eA==", "eQ=="]  # as Snakemake marks them
     assert (tmp_path / "x").read_text() == "new x" and (tmp_path / "y").read_text() == "old y"
     assert Path(aside, "upper/y").read_text() == "newer y" and entry.directory

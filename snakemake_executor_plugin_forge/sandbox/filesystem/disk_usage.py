@@ -163,7 +163,7 @@ class Meter:
 
     def _measure(self, walk: _UsageWalk, pids: list[int]) -> Iterator[None]:
         """Add up all files; yields often, so that the caller can pause the walk."""
-        devices = self._devices(pids)
+        devices = self._devices(pids) if pids else set[int]()
         for pid in pids:
             yield from _unlinked(walk, pid, devices)
         for root, seen_as in ((self._root, self._seen_as), *self._layers):

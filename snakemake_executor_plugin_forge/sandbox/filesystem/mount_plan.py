@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from ...kernel import syscalls
 from ...kernel.syscalls import Step
 from ...spec.file_policy import below
+from ...spec.quick_pickle import quick_to_pickle
 from .mounts import make_link, make_mount_point
 from .overlay import Layer
 
@@ -30,6 +31,7 @@ _PTS = "newinstance,ptmxmode=666,mode=600"  # no terminal of anybody else, and a
 _SHM = "mode=1777,size=100%"  # the cgroup limits it
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class PlannedMount:
     """A directory in whose place a job sees a layer, a directory on disk (``source``), or a new tmpfs."""
@@ -120,6 +122,8 @@ def _ancestors(path: str) -> Iterator[str]:
         yield path
 
 
+Inner = Mapping[str, Sequence[PlannedMount]]
+
 _real: dict[str, int] = {}
 """In a job's process: a descriptor of each directory that a layer is about to cover."""
 
@@ -179,13 +183,20 @@ def _inner(plan: Sequence[PlannedMount], outer: Mapping[str, PlannedMount | None
     return inner
 
 
-def prepare(plan: Sequence[PlannedMount], assembly: str) -> None:
+def inner(plan: Sequence[PlannedMount]) -> Inner:
+    """Map each mount's directory to the mounts that are moved into it."""
+    return _inner(plan, _enclosing(plan))
+
+
+def prepare(plan: Sequence[PlannedMount], inner: Inner, assembly: str) -> None:
     """Make the directories on disk that :func:`mount_steps` needs.
+
+    Args:
+        inner: see :func:`inner`.
 
     Raises:
         OSError: if one cannot be made.
     """
-    inner = _inner(plan, _enclosing(plan))
     for number, mount in enumerate(plan):
         mount.prepare(inner[mount.directory])
         place = f"{assembly}/{number}"

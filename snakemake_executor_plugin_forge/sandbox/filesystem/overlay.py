@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,8 @@ from ...kernel.syscalls import Step
 from ...kernel.tree import copy_tree, remove_tree
 from ...spec.file_policy import below, inside_outputs
 from ...spec.job import FilePolicy, Files, Target
-from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE, run_name
+from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE
+from ...spec.quick_pickle import quick_to_pickle
 from .directories import ACCESS_LISTS, among_others, attribute, make_like, remove_if_empty
 
 _MOST_USES = 32
@@ -40,6 +40,7 @@ _NAME = re.compile(r"forge-(?P<run>.+)-(?P<pid>\d+)-\d+")  # see layer_name
 _OPTIONS = "volatile,redirect_dir={redirect},metacopy=off,index=off"
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Layer:
     """An overlay over one directory."""
@@ -94,6 +95,8 @@ class Layer:
         Raises:
             OSError: if the kernel refuses it.
         """
+        import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
         nested = inside_outputs(targets)
         inner = {target.path for inside in nested.values() for target in inside}
         for target in targets:
@@ -311,18 +314,18 @@ def layer_name(base: str, pid: int, number: int | str) -> str:
     return f"{base}-{pid}-{number}"
 
 
-def base_of(name: str) -> str:
-    """The name of the scratch base in a :func:`layer_name`; "" if it is none."""
+def parts_of_layer(name: str) -> tuple[str, int] | None:
+    """The run and the supervisor in a :func:`layer_name`; None if it is none."""
     match = _NAME.fullmatch(name)
-    return run_name(match["run"]) if match else ""
+    return (match["run"], int(match["pid"])) if match else None
 
 
 def layer_directories(staging: str) -> Iterator[tuple[str, str, int]]:
     """Yield the path, run and supervisor of each layer in a staging directory, which need not be there."""
     with suppress(OSError):
         for name in sorted(os.listdir(staging)):
-            if match := _NAME.fullmatch(name):
-                yield f"{staging}/{name}", match["run"], int(match["pid"])
+            if (parts := parts_of_layer(name)) is not None:
+                yield f"{staging}/{name}", *parts
 
 
 def left_behind(files: Files, workdir: str, prefix: str) -> Iterator[str]:
