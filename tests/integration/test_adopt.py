@@ -204,6 +204,7 @@ def test_jobs_that_run_are_adopted(workdir: Path, victims: list[str]) -> None:
         record = job(directory, rule)
         assert (record["outcome"], record["staged"], record["adopted"]) == ("succeeded", False, newest["run"])
         assert f"{Path(record['directory']).parent.name}/{Path(record['directory']).name}" in newest["adopted"]
+        assert newest["plan"][rule]["taken_over"] == 1
     assert job(directory, "quick")["adopted"] is None
     assert residue(directory) == []
     assert entries(directory) == []
