@@ -174,7 +174,7 @@ class Earlier:
         fence.forbid(orphan.attempt, f"run {self._own}")
         others = {other.key for other in self._kept.values() if not other.ended} | self._waited_for
         if orphan.key not in others or fence.latest(orphan.attempt) > 0:
-            self._to_end.add(orphan.key)  # else its pack leaves it out, and goes on with what is wanted
+            self._to_end.add(orphan.key)  # else its Slurm job skips it, and does the others
         self._notice(
             f"Forge: rule {orphan.identity.rule}: the Slurm job that run {orphan.run} has left is cancelled: {why}."
         )
