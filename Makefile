@@ -3,6 +3,7 @@
 # PYTHON    the Python (3.11 or newer) that the environment in .venv is made of
 # ARGS      more arguments for pytest: make test ARGS='-k oom -x'
 # BENCH     arguments for the benchmark: make bench BENCH='--only shell run --rounds 5'
+# LAB       arguments for the demonstration of four analyses: make demo-lab LAB='--size demo'
 # UPSTREAM  arguments for Snakemake's own tests: make upstream UPSTREAM='-k group'
 
 PYTHON ?= python3
@@ -14,6 +15,8 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 DEMO_STAMP := .venv/.demo
 DEMO := build/demo
+LAB_STAMP := .venv/.lab
+LAB ?=
 UPSTREAM_VENV := build/upstream-venv
 UPSTREAM_STAMP := $(UPSTREAM_VENV)/.stamp
 
@@ -24,7 +27,7 @@ UPSTREAM_NEEDS := 'pytest<9' pytest-timeout pytest-mock pytest-xdist 'pandas<3' 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-crash test test-fast soak check bench site schema upstream upstream-setup clean python-is-usable
+.PHONY: help setup demo demo-crash demo-lab test test-fast soak check bench site schema upstream upstream-setup clean python-is-usable
 
 help: ## show this list
 	@echo 'make TARGET'
@@ -47,7 +50,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,bench]'
 # pip does not compile what is editable, and each run starts processes that import it.
 	$(BIN)/python -m compileall -q snakemake_*_plugin_forge tests
-	@touch $(DEMO_STAMP) $@
+	@touch $(DEMO_STAMP) $(LAB_STAMP) $@
 
 # Who only wants to see the demo waits for no tools of development.
 $(DEMO_STAMP): pyproject.toml
@@ -78,6 +81,16 @@ demo-crash: $(DEMO_STAMP) ## kill Snakemake in the middle of the demo, and resum
 	$(BIN)/python workflows/variants/check.py $(DEMO)/results
 	@echo
 	$(BIN)/snakemake-forge jobs --directory $(DEMO)
+
+$(LAB_STAMP): pyproject.toml
+	@$(MAKE) --no-print-directory python-is-usable
+	@echo 'Installing Forge with what the demonstration needs into .venv …'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[demo,provenance]'
+	@touch $@
+
+demo-lab: $(LAB_STAMP) ## four analyses and a hostile one beside a database; minutes, the first time more (it builds venvs)
+	$(BIN)/python workflows/lab/lab.py build/lab $(BIN) $(LAB)
 
 test: $(STAMP) ## all tests: also in a guest with cgroup v2, on a Slurm cluster, Snakemake's own (root: installs what they need)
 	$(BIN)/python -m pytest -n 2 $(ARGS)

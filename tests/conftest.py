@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from snakemake_executor_plugin_forge.kernel.process_tree import descendants
-from tests import warm
+from tests import mutations, warm
 from tests.slurm.cluster import Cluster, ClusterError
 
 # Root has other rungs of the ladder; these are run in the guest.
@@ -47,6 +47,11 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     warm.install()
+
+
+def pytest_report_header() -> str:
+    """Show the seeds at the beginning: a soak takes hours."""
+    return f"FORGE_FUZZ_SEED={mutations.SEED} FORGE_CRASH_SEED={os.environ.get('FORGE_CRASH_SEED', '(the one of each test)')}"
 
 
 @pytest.hookimpl(optionalhook=True)

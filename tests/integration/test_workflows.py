@@ -34,7 +34,7 @@ def _succeeded(directory: Path) -> Counter[str]:
 @pytest.mark.parametrize(("name", "others", "leaf", "too_little"), [
     ("pangenome", 18, "picture", 40),
     ("expression", 8, "volcano", 50),
-    pytest.param("singlecell", 10, "quality", 60, marks=pytest.mark.soak),
+    pytest.param("singlecell", 15, "summarise", 60, marks=pytest.mark.soak),
 ])
 def test_killed_resumed_mended(name: str, others: int, leaf: str, too_little: int, workdir: Path) -> None:
     if name == "pangenome" and (not GENOMES.is_dir() or not all(Path("/usr/bin", program).exists() for program in PROGRAMS)):

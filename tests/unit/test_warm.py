@@ -42,7 +42,8 @@ def _start(directory: Path, *, cold: bool, before: list[str]) -> tuple[dict[str,
 
 
 @pytest.mark.parametrize("user", [False, pytest.param(True, marks=pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user"))])
-def test_it_has_all_that_popen_gives(tmp_path: Path, user: bool) -> None:
+def test_it_has_all_that_popen_gives(tmp_path: Path, user: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORGE_TEST_COLD", raising=False)  # of the whole session, perhaps
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     if user:
         ordinary.hand_over(tmp_path)

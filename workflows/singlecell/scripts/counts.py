@@ -26,9 +26,7 @@ off = float(numpy.abs(exact - counts).max())
 Path(snakemake.log[0]).write_text(f"{path}: as recorded; counts are off whole numbers by {off:.4f} at most\n")
 if off > 0.1:
     raise ValueError(f"{path}: what should be counts is off whole numbers by {off:.4f}")
-step = max(1, len(data) // snakemake.params.cells) if snakemake.params.cells else 1
-chosen = slice(0, None, step)
-table = pandas.DataFrame(counts, index=data.obs_names, columns=data.raw.var_names)[chosen].rename_axis("cell")
+table = pandas.DataFrame(counts, index=data.obs_names, columns=data.raw.var_names).rename_axis("cell")
 table.to_csv(snakemake.output.counts, sep="\t", lineterminator="\n")
-cells = data.obs[["n_counts", "n_genes", "percent_mito", "bulk_labels"]][chosen].rename_axis("cell")
+cells = data.obs[["n_counts", "n_genes", "percent_mito", "bulk_labels"]].rename_axis("cell")
 cells.to_csv(snakemake.output.cells, sep="\t", float_format="%.6g", lineterminator="\n")

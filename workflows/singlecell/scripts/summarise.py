@@ -16,7 +16,7 @@ KINDS = {  # textbook markers of the kinds of blood cells, of those genes that t
     "B cells": {"CD79A", "CD79B", "MS4A1", "CD37"},
     "T cells": {"CD3D", "CD3E", "IL7R", "CD8B", "LTB", "IL32"},
     "NK and cytotoxic cells": {"NKG7", "GNLY", "GZMB", "PRF1", "CST7", "GZMA", "CTSW"},
-    "monocytes": {"S100A8", "S100A9", "LYZ", "FCN1", "CD14"},
+    "monocytes": {"FCN1", "LYZ", "S100A8", "CD14", "FCGR3A", "LST1"},
     "dendritic cells": {"FCER1A", "HLA-DQA1", "HLA-DPB1", "CLEC10A", "CST3", "HLA-DRA"},
     "plasma cells": {"MZB1", "IGJ", "TNFRSF17", "IGLL5", "FKBP11"},
     "plasmacytoid dendritic cells": {"IRF7", "IRF8", "TCF4", "LILRA4", "PLD4", "CCDC50"},
