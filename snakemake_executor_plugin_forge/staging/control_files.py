@@ -29,6 +29,12 @@ PROGRAMS = (
     ".ipython/**", ".jupyter/**", ".pydistutils.cfg", ".config/pip/*",
     ".Rprofile", ".Renviron", ".condarc", ".mambarc", ".npmrc", ".gdbinit", ".vimrc", ".exrc", ".nvimrc", ".vscode/*",
     ".netrc", ".curlrc", ".wgetrc", ".ssh/**", ".gnupg/**", ".config/snakemake/**",
+    ".git", ".bash_aliases", ".cshrc", ".tcshrc", ".login", ".kshrc", ".xonshrc", ".pam_environment", ".xprofile",
+    ".xsession", ".config/autostart/**", ".config/systemd/**", ".forward", ".rhosts", ".pythonrc", ".pythonrc.py",
+    ".pypirc", "matplotlibrc", ".config/matplotlib/*", ".irbrc", ".bundle/*", ".yarnrc", ".yarnrc.yml", ".lldbinit",
+    ".nvim.lua", ".lvimrc", ".vim/**", ".config/nvim/**", ".emacs", ".emacs.d/**", ".dir-locals.el", ".idea/**",
+    ".devcontainer/**", ".devcontainer.json", "*.code-workspace", ".pre-commit-config.yaml", ".mise.toml",
+    "mise.toml", "nextflow.config", ".config/nextflow/*", ".docker/**", ".aws/**", ".pgpass", ".my.cnf",
 )  # fmt: skip
 """What steers other programs: everywhere, but for repositories and environments that jobs of the workflow have made."""
 
