@@ -165,15 +165,19 @@ class Earlier:
             if chosen is None and not why:
                 chosen = replace(orphan, verdict=verdict)
             elif verdict is None:
-                self._end(orphan, "; ".join(why) or "there is a newer one")
+                self._end(orphan, "; ".join(why) or "there is a newer one", spare_others=True)
         if chosen is not None and chosen.verdict is None:
             self._waited_for.add(chosen.key)
         return chosen
 
-    def _end(self, orphan: Orphan, why: str) -> None:
+    def _is_shared(self, orphan: Orphan) -> bool:
+        """Whether other jobs that are wanted, or may be, are in the Slurm job of one."""
+        kept = {other.key for other in self._kept.values() if not other.ended}
+        return orphan.key in kept or orphan.key in self._waited_for
+
+    def _end(self, orphan: Orphan, why: str, *, spare_others: bool = False) -> None:
         fence.forbid(orphan.attempt, f"run {self._own}")
-        others = {other.key for other in self._kept.values() if not other.ended} | self._waited_for
-        if orphan.key not in others or fence.latest(orphan.attempt) > 0:
+        if not (spare_others and self._is_shared(orphan)) or fence.latest(orphan.attempt) > 0:
             self._to_end.add(orphan.key)  # else its Slurm job skips it, and does the others
         self._notice(
             f"Forge: rule {orphan.identity.rule}: the Slurm job that run {orphan.run} has left is cancelled: {why}."
@@ -198,7 +202,6 @@ class Earlier:
             OSError: if the attempt directory of one cannot be written.
         """
         ids = self.meet(rows)
-        self._waited_for.clear()
         for attempt, orphan in list(self._kept.items()):
             del self._kept[attempt]
             if not orphan.ended:
