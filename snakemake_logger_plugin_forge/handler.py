@@ -131,12 +131,18 @@ class LogHandler(LogHandlerBase):  # type: ignore[misc]
         """Take the facts of a record, also where --quiet leaves out its message."""
         event = getattr(record, "event", None)
         if self._shows and event is not None:
-            with self._mutex:
-                self._loaded().watched.note(str(event), record.__dict__, record.created)
-                if self._thread is None and self._loaded().watched.began is not None:
-                    self._thread = threading.Thread(target=self._watch, name="forge-progress", daemon=True)
-                    self._thread.start()
+            try:
+                self._note(str(event), record)
+            except (KeyError, TypeError, AttributeError):  # of another Snakemake: messages matter more than progress
+                self._shows = False
         return super().handle(record)
+
+    def _note(self, event: str, record: logging.LogRecord) -> None:
+        with self._mutex:
+            self._loaded().watched.note(event, record.__dict__, record.created)
+            if self._thread is None and self._loaded().watched.began is not None:
+                self._thread = threading.Thread(target=self._watch, name="forge-progress", daemon=True)
+                self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message."""

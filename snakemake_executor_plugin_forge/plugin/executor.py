@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 5
-_SLOW_SHARE, _SLOW_SECONDS = 0.1, 1.0  # of a run's time, and at least: then the scheduler is worth a line
+_SLOW_SHARE, _SLOW_SECONDS = 0.1, 5.0  # of a run's time, and at least: then the scheduler is worth a line
 _STARTED_IN: str | None = None  # before --directory: Snakemake loads this module first
 with suppress(OSError):
     _STARTED_IN = os.getcwd()

@@ -291,7 +291,7 @@ class Engine:
 
     def write_plan(self, plan: dict[str, object]) -> None:
         """Put the numbers of jobs into the record of the run: plugin/run_plan.py. Called in any thread."""
-        self._record.update(durable=False, cores=self._cores, plan=plan)
+        self._record.update(cores=self._cores, plan=plan)
 
     def write_record(self, ended: str | None = None) -> None:
         """Write ``run.json`` with all that is known now; ``ended``: the time at which the run ended."""

@@ -87,8 +87,8 @@ class RunFile:
             ) from error
         return aside
 
-    def update(self, *, durable: bool = True, **facts: object) -> None:
-        """Add these facts, and replace the file. For several threads."""
+    def update(self, **facts: object) -> None:
+        """Add these facts, and replace the file: durably, or a power cut could leave it empty. For several threads."""
         with self._lock:
             self._facts |= facts
-            replace_file(f"{self.directory}/{RUN}", json.dumps(self._facts, indent=1), durable=durable)
+            replace_file(f"{self.directory}/{RUN}", json.dumps(self._facts, indent=1), durable=True)

@@ -255,8 +255,7 @@ def waiting_outputs(entry: Entry) -> WaitingOutputs:
     wrong += [found.journal] if confines.run != entry.run else []
     scene = found.undeclared
     if scene is not None:
-        state = entry.path.rpartition(f"/{ADOPTABLE}/")[0]
-        wrong += [path for path in (scene.state,) if path != state]
+        wrong += [path for path in (scene.state,) if path != f"{_workdir(entry)}/{STATE}"]
         wrong += [layer.upper for layer in scene.layers if not confines.is_layer(layer.upper, layer.root)]
     if wrong:
         raise UnfitError(
@@ -267,8 +266,12 @@ def waiting_outputs(entry: Entry) -> WaitingOutputs:
 
 def confines_of(entry: Entry, outputs: WaitingOutputs) -> Confines:
     """The confines of what waits."""
-    state = entry.path.rpartition(f"/{ADOPTABLE}/")[0]
-    return Confines(state.removesuffix(f"/{STATE}"), outputs.journal)
+    return Confines(_workdir(entry), outputs.journal)
+
+
+def _workdir(entry: Entry) -> str:
+    """The working directory as its run has named it, whatever links have led to the entry now."""
+    return os.path.realpath(entry.path.rpartition(f"/{STATE}/{ADOPTABLE}/")[0])
 
 
 # -- in later runs -------------------------------------------------------------------------------------------------

@@ -498,6 +498,10 @@ def test_gc_gives_up_what_has_waited_too_long(workdir: Path) -> None:
     wait_until(lambda: staged(directory) == ["slow"] and nobody(directory))
     listed = forge(directory, "gc", "--json", "--leftovers-after", "0.01s", check=True)
     assert [item for item in json.loads(listed.stdout) if item["part"] == "staging"] == []
+    link = directory.with_name("link")
+    link.symlink_to(directory)
+    linked = forge(directory, "gc", "--json", "--leftovers-after", "0.01s", "--directory", str(link), check=True)
+    assert [item for item in json.loads(linked.stdout) if item["part"] == "staging"] == []
     removed = forge(directory, "gc", "--json", "--kept-after", "0.01s", check=True)
     assert [item["part"] for item in json.loads(removed.stdout) if item["part"] == "staging"] == ["staging"]
     assert job(directory, "slow")["discarded"] == "removed by snakemake-forge gc"

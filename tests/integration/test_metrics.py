@@ -99,7 +99,7 @@ def query(workdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 
     def ask(question: str) -> list[dict[str, Any]]:
         url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': question})}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
             found = json.load(answer)
         assert found["status"] == "success", found
         result: list[dict[str, Any]] = found["data"]["result"]

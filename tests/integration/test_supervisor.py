@@ -22,10 +22,12 @@ from snakemake_executor_plugin_forge.spec.plan import plan
 from snakemake_executor_plugin_forge.sandbox.base import prepare
 from snakemake_executor_plugin_forge.sandbox.standby import Standby
 from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import ScratchPool
+from snakemake_executor_plugin_forge.supervisor import process_group
 from snakemake_executor_plugin_forge.supervisor.prepared import Tools
 from snakemake_executor_plugin_forge.supervisor.supervisor import supervise
 
 place, fault = sys.argv[1:]
+process_group._DEATH_SECONDS = 1e6  # nothing is waited for that does not die: the test would hang
 
 def execute(payload, environment, scratch):
     with open("begun", "w") as file:
@@ -68,7 +70,6 @@ def _reason(place: Path, fault: str, outcome: str = "failed") -> str:
     (path,) = place.glob("state/runs/run/*/verdict.json")
     verdict = json.loads(path.read_text())
     assert verdict["outcome"] == outcome
-    assert verdict["seconds"] < 30  # not the 30 s that a supervisor waits for what does not die
     reason: str = verdict["reason"]
     return reason
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import termios
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from snakemake.settings.types import OutputSettings
 from snakemake_interface_logger_plugins.tests import TestLogHandlerBase
 
 from snakemake_executor_plugin_forge.spec.progress import (
@@ -193,6 +195,15 @@ def test_a_terminal_whose_size_changes_gets_its_bar_in_its_last_row() -> None:
             terminal.progress(progress)
         terminal.close("")
     assert re.findall(r"\x1b\[(?:1;)?\d*r", shown[0]) == ["\x1b[1;9r", "\x1b[r", "\x1b[1;19r", "\x1b[r", "\x1b[1;19r", "\x1b[r"]
+
+
+def test_an_event_of_another_snakemake_costs_the_progress_and_no_message(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = LogHandler(OutputSettings(stdout=True), LogHandlerSettings())
+    for event in ("job_error", "run_info", None):
+        record = logging.LogRecord("snakemake", logging.ERROR, "", 0, f"message {event}", None, None)
+        record.event = event
+        handler.handle(record)
+    assert "message None" in capsys.readouterr().out
 
 
 class TestHandler(TestLogHandlerBase):  # type: ignore[misc]

@@ -48,8 +48,8 @@ class Past:
         planned = replace(planned, **changes)  # type: ignore[arg-type]
         return replace(planned, adoptable=planned.files.staged)
 
-    def submitted(self, index: int = 0, name: str = "a", **changes: object) -> Job:
-        """One of that run."""
+    def submitted(self, index: int | str = 0, name: str = "a", **changes: object) -> Job:
+        """One of that run; ``index``: the name of its directory."""
         job = Job(self.spec(name, **changes), b"", lambda _: None, (), 0.0, attempt=str(self.runs / f"old/slurm/b1/{index}"))
         Path(job.attempt).mkdir(parents=True)
         write_ticket(job)
@@ -130,6 +130,32 @@ def test_another_job_that_writes_the_same_is_forbidden_and_waited_for_to_be_gone
         assert earlier.meet(rows) == [f"9_{number}"]
         assert earlier.meet(queue(*["CANCELLED"] * (number + 1))) == []
         assert not earlier.blocking
+
+
+def test_a_pack_goes_on_without_what_is_not_wanted_any_more(tmp_path: Path) -> None:
+    """Unless that runs now; and the end of the pack does not conclude on what had not begun."""
+    past = Past(tmp_path)
+    wanted, other = past.submitted("0.0", "wanted"), past.submitted("0.1", "other")
+    earlier = past.earlier()
+    assert earlier.meet(queue("RUNNING")) == []
+    assert earlier.claim(past.spec("other", recipe="other")) is None
+    assert fence.is_forbidden(other.attempt)
+    orphan = earlier.claim(past.spec("wanted"))
+    assert orphan is not None
+    adopt(wanted, orphan, "new")
+    assert wanted.part == 0
+    assert wanted.traces().packed
+    assert not earlier.blocking
+    for number in (2, 3):
+        past.submitted(f"0.{number}", "late")
+    assert fence.claim(past.submitted("0.4", "begun").attempt, "node") is not None
+    earlier = past.earlier()
+    earlier.meet(queue("RUNNING"))
+    assert earlier.claim(past.spec("wanted")) is not None
+    assert earlier.claim(past.spec("begun", recipe="other")) is None
+    assert earlier.blocking, "it may write its outputs in place"
+    earlier = past.earlier()
+    assert earlier.dismiss(queue("RUNNING")) == ["9_0"]
 
 
 def test_what_succeeded_meanwhile_counts_by_result_or_record(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ class Earlier:
         self._runs = unclosed_runs(runs, own)
         self._kept: dict[str, Orphan] = {}
         self._to_end: set[tuple[str, int]] = set()
+        self._waited_for: set[tuple[str, int]] = set()  # Slurm jobs of what this run has adopted
         self._met = not self._runs
 
     @property
@@ -165,11 +166,15 @@ class Earlier:
                 chosen = replace(orphan, verdict=verdict)
             elif verdict is None:
                 self._end(orphan, "; ".join(why) or "there is a newer one")
+        if chosen is not None and chosen.verdict is None:
+            self._waited_for.add(chosen.key)
         return chosen
 
     def _end(self, orphan: Orphan, why: str) -> None:
         fence.forbid(orphan.attempt, f"run {self._own}")
-        self._to_end.add(orphan.key)
+        others = {other.key for other in self._kept.values() if not other.ended} | self._waited_for
+        if orphan.key not in others or fence.latest(orphan.attempt) > 0:
+            self._to_end.add(orphan.key)  # else its Slurm job skips it, and does the others
         self._notice(
             f"Forge: rule {orphan.identity.rule}: the Slurm job that run {orphan.run} has left is cancelled: {why}."
         )
@@ -193,6 +198,7 @@ class Earlier:
             OSError: if the attempt directory of one cannot be written.
         """
         ids = self.meet(rows)
+        self._waited_for.clear()
         for attempt, orphan in list(self._kept.items()):
             del self._kept[attempt]
             if not orphan.ended:
@@ -219,7 +225,7 @@ def adopt(job: Job, orphan: Orphan, run: str) -> None:
     """Let a job of this run stand for one that is in Slurm already."""
     job.spec = replace(job.spec, job_dir=orphan.job_dir)
     job.name, job.batch, job.index = batch_name(orphan.run, orphan.batch), orphan.batch, orphan.index
-    job.attempt = orphan.attempt
+    job.attempt, job.part = orphan.attempt, exchange.part_of(orphan.attempt)
     done = job.done
 
     def noted(verdict: Verdict) -> None:
@@ -261,6 +267,7 @@ def _read(run: str, attempt: str) -> Orphan | None:
     try:
         identity = Fingerprint.from_json(data["identity"])
         outputs = frozenset(map(str, data["outputs"]))
+        exchange.part_of(attempt)  # adopt() relies on it
         return Orphan(run, attempt, batch, exchange.index_of(attempt), str(data["job_dir"]), outputs, identity)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -69,7 +69,8 @@ class SlurmBackend:
             self._durations.note(spec.rule, verdict)
             done(verdict)
 
-        self._table.add(Job(spec, payload, noted, shape(spec, self._settings), time.monotonic()))
+        own = shape(spec, self._settings)
+        self._table.add(Job(spec, payload, noted, own, time.monotonic(), alone=spec.together))
 
     def cancel(self, name: str, order: Order) -> None:
         self._table.cancel([name], order)

@@ -72,6 +72,16 @@ def index_of(attempt: str) -> int:
     return int(os.path.basename(attempt).partition(".")[0])
 
 
+def part_of(attempt: str) -> int | None:
+    """Return the position in its pack of an attempt, by the name of its directory; None: there is no pack.
+
+    Raises:
+        ValueError: if the directory has another name.
+    """
+    _, dot, part = os.path.basename(attempt).partition(".")
+    return int(part) if dot else None
+
+
 def script_directory(attempt: str) -> str:
     """Return the directory with the output of the batch script: that of the attempt, or of the first of its pack."""
     directory, place = os.path.split(attempt)

@@ -50,7 +50,7 @@ class Job:
     row: QueueRow | None = None
     same_since: float = 0.0  # when a query saw it first as the newest one did; or when the controller answered again
     cancelled: Order | None = None
-    alone: bool = False  # it shares no Slurm job any more
+    alone: bool = False  # it shares no Slurm job, or none any more
 
     @property
     def unsent(self) -> bool:

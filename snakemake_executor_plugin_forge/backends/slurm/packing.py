@@ -39,7 +39,8 @@ def packs(seconds: Sequence[float | None], setting: int | None) -> list[list[int
         return _chunks(list(range(len(seconds))), math.ceil(len(seconds) / setting))
     together = [n for n, time in enumerate(seconds) if time is not None and time <= _LONGEST_SECONDS]
     total = sum(_seconds(seconds[n]) for n in together)
-    alone = [[n] for n in range(len(seconds)) if n not in set(together)]
+    shared = set(together)
+    alone = [[n] for n in range(len(seconds)) if n not in shared]
     if not together:
         return alone
     return sorted([*alone, *_by_time(together, seconds, total / math.ceil(total / PACK_SECONDS))])
