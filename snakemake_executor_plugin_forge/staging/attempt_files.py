@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..kernel.tree import remove_tree
+from ..kernel.writers import held
 from ..sandbox.filesystem.overlay import Layer, layer_name, layer_of, staging_of
 from ..sandbox.filesystem.scratch import Scratch
 from ..sandbox.inside import Inside
@@ -198,6 +199,13 @@ class WrittenFiles:
             seconds: how long the job took, which bounds how long this takes.
         """
         return inspect(self.before.spec.checks, self._places_of, seconds)
+
+    def held(self) -> tuple[str, ...]:
+        """Return the outputs that are files, and to which a process of another job can write."""
+        if not self.before.layers:
+            return ()
+        files = {move.source: move.place for move in self.found.outputs}
+        return tuple(self.before.named(files[path]) for path in held(files))
 
     def carry_out(self, decided: Disposal) -> tuple[str, ...]:
         """Do with the files what is decided.

@@ -229,7 +229,9 @@ def _names(path: str, workdir: str) -> tuple[str, ...]:
 
 
 def _bounds(found: Iterable[Sequence[float]]) -> Iterator[tuple[float, float]]:
-    yield from ((begin - _CLOCK_SECONDS, end + _CLOCK_SECONDS) for begin, end in found)
+    for begin, end in found:
+        with suppress(OverflowError):  # a damaged number
+            yield begin - _CLOCK_SECONDS, end + _CLOCK_SECONDS
 
 
 def _is_of(path: str, status: os.stat_result, windows: Sequence[tuple[float, float]]) -> bool:

@@ -320,6 +320,10 @@ class _EndedAttempt:
         if full := ignored(self._staged_at(), layers, (move.source for move in self.files.found.outputs)):
             ended = replace(self, evidence=replace(self.evidence, refusals=full))
             return ended, ended._judge(ended.evidence)
+        if held := self.files.held():
+            rejected = tuple(f"{name} is open for writing in another job, to which it was handed" for name in held)
+            ended = replace(self, evidence=replace(self.evidence, rejected=rejected))
+            return ended, ended._judge(ended.evidence)
         found, evidence = self.files.inspect(self.seconds), self.evidence
         if found.rejected or found.problems:
             rejected, problems = (*evidence.rejected, *found.rejected), (*evidence.problems, *found.problems)
