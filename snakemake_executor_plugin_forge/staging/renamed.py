@@ -19,7 +19,7 @@ from ..kernel.long_paths import reach
 from ..kernel.tree import Directory, copy, walk
 from ..sandbox.filesystem.directories import attribute
 from ..sandbox.filesystem.overlay import Layer
-from ..spec.paths import STAGING_ELSEWHERE
+from ..spec.paths import STAGING_ELSEWHERE, STATE
 
 _REDIRECT, _OPAQUE, _IMPURE = ("trusted.overlay.redirect", "trusted.overlay.opaque", "trusted.overlay.impure")
 
@@ -60,7 +60,7 @@ def _fill_in(layer: Layer, found: Renamed) -> None:
             redirect = attribute(near, _REDIRECT)
             if redirect is not None:
                 lower = _redirected(os.fsdecode(redirect), own, layer.root)
-                _fill(path, lower, found)
+                _fill(path, lower, found, f"{layer.root}/{STATE}")
                 os.removexattr(near, _REDIRECT)
                 os.setxattr(near, _OPAQUE, b"y")
             behind[here, name] = lower
@@ -71,9 +71,13 @@ def _redirected(redirect: str, around: str | None, root: str) -> str:
     return f"{root}{redirect}" if redirect.startswith("/") else f"{around}/{redirect}"
 
 
-def _fill(directory: str, lower: str, found: Renamed) -> None:
-    """Link all from below into a directory that the job has renamed, but for what it has changed or deleted there."""
-    left, times = [(directory, lower)], list[tuple[str, str | os.stat_result]]()
+def _fill(directory: str, lower: str, found: Renamed, state: str) -> None:
+    """Link all from below into a directory that the job has renamed, but for what it has changed or deleted there.
+
+    Args:
+        state: what is left out: it has the layer, which has the directory, and so on without end.
+    """
+    left, times = [(directory, lower)] if lower != state else [], list[tuple[str, str | os.stat_result]]()
     while left:
         upper, old = left.pop()
         names: list[str] = []
@@ -84,7 +88,7 @@ def _fill(directory: str, lower: str, found: Renamed) -> None:
         for name in names:
             here, below = f"{upper}/{name}", f"{old}/{name}"
             status, there = reach(os.lstat, below), _status(here)
-            if name == STAGING_ELSEWHERE:
+            if name == STAGING_ELSEWHERE or below == state:
                 continue
             if there is None and stat.S_ISDIR(status.st_mode):
                 reach(os.mkdir, here, mode=0o700)

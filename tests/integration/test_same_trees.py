@@ -111,6 +111,18 @@ rule all:
     assert 'forge_files="open"' in result.output and "theirs" in result.attempt("all")["reason"], result.output
 
 
+def test_a_job_that_renames_the_state_of_forge_gets_nothing_of_it(workdir: Path) -> None:
+    """Its layer is in there, and would be filled with itself."""
+    (workdir / "Snakefile").write_text("""
+rule all:
+    output: "out"
+    shell: "python3 -c 'import os; os.rename(\\".snakemake/forge\\", \\"mine\\")'; touch {output}"
+""")
+    result = run(workdir, "-j1")
+    assert result.attempt("all")["outcome"] == ("succeeded" if os.geteuid() == 0 else "failed"), result.output
+    assert list(workdir.glob("mine/*/*")) == [] and list(workdir.glob(".snakemake/forge/runs/*/run.json")) != []
+
+
 DEEP = f"""
 import os, sys
 for top in sys.argv[1:]:
