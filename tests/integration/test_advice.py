@@ -12,7 +12,7 @@ import socket
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -44,8 +44,8 @@ CASES = [
     Case("append", 'input: "@.in"\noutput: touch("@.out")\nlog: "@.log"\nshell: "(echo x >> {input}) 2> {log}"', "input", "@.in",
          'forge_files="open"', "@.in"),
     Case("link", 'input: "@.in"\noutput: "@.out"\nshell: "ln {input} {output}"', "input", "@.in", 'forge_files="open"', "@.in"),
-    Case("rename", 'output: touch("@.out")\nshell: "python3 -c \'import os; os.rename(\\"@.d\\", \\"@.e\\")\'"', "layer", "@.d",
-         'forge_files="open"', "@.d/x"),
+    Case("rename", 'output: touch("@.out")\nshell: "python3 -c \'import os; os.rename(\\"@.d\\", \\"@.e\\")\'"', "violation", "@.d",
+         'forge_undeclared="allow"', "@.d/x"),
     Case("outside", 'output: touch("@.out")\nshell: "echo x > OUT/sub/@.txt"', "outside", "OUT/sub/@.txt", 'write: ["OUT/sub"]'),
     Case("python", 'output: touch("@.out")\nrun:\n    open("OUT/@.txt", "w").write("x")', "outside", "OUT/@.txt", 'write: ["OUT"]'),
     Case("mkdir", 'output: touch("@.out")\nshell: "mkdir -p OUT/@/deep"', "outside", "OUT/@", 'write: ["OUT"]'),
@@ -89,14 +89,6 @@ class Advised:
     mended: Result
     again: dict[str, str]  # what stands for names in the cases
 
-    user: str
-
-    def case(self, case: Case) -> Case:
-        """What is expected of this user's job: root's can rename a directory, and this one is nobody's."""
-        if case.name == "rename" and self.user == "root":
-            return replace(case, kind="violation", line='forge_undeclared="allow"')
-        return case
-
     def text(self, text: str, name: str) -> str:
         return _filled(text, name, self.again)
 
@@ -130,7 +122,7 @@ def advised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         try:
             failed = _run(place / "failed", {case.name: "" for case in CASES}, names, env, before)
             mended = _run(place / "mended", {case.name: _advice(failed, case) for case in CASES}, names, env, before)
-            yield Advised(failed, mended, names, request.param)
+            yield Advised(failed, mended, names)
         finally:
             shutil.rmtree(out)
             shutil.rmtree(temporary)
@@ -187,7 +179,6 @@ def _filled(text: str, name: str, names: dict[str, str]) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_verdict_names_the_refusal_and_the_line(advised: Advised, case: Case) -> None:
-    case = advised.case(case)
     attempt = advised.failed.attempt(case.name)
     expected = ("violation", None) if case.kind == "violation" else ("failed", "refused")
     assert (attempt["outcome"], attempt["cause"]) == expected, attempt
