@@ -25,15 +25,18 @@ def held(paths: Iterable[str]) -> list[str]:
 
 
 def _is_held(path: str) -> bool:
-    with suppress(OSError):  # unreadable, a link, a FIFO: whatever it is, it is judged elsewhere
+    # Unreadable, a link, a FIFO: whatever it is, it is judged elsewhere. ValueError: not in the main thread.
+    with suppress(OSError, ValueError):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # which whoever opens it just now would send
+        before = None
         try:
+            before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # which whoever opens it just now would send
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError as error:
             return error.errno == errno.EAGAIN
         finally:
             os.close(fd)
-            signal.signal(signal.SIGIO, before)
+            if before is not None:
+                signal.signal(signal.SIGIO, before)
     return False

@@ -25,6 +25,7 @@ from snakemake_executor_plugin_forge.backends.slurm.sbatch import (
     KNOWN_RESOURCES,
     REFUSED_RESOURCES,
     adapt,
+    asks_for,
     check,
     shape,
 )
@@ -341,3 +342,8 @@ def test_packs_by_time() -> None:
     assert len(packs([60.0] * 20, None)) == 20, "no later than each by itself"
     assert time_minutes(3600, [1.0] * 30) == 63
     assert time_minutes(60, [None] * 3) == 4, "never more than all of them with all that they may take"
+
+
+@pytest.mark.parametrize(("words", "asked"), [(["--time=5"], True), (["--time", "5"], True), (["-t5"], True), (["--time-min=5"], False), (["--exclude=n1"], False)])
+def test_options_of_sbatch_are_recognised(words: list[str], asked: bool) -> None:
+    assert asks_for(words, "-t", "--time") is asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .copies import clear_copies
 from .job import Job, batch_name, hand_over, own_arguments, script, verdict_without_result
 from .job_table import JobTable
 from .parse import ClusterFacts, QueueRow, Used
+from .sbatch import asks_for
 from .states import NODE_AT_FAULT
 from .verdicts import ended, refused
 
@@ -68,7 +70,9 @@ class Dispatcher:
                 self._table.changed.wait(self._demand().pause_seconds(now, self._limiter.wait_seconds(now)))
             try:
                 self._step()
-            except (ForgeError, OSError) as error:  # whatever it is, the next round tries again
+            except Exception as error:  # whatever it is, the next round tries again: without this thread the run hangs
+                if not isinstance(error, ForgeError | OSError):
+                    traceback.print_exc()
                 self._tell(f"Forge: Slurm: {error}")
                 time.sleep(polling.MIN_POLL_SECONDS)
 
@@ -134,8 +138,10 @@ class Dispatcher:
         Returns:
             The jobs that could be handed over, and whether they need an array.
         """
-        expected = [None if job.alone else self._expected(job, jobs) for job in jobs]
-        groups = packing.packs(expected, self._settings.pack if not any(job.alone for job in jobs) else None)
+        # A time limit in slurm_extra is that of one job.
+        alone = jobs[0].spec.limits.wall_seconds is None and asks_for(jobs[0].shape, "-t", "--time")
+        expected = [None if alone or job.alone else self._expected(job, jobs) for job in jobs]
+        groups = packing.packs(expected, None if alone or any(job.alone for job in jobs) else self._settings.pack)
         groups = groups[: self._room.most]
         packed = any(len(group) > 1 for group in groups)
         ready = []
@@ -153,7 +159,8 @@ class Dispatcher:
     def _later_arguments(self, jobs: list[Job]) -> list[str]:
         """The options of sbatch that the shape of the jobs does not decide; they go after it, and so win."""
         arguments = []
-        if nodes := self._settings.exclude if self._settings.exclude is not None else sorted(self._faulty):
+        nodes = self._settings.exclude if self._settings.exclude is not None else sorted(self._faulty)
+        if nodes and not asks_for(jobs[0].shape, "-x", "--exclude"):
             arguments.append(f"--exclude={','.join(nodes)}")
         wall = jobs[0].spec.limits.wall_seconds
         if jobs[0].part is not None and wall is not None:

@@ -163,7 +163,11 @@ def verdict_without_result(job: Job, row: QueueRow | None, used: Used | None = N
     except OSError as error:
         notes = [words.HALF_PUBLISHED.format(error)]
     verdict = _verdict(job, spec, row, used)
-    return replace(verdict, notes=(*verdict.notes, *notes), in_place=wrote_in_place(job.spec, job.attempt))
+    if notes:
+        verdict = replace(verdict, notes=(*verdict.notes, *notes))
+        with suppress(OSError):
+            write_verdict(spec, verdict)
+    return replace(verdict, in_place=wrote_in_place(job.spec, job.attempt))
 
 
 def _verdict(job: Job, spec: LaunchSpec, row: QueueRow | None, used: Used | None) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...spec.errors import UsageError, near_miss
@@ -215,3 +215,12 @@ def _check_extra(rule: str, extra: str) -> None:
                 f"Rule {rule}: slurm_extra={extra!r}: {option} is set by Forge itself, which would lose track of the "
                 "job. Leave it out."
             )
+
+
+def asks_for(arguments: Iterable[str], *options: str) -> bool:
+    """Whether arguments of sbatch have one of these options, in its long or its short form."""
+    return any(
+        word == option or word.startswith(f"{option}=" if option.startswith("--") else option)
+        for word in arguments
+        for option in options
+    )
