@@ -141,6 +141,8 @@ _PROFILE = """\
 # A profile: every flag of Snakemake and of Forge is a key, without its dashes.
 executor: forge
 cores: {cores}
+# scheduler: forge           # for thousands of jobs: chooses in no time (Snakemake 9.10 or newer)
+# logger: forge              # shows the progress of the run
 
 # This host enforces '{level}' now; a run on a host that enforces less is refused.
 forge-require: {level}

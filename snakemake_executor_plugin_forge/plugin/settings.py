@@ -197,7 +197,7 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     slurm_qos: str = _text(
         "", "NAME", "QOS of the Slurm jobs whose rule has no resource qos. Default: the cluster's default."
     )
-    slurm_reservation: str = _text("", "NAME", "Reservation that the Slurm jobs use.")
+    slurm_reservation: str = _text("", "NAME", "Reservation that the Slurm jobs use. Default: none.")
     slurm_requeue: str = _text(
         "on", "on|off", "Whether Slurm runs a job again by itself, after its node died or a preemption."
     )
@@ -207,7 +207,9 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "Nodes that get no jobs, as sbatch takes them; auto: those on which a job of this run was lost for the node's "
         "sake; none.",
     )
-    slurm_job_prefix: str = _text("", "TEXT", "Beginning of the names of the Slurm jobs: letters, digits, '_' and '-'.")
+    slurm_job_prefix: str = _text(
+        "", "TEXT", "Beginning of the names of the Slurm jobs: letters, digits, '_' and '-'. Default: none."
+    )
     slurm_partitions: Optional[Path] = _text(
         None,
         "FILE",
