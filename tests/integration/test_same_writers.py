@@ -80,7 +80,7 @@ CASES = [
                 '''
         """, outcome="failed", check=lambda result, attempts: kept(result.directory, attempts) == [
             ("hs_err_pid7.log", "java\n"), ("work/tool.log", "why\n")],
-        says=("logs/hs_err_pid7.log is 2", "undeclared", "logs/core.7 (70.0 MiB)")),
+        says=("is logs/hs_err_pid7.log", "undeclared", "logs/core.7 (70.0 MiB)")),
     Case("search", """
         rule @_first:
             output: "@/first.txt"

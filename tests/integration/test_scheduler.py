@@ -132,7 +132,7 @@ class _Chooser:
 
 
 @pytest.mark.parametrize(("choosing", "others", "scheduler", "said"), [
-    (2.0, 17.0, "ilp", True), (2.0, 19.0, "ilp", False), (2.0, 17.0, "forge", False), (0.4, 0.1, "greedy", False),
+    (20.0, 170.0, "ilp", True), (20.0, 190.0, "ilp", False), (20.0, 170.0, "forge", False), (4.0, 1.0, "greedy", False),
 ])
 def test_a_scheduler_that_takes_more_than_a_tenth_of_the_time_is_named(choosing: float, others: float, scheduler: str, said: bool,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
