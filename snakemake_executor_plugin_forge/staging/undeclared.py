@@ -94,7 +94,11 @@ class Scene:
 
     def is_new(self, path: str, now: os.stat_result) -> bool:
         """Whether a file was made or changed at its place since the job began: its time tells (ctime)."""
-        return now.st_ctime_ns >= self.begin_ns and self.linked.get(path) != now.st_ctime_ns
+        if now.st_ctime_ns < self.begin_ns:
+            return False
+        # A publication that was interrupted has changed the time of both names; what another job publishes has one.
+        is_linked_still = now.st_nlink > 1 and now.st_mtime_ns < self.begin_ns
+        return path not in self.linked or (self.linked[path] != now.st_ctime_ns and not is_linked_still)
 
     def relied_on_lock(self, upper: str, path: str) -> bool:
         """Whether the job has changed a file in the belief that no other one does so meanwhile."""
