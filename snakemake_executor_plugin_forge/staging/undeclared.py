@@ -68,10 +68,8 @@ class Scene:
     shown: tuple[str, ...]  # mount points for inputs are not the job's
     outputs: tuple[str, ...]  # as the rule has them
     allow: bool = False  # changes to files that are nobody's are carried out, too
-    appended: Mapping[str, int] = field(default_factory=dict)
-    """Files that the job has only appended to, with their size before; 0: they were not there."""
-    begun: Mapping[str, int] = field(default_factory=dict)
-    """Files that it has written and then appended to, with their size in between: a header, perhaps."""
+    appended: Mapping[str, int] = field(default_factory=dict)  # files only appended to: size before; 0: not there
+    begun: Mapping[str, int] = field(default_factory=dict)  # files written, then appended to: size in between
     linked: Mapping[str, int] = field(default_factory=dict)
     """Files in directories that it has renamed, with the times (ctime, ns) that they have only because of that."""
     locks: bool = False  # the job relied on a lock that kept no other job out
@@ -94,11 +92,9 @@ class Scene:
 
     def is_new(self, path: str, now: os.stat_result) -> bool:
         """Whether a file was made or changed at its place since the job began: its time tells (ctime)."""
-        if now.st_ctime_ns < self.begin_ns:
-            return False
-        # A publication that was interrupted has changed the time of both names; what another job publishes has one.
-        is_linked_still = now.st_nlink > 1 and now.st_mtime_ns < self.begin_ns
-        return path not in self.linked or (self.linked[path] != now.st_ctime_ns and not is_linked_still)
+        # An interrupted publication has changed the time of both names of a linked file; a new file has one name.
+        same = self.linked.get(path) == now.st_ctime_ns or (now.st_nlink > 1 and now.st_mtime_ns < self.begin_ns)
+        return now.st_ctime_ns >= self.begin_ns and not (path in self.linked and same)
 
     def relied_on_lock(self, upper: str, path: str) -> bool:
         """Whether the job has changed a file in the belief that no other one does so meanwhile."""
