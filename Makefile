@@ -15,6 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 DEMO_STAMP := .venv/.demo
 DEMO := build/demo
+comma := ,
 LAB_STAMP := .venv/.lab
 LAB ?=
 UPSTREAM_VENV := build/upstream-venv
@@ -53,12 +54,16 @@ $(STAMP): pyproject.toml
 	@touch $(DEMO_STAMP) $(LAB_STAMP) $@
 
 # Who only wants to see the demo waits for no tools of development.
-$(DEMO_STAMP): pyproject.toml
+define install
 	@$(MAKE) --no-print-directory python-is-usable
-	@echo 'Installing Forge with what the demo needs into .venv …'
+	@echo 'Installing Forge with what the demonstration needs into .venv …'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(1)]'
 	@touch $@
+endef
+
+$(DEMO_STAMP): pyproject.toml
+	$(call install,demo)
 
 demo: $(DEMO_STAMP) ## call variants from real reads, every job contained; about 15 s
 	@rm -rf $(DEMO)
@@ -83,11 +88,7 @@ demo-crash: $(DEMO_STAMP) ## kill Snakemake in the middle of the demo, and resum
 	$(BIN)/snakemake-forge jobs --directory $(DEMO)
 
 $(LAB_STAMP): pyproject.toml
-	@$(MAKE) --no-print-directory python-is-usable
-	@echo 'Installing Forge with what the demonstration needs into .venv …'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[demo,provenance]'
-	@touch $@
+	$(call install,demo$(comma)provenance)
 
 demo-lab: $(LAB_STAMP) ## four analyses and a hostile one beside a database; minutes, the first time more (it builds venvs)
 	$(BIN)/python workflows/lab/lab.py build/lab $(BIN) $(LAB)

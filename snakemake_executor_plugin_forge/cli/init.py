@@ -56,7 +56,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the files, or print them; return 1 if one is there already."""
+    """Write the files, or print them.
+
+    Raises:
+        UsageError: if one is there already, or Snakemake cannot read the Snakefile.
+    """
     directory = os.path.realpath(options.directory)
     paths = [os.path.join(directory, name) for name in (CATALOG_FILE, PROFILE)]
     if present := [path for path in paths if os.path.lexists(path) and not options.dry_run]:

@@ -99,7 +99,7 @@ class Dispatcher:
             case polling.Call.CANCEL:
                 self._cancel()
             case polling.Call.SUBMIT:
-                names = [job.name for job in polling.next_batch(demand.unsent, self._facts.max_array)]
+                names = {job.name for job in polling.next_batch(demand.unsent, self._facts.max_array)}
                 self._submit([job for job in self._table.unsent() if job.spec.name in names])
             case polling.Call.QUERY:
                 self._query()

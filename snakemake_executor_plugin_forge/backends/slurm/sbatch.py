@@ -129,8 +129,7 @@ def _request(
 
 def gpu_count(rule: str, resources: Mapping[str, object]) -> int:
     """The number of GPUs in ``gpu``, ``gpus``, ``gpu_model`` (one) or ``gres``; 0 for none, or if unknown yet."""
-    count = whole_number(rule, resources, "gpu") or whole_number(rule, resources, "gpus")
-    if count:
+    if count := _named_gpus(rule, resources):
         return count
     if resources.get("gpu_model"):
         return 1
@@ -139,10 +138,13 @@ def gpu_count(rule: str, resources: Mapping[str, object]) -> int:
     return sum(int(number or 1) for number in found)
 
 
+def _named_gpus(rule: str, resources: Mapping[str, object]) -> int:
+    return whole_number(rule, resources, "gpu") or whole_number(rule, resources, "gpus") or 0
+
+
 def _gpu_arguments(rule: str, resources: Mapping[str, object]) -> list[str]:
     arguments = [f"--gres={resources['gres']}"] if resources.get("gres") else []
-    count = whole_number(rule, resources, "gpu") or whole_number(rule, resources, "gpus")
-    model = resources.get("gpu_model")
+    count, model = _named_gpus(rule, resources), resources.get("gpu_model")
     if model:
         arguments.append(f"--gpus={model}:{count or 1}")
     elif count:
