@@ -32,7 +32,7 @@ from ..spec.resources import (
 )
 from ..spec.units import parse_share
 from .config import to_config
-from .rule_resources import by_default, declared_at, jobs_to_ask, known_resources, resources_ahead
+from .rule_resources import by_default, declared_at, jobs_to_ask, known_resources, resources_ahead, threads_asked
 from .snakemake_internals import is_local
 from .software import Deployment
 
@@ -113,7 +113,7 @@ class ResourceCheck:
 
 def _asked(rule: Any) -> list[str]:
     """Return the names of a rule's resources, and ``threads`` if it has more than one."""
-    return [*rule.resources, *([] if known_resources(rule).get("_cores") == 1 else ["threads"])]
+    return [*rule.resources, *([] if threads_asked(rule) == 1 else ["threads"])]
 
 
 # -- a dry run ---------------------------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def test_all_are_named_at_once_before_anything_runs(tmp_path: Path) -> None:
         ("plain", None, "failed", "resources"), ("small", None, "failed", "resources"), ("large", "b", "failed", "resources"),
     }
     mend = ("-j4", "--set-resources", *paste.split()[1:], "small:disk_mb=10")
-    warned = run(tmp_path, *mend, "large:walltime=5", "-n").output
+    warned = run(tmp_path, *mend, "large:walltime=5", "plain:cpus=4", "--set-threads", "plain=4", "-n").output
+    assert "resource cpus" not in warned, "the rule has threads, which Snakemake scales to one in a dry run"
     assert warned.index("rule large:") < warned.index("Rule large (Snakefile:16): resource walltime limits nothing"), warned
     assert "resource forge_netwrok is not known to Forge" in run(tmp_path, *mend, "large:forge_netwrok=off", "-n").output
     mended = run(tmp_path, *mend)
