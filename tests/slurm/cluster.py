@@ -79,7 +79,7 @@ class Shape:
     cpus: int = 8  # of each node; more than this machine has, so that jobs run side by side
     memory_mb: int = 4000  # of each node
     min_job_age_seconds: int = 60  # how long the controller remembers jobs that have ended
-    node_timeout_seconds: int = 10  # after which a silent node is down
+    node_timeout_seconds: int = 60  # after which a silent node is down: one that is busy must not be taken for dead
     accounting: bool = False  # slurmdbd on a MariaDB of its own
     bare: bool = False  # nodes whose kernel gives nobody new namespaces
 
@@ -373,7 +373,8 @@ KillWait=5
 UnkillableStepTimeout=30
 SlurmctldTimeout=30
 SlurmdTimeout={shape.node_timeout_seconds}
-MessageTimeout=10
+# a node that takes longer to answer a launch has its job ended or started once more, running or not (default 10 s)
+MessageTimeout=30
 JobRequeue=1
 PrologFlags=Alloc
 DefMemPerCPU=200

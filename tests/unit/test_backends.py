@@ -180,6 +180,10 @@ def test_a_job_without_a_result_is_never_a_success(tmp_path: Path, state: SlurmS
     assert not verdict.ok
     assert "last words" in verdict.reason
     assert json.loads((tmp_path / "00001-map" / "verdict.json").read_text())["outcome"] == verdict.outcome
+    job.cancelled = Order(EndedBy.USER, "the test says so")
+    ended = slurm_job.verdict_without_result(job, row)
+    # Whatever odd state Slurm gives it, COMPLETED for one: it was to end, and has ended.
+    assert ended.outcome is (Outcome.CANCELLED if verdict.outcome is Outcome.LOST else verdict.outcome)
 
 
 # -- the process that renders

@@ -146,7 +146,7 @@ RAN = Traces(claims=1, output=True)
     (row("NEW_IN_2030"), 1e9, RAN, False, Step.WAIT),
     (row("FAILED"), RESULT_SECONDS - 1, RAN, False, Step.WAIT), (row("FAILED"), RESULT_SECONDS, RAN, False, Step.ASK_USAGE),
     (row("FAILED"), RESULT_SECONDS - 1, Traces(), False, Step.WAIT),
-    (row("COMPLETED"), RESULT_SECONDS, RAN, False, Step.WAIT),
+    (row("COMPLETED"), RESULT_SECONDS, RAN, False, Step.WAIT), (row("COMPLETED"), RESULT_SECONDS, RAN, True, Step.ASK_USAGE),
     (row("COMPLETED"), WRITTEN_RESULT_SECONDS, RAN, False, Step.ASK_USAGE),
     (row("COMPLETED"), RESULT_SECONDS, Traces(), False, Step.SUBMIT_AGAIN),
     (row("COMPLETED"), RESULT_SECONDS, Traces(output=True), False, Step.WAIT),

@@ -179,15 +179,18 @@ def _verdict(job: Job, spec: LaunchSpec, row: QueueRow | None, used: Used | None
         with suppress(OSError):
             write_verdict(spec, verdict)
         return verdict
-    if job.cancelled is not None and (state is None or TABLE[state].outcome is Outcome.CANCELLED):
+    meaning = TABLE[state] if state is not None else None
+    outcome = (meaning and meaning.outcome) or Outcome.LOST
+    if job.cancelled is not None and outcome in (Outcome.CANCELLED, Outcome.LOST):
+        # Not every such job is CANCELLED in Slurm: where a node answered its launch too late, it is COMPLETED.
         cause, by = Cause.SCANCELLED, job.cancelled.words
         said = words.unseen(cause, by)
-        return ended(spec, Outcome.CANCELLED, cause, said, {"by": by}, ended_by=job.cancelled.ended_by)
-    if row is None or state is None:
+        facts = {"by": by} if state is None else {"by": by, "slurm_state": str(state)}
+        return ended(spec, Outcome.CANCELLED, cause, said, facts, ended_by=job.cancelled.ended_by)
+    if row is None or meaning is None:
         cause = Cause.UNKNOWN_TO_SLURM
         return ended(spec, Outcome.LOST, cause, words.unseen(cause, job.slurm_id), {})
-    meaning, seen = TABLE[state], f"{state}, job {job.slurm_id}"
-    outcome = meaning.outcome or Outcome.LOST
+    seen = f"{state}, job {job.slurm_id}"
     said = words.slurm_state(outcome, meaning.words, meaning.remedy, seen, _last_line(job.attempt))
     facts = {"slurm_state": str(state), "slurm_job": job.slurm_id, "nodes": row.nodes}
     if outcome is Outcome.OOM:

@@ -225,7 +225,7 @@ def next_step(row: QueueRow | None, seconds: float, traces: Traces, *, cancelled
     if traces.packed and traces.claims == 0 and not cancelled:
         return Step.SUBMIT_AGAIN  # its Slurm job ended before its turn came
     completed = row.state is SlurmState.COMPLETED
-    if seconds >= (WRITTEN_RESULT_SECONDS if completed else RESULT_SECONDS):
+    if seconds >= (WRITTEN_RESULT_SECONDS if completed and not cancelled else RESULT_SECONDS):
         return Step.ASK_USAGE
     if traces.terminated or (cancelled and traces.claims == 0):
         return Step.CONCLUDE
