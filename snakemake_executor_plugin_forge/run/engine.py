@@ -117,10 +117,11 @@ class Engine:
 
     def _start_metrics(self, path: str, notice: Callable[[str], None]) -> None:
         # Imported here: few runs want it, and it loads a library.
-        from ..analysis.metrics import MetricsFile
+        from ..analysis.metrics_file import MetricsFile, RunFacts
 
+        facts = RunFacts(self._run.run_id, self._run.workdir, self._places.local.host.cgroup_note, self._cores)
         try:
-            self._metrics = MetricsFile(path, notice)
+            self._metrics = MetricsFile(path, notice, facts)
             self._attempts.observe = self._metrics.observe
         except UsageError:
             self.close()
@@ -277,6 +278,8 @@ class Engine:
         """End the run, and remove all its processes, cgroups and temporary directories."""
         reached("closing", "")
         self._attempts.end()
+        if self._metrics is not None:
+            self._metrics.sample()
         self._places.close()
         clear_after_own(self._run.state_dir, self._run.workdir, self._run.run_id, self._scratch)
         reached("closed", "")
@@ -291,6 +294,8 @@ class Engine:
 
     def write_plan(self, plan: dict[str, object]) -> None:
         """Put the numbers of jobs into the record of the run: plugin/run_plan.py. Called in any thread."""
+        if self._metrics is not None:
+            self._metrics.plan(plan)
         self._record.update(cores=self._cores, plan=plan)
 
     def write_record(self, ended: str | None = None) -> None:
