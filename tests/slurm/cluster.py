@@ -82,6 +82,7 @@ class Shape:
     node_timeout_seconds: int = 60  # after which a silent node is down: one that is busy must not be taken for dead
     accounting: bool = False  # slurmdbd on a MariaDB of its own
     bare: bool = False  # nodes whose kernel gives nobody new namespaces
+    named: bool = False  # each node has a host name of its own
 
 
 def install(programs: dict[str, str]) -> None:
@@ -293,7 +294,8 @@ class Cluster:
             raise ClusterError(f"There is no {command[0]} in PATH.")
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self._children[name] = subprocess.Popen(
-                [*machine.prefix(self.root, on, bare=self.shape.bare and on in self.nodes), program, *command[1:]], env=self.environment, stdout=log, stderr=log,
+                [*machine.prefix(self.root, on, bare=self.shape.bare and on in self.nodes, named=self.shape.named and on in self.nodes),
+                 program, *command[1:]], env=self.environment, stdout=log, stderr=log,
                 stdin=subprocess.DEVNULL, start_new_session=True, cwd=Path(__file__).parents[2])
 
     def _await(self, what: str, condition: Callable[[], bool]) -> None:
@@ -323,6 +325,8 @@ class Cluster:
             f"DbdPort={self._ports['slurmdbd']}\nSlurmUser=root\nLogFile={self.root}/log/slurmdbd.log\n"
             f"PidFile={self.root}/slurmdbd.pid\nStorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\n"
             f"StoragePort={self._ports['sql']}\nStorageUser=slurm\nStoragePass=slurm\nStorageLoc=slurm_acct\n")
+        # each machine has a /var/tmp of its own; by default the nodes would meet in /tmp
+        (self.root / "mpi.conf").write_text("PMIxCliTmpDirBase=/var/tmp\n")
         (self.root / "cgroup.conf").write_text(
             "CgroupPlugin=autodetect\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainRAMSpace=yes\n"
             "ConstrainSwapSpace=yes\nAllowedSwapSpace=0\nMinRAMSpace=4\nConstrainCores=no\nConstrainDevices=no\n"

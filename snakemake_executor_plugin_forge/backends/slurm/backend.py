@@ -28,6 +28,7 @@ from .client import SlurmClient, Unanswered
 from .dispatcher import CLOSE_SECONDS, Dispatcher
 from .job import Job
 from .job_table import JobTable
+from .mpi import is_mpi
 from .packing import Durations
 from .parse import ClusterFacts
 from .sbatch import adapt, check, shape
@@ -47,6 +48,7 @@ class SlurmBackend:
         client = client or SlurmClient()
         self.facts = client.facts()
         self._settings = with_account(services.config.slurm, client, services.notice)
+        self._require = services.config.require
         self.host = _host(self.facts)
         os.makedirs(f"{services.run_dir}/slurm/{exchange.RESULTS}", exist_ok=True)
         self._table = JobTable()
@@ -59,7 +61,7 @@ class SlurmBackend:
             thread.start()
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        check(rule, resources, self._settings)
+        check(rule, resources, self._settings, self._require)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         del is_command
@@ -70,7 +72,7 @@ class SlurmBackend:
             done(verdict)
 
         own = shape(spec, self._settings)
-        self._table.add(Job(spec, payload, noted, own, time.monotonic(), alone=spec.together))
+        self._table.add(Job(spec, payload, noted, own, time.monotonic(), alone=spec.together or is_mpi(spec.resources)))
 
     def cancel(self, name: str, order: Order) -> None:
         self._table.cancel([name], order)
