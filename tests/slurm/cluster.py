@@ -36,21 +36,25 @@ _DEATH_SECONDS = 8.0
 _PATIENCE_SECONDS = 300.0
 """How long a daemon or a command of Slurm may take: only one that hangs takes longer."""
 _SCRATCH = Path("/tmp")
-_OF_NODE = re.compile(r"forge-.+@b\d+\.\d+\.\d+")
+_OF_NODE = re.compile(r"forge-(.+)@b\d+\.\d+\.\d+")
+_OF_RUN = re.compile(rb"/runs/([^/\0]+)/slurm/")
 
 
 def _of_dead_nodes() -> set[Path]:
     """List the scratch of copies of Forge's jobs that no process holds, and their cgroups without a process.
 
-    A killed node leaves both. Another host cannot remove them, and here they are this machine's.
+    A killed node leaves both. Another host cannot remove them, and here they are this machine's. Runs of other tests,
+    in clusters of their own, are not dead: processes have their names, and a copy that starts holds nothing yet.
     """
+    alive = {os.fsdecode(run) for path in Path("/proc").glob("[0-9]*/cmdline") for run in _OF_RUN.findall(_content(path))}
     scratch = {
         path
         for path in _SCRATCH.glob("forge-*@*")
         if not any(_name(slot.name.removeprefix("slot-")).startswith("forge-") for slot in path.glob("slot-*"))
     }
     cgroups = {Path(parent, name) for parent, names, _ in os.walk(_CGROUPS) for name in names if _OF_NODE.fullmatch(name)}
-    return scratch | {path for path in cgroups if not any(_members(place) for place, _, _ in os.walk(path))}
+    dead = scratch | {path for path in cgroups if not any(_members(place) for place, _, _ in os.walk(path))}
+    return {path for path in dead if (found := _OF_NODE.fullmatch(path.name)) is None or found[1] not in alive}
 
 
 def _name(pid: str) -> str:
@@ -58,6 +62,13 @@ def _name(pid: str) -> str:
         return Path("/proc", pid, "comm").read_text().strip()
     except OSError:
         return ""
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _members(cgroup: str) -> str:
