@@ -355,6 +355,7 @@ class Executor(_InnerSnakemake):
         if run is None:
             return
         run.threads.shutdown()
+        run.plan.close()
         run.engine.close()
         for line in self._notes.lines() if self._notes is not None else ():
             self.logger.warning(line)

@@ -216,11 +216,3 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "YAML file of partitions and their limits (write one with: snakemake-forge slurm partitions). Jobs whose rule "
         "has no slurm_partition get the tightest one that they fit into. Default: none.",
     )
-
-    def __post_init__(self) -> None:
-        """Begin to note what the Snakefile does while it is read: only the chosen executor's settings are made."""
-        from .dry_run import check_dry_runs
-        from .parsing import begin
-
-        begin()
-        check_dry_runs(self)

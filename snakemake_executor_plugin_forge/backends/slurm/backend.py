@@ -29,6 +29,7 @@ from .dispatcher import CLOSE_SECONDS, Dispatcher
 from .groups import whole
 from .job import Job
 from .job_table import JobTable
+from .mpi import is_mpi
 from .packing import Durations
 from .parse import ClusterFacts
 from .sbatch import adapt, check, shape
@@ -49,6 +50,7 @@ class SlurmBackend:
         client = client or SlurmClient()
         self.facts = client.facts()
         self._settings = with_account(services.config.slurm, client, services.notice)
+        self._require = services.config.require
         self.host = _host(self.facts)
         os.makedirs(f"{services.run_dir}/slurm/{exchange.RESULTS}", exist_ok=True)
         self._table = JobTable()
@@ -61,7 +63,7 @@ class SlurmBackend:
             thread.start()
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        check(rule, resources, self._settings)
+        check(rule, resources, self._settings, self._require)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         del is_command
@@ -74,7 +76,7 @@ class SlurmBackend:
 
         own, group = shape(spec, self._settings), spec.group
         of_group = shape(whole(spec, group), self._settings) if group is not None else ()
-        alone = spec.together and group is None
+        alone = (spec.together and group is None) or is_mpi(spec.resources)
         self._table.add(
             Job(spec, payload, noted, own, time.monotonic(), alone=alone, group=group, group_shape=of_group)
         )

@@ -44,7 +44,7 @@ from ...supervisor.prepared import Tools
 from ...supervisor.supervisor import supervise
 from ...workers import launcher
 from ...workers.launcher import Command
-from . import exchange, fence, node_state
+from . import exchange, fence, mpi, node_state
 from .verdicts import amend, refused
 
 SLURM_CGROUP = "slurm-cgroup"
@@ -120,7 +120,8 @@ class Node:
         self._launch, self._mine, self._signals, self._begin = launch, mine, signals, begin
         self._state = node_state.CopyState()
         self._home: HeldHome | None = None
-        self._spec = own_spec(launch.spec, os.path.basename(os.path.dirname(launch.state)), mine)
+        own = own_spec(launch.spec, os.path.basename(os.path.dirname(launch.state)), mine)
+        self._spec = mpi.fitted(own, os.environ)
 
     def run(self) -> None:
         """Probe the node, run the job and report.
@@ -135,14 +136,16 @@ class Node:
             self._report(refused(self._spec, f"{error} (node {socket.gethostname()})"))
             return
         _silence()
-        payload = with_scratch(self._launch.payload, self._launch.rendered_scratch)
+        shared = mpi.is_mpi(self._spec.resources)
+        payload = with_scratch(self._launch.payload, self._launch.rendered_scratch, shared_tmp=shared)
         in_place = self._launch.spec.files.staged and not self._spec.files.staged
 
         def confirm(verdict: Verdict) -> Verdict:
             elapsed = time.monotonic() - self._begin
             around = slurm_step.since(before)
             amended = verdict if self._launch.shares else amend(verdict, self._spec, around, elapsed)
-            return self._confirm(replace(amended, in_place=in_place))
+            noted = mpi.noted(amended, self._spec, os.environ)
+            return self._confirm(replace(noted, in_place=in_place))
 
         match self._decide(node_state.Prepared(in_place)):
             case node_state.Run(clear_outputs=True):
@@ -257,15 +260,17 @@ def enclosed(spec: LaunchSpec, host: Host, mounts: Iterable[str], home: str | No
     return with_gpus(spec, host.gpus) if host.gpus else spec
 
 
-def with_scratch(payload: bytes, rendered_scratch: str) -> bytes:
-    """Add to a command the name that stands in it for its scratch."""
+def with_scratch(payload: bytes, rendered_scratch: str, *, shared_tmp: bool = False) -> bytes:
+    """Add to a command the name that stands in it for its scratch, and whether /tmp itself takes its place."""
     command: Command = pickle.loads(payload)
-    return pickle.dumps((command, rendered_scratch))
+    return pickle.dumps((command, rendered_scratch, shared_tmp))
 
 
 def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
     """In the job: put the real scratch into the command, and start it."""
-    command, rendered = pickle.loads(payload)
+    command, rendered, shared_tmp = pickle.loads(payload)
+    if shared_tmp:
+        environment = mpi.with_shared_tmp(environment)
     place = environment["TMPDIR"]  # ``scratch`` is its name from before the job had it
     command = replace(
         command,
