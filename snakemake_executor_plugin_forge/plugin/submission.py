@@ -200,6 +200,10 @@ class Submitter:
             )
         self._engine.check_group([(job.rule.name, dict(job.resources.items())) for job in jobs])
 
+    def has_begun(self, name: str) -> bool:
+        """Whether an attempt has begun, or is over."""
+        return self._engine.has_begun(name)
+
     def end(self, name: str, reason: str) -> None:
         """End one attempt."""
         self._engine.cancel(name, Order(EndedBy.FORGE, reason))

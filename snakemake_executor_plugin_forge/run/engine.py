@@ -141,6 +141,11 @@ class Engine:
         """Whether that backend runs the members of a group on one host."""
         return isinstance(self._places.remote, RunsGroups) and self._places.remote.runs_groups
 
+    def has_begun(self, name: str) -> bool:
+        """Whether an attempt has begun: with a backend that has groups, it may wait in a queue for long."""
+        remote = self._places.remote
+        return not isinstance(remote, RunsGroups) or remote.has_begun(name)
+
     def isolation_line(self) -> str:
         """The line that says what encloses the jobs of this run."""
         asked = priority_of_run(self.config).io_weights

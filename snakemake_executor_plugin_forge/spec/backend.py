@@ -29,6 +29,9 @@ class RunsGroups(Protocol):
 
     runs_groups: bool
 
+    def has_begun(self, name: str) -> bool:
+        """Return whether an attempt has begun, or is not there any more."""
+
 
 class Backend(Protocol):
     """A place where jobs run. It calls ``done`` once for every submitted job, in a thread of its own.

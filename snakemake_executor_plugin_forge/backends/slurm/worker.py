@@ -58,7 +58,7 @@ class NodeWorker:
             time.sleep(_PAUSE_SECONDS)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        """Slurm tells each process of the batch job: the attempts know."""
+        """Slurm tells the process of the batch script only (22.05), or all processes: twice does no harm."""
         del number, frame
         self._ended = True
 
@@ -80,9 +80,10 @@ class NodeWorker:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def _stop(self, names: set[str]) -> None:
-        """End the attempts of which the controller says so, once each."""
+        """End the attempts of which the controller says so, or all of them when Slurm does; once each."""
         for child, order in self._running.items():
-            if f"{orders.STOP}{order.number}" in names and order.number not in self._stopped:
+            to_end = self._ended or f"{orders.STOP}{order.number}" in names
+            if to_end and order.number not in self._stopped:
                 self._stopped.add(order.number)
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGTERM)
