@@ -93,6 +93,10 @@ def test_a_group_is_one_slurm_job(session: Session) -> None:
     assert "TimeLimit=00:07:00" in job, job
     assert "Comment=forge_group_diamond:_a" in job.replace(" ", "_"), job
     assert found["bad"]["evidence"]["scope"] == "job"
+    assert {found[rule]["slurm_job"] for rule in "abcd"} == {found["b"]["slurm_job"]}
+    why = Session(session.cluster, session.directory)
+    why.execute([*FORGE, "why", "bad"], {})
+    assert f"Slurm job {found['bad']['slurm_job']}" in why.finish().output
     assert len(set(done.read("fine.txt").split())) == 1, "its sibling's end was none of its affairs"
     piped = done.read("piped.txt").split()
     assert piped[2] == piped[5], done.read("piped.txt")

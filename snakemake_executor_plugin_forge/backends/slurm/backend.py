@@ -39,7 +39,6 @@ class SlurmBackend:
     """Runs jobs in the cluster of SLURM_CONF."""
 
     name = "slurm"
-    runs_groups = True  # in one allocation: see ...spec.backend.RunsGroups
 
     def __init__(self, services: Services, client: SlurmClient | None = None) -> None:
         """Find the cluster and start the threads.
