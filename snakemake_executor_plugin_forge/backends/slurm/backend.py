@@ -75,6 +75,11 @@ class SlurmBackend:
         self._table.add(Job(spec, payload, noted, own, time.monotonic(), alone=spec.together or is_mpi(spec.resources)))
 
     def cancel(self, name: str, order: Order) -> None:
+        """See :class:`...spec.backend.Backend`. This ends a whole Slurm job: none that shares one may get here.
+
+        None does: only groups of jobs that run at the same time end single members (plugin/groups.py), and these are
+        ``together``, so that :meth:`submit` lets them share nothing.
+        """
         self._table.cancel([name], order)
 
     def cancel_all(self, order: Order) -> None:

@@ -20,7 +20,7 @@ from ..registry import Services
 from . import exchange, fence, packing, polling
 from .adoption import Earlier, adopt, success, write_ticket
 from .client import Full, SlurmClient, Unanswered
-from .copies import clear_copies
+from .copies import clear_copies, put_aside
 from .job import Job, batch_name, hand_over, own_arguments, script, verdict_without_result
 from .job_table import JobTable
 from .parse import ClusterFacts, QueueRow, Used
@@ -307,11 +307,12 @@ class Dispatcher:
             )
 
     def _again(self, job: Job, row: QueueRow | None) -> None:
-        """Submit once more a job that Slurm has lost before anything of it ran, so that the lost one never can run."""
+        """Submit once more a job that Slurm has lost before it could run, so that the lost one never can."""
         if job.submissions >= polling.MAX_SUBMISSIONS or job.cancelled is not None:
             self._conclude(job, row)
         elif fence.forbid(job.attempt, "the controller: submitted again"):
-            job.alone = job.alone or (job.part is not None and job.submissions > 1)
+            begun = put_aside(job.spec, job.attempt, job.submissions)
+            job.alone = job.alone or (job.part is not None and (begun or job.submissions > 1))
             self._table.is_again_unsent(job, time.monotonic())
 
     # -- cancelling ------------------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ class Node:
         in_place = self._launch.spec.files.staged and not self._spec.files.staged
 
         def confirm(verdict: Verdict) -> Verdict:
-            elapsed = time.monotonic() - self._begin
+            packed = exchange.part_of(self._mine.directory) is not None  # then Slurm's limit is that of all of them
+            elapsed = 0.0 if packed else time.monotonic() - self._begin
             amended = amend(verdict, self._spec, slurm_step.since(before), elapsed)
             noted = mpi.noted(amended, self._spec, os.environ)
             return self._confirm(replace(noted, in_place=in_place))
