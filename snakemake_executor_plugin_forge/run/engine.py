@@ -20,7 +20,7 @@ from ..sandbox.gpus import find
 from ..sandbox.job_process import Execute
 from ..software.registry import Runtimes
 from ..software.store import Report
-from ..spec.backend import Done
+from ..spec.backend import Done, RunsGroups
 from ..spec.catalog import Runtime, for_runtime, with_runtime
 from ..spec.errors import HostError, UsageError, located
 from ..spec.file_policy import PRIVATE_DIRECTORIES, below
@@ -135,6 +135,11 @@ class Engine:
     def has_remote(self) -> bool:
         """Whether there is a backend beside this host."""
         return self._places.remote is not None
+
+    @property
+    def runs_groups(self) -> bool:
+        """Whether that backend runs the members of a group on one host."""
+        return isinstance(self._places.remote, RunsGroups) and self._places.remote.runs_groups
 
     def isolation_line(self) -> str:
         """The line that says what encloses the jobs of this run."""

@@ -26,6 +26,7 @@ from ..registry import Services
 from . import exchange
 from .client import SlurmClient, Unanswered
 from .dispatcher import CLOSE_SECONDS, Dispatcher
+from .groups import whole
 from .job import Job
 from .job_table import JobTable
 from .mpi import is_mpi
@@ -38,6 +39,7 @@ class SlurmBackend:
     """Runs jobs in the cluster of SLURM_CONF."""
 
     name = "slurm"
+    runs_groups = True  # in one allocation: see ...spec.backend.RunsGroups
 
     def __init__(self, services: Services, client: SlurmClient | None = None) -> None:
         """Find the cluster and start the threads.
@@ -69,16 +71,21 @@ class SlurmBackend:
 
         def noted(verdict: Verdict) -> None:
             self._durations.note(spec.rule, verdict)
+            self._dispatcher.groups.note(spec, verdict)
             done(verdict)
 
-        own = shape(spec, self._settings)
-        self._table.add(Job(spec, payload, noted, own, time.monotonic(), alone=spec.together or is_mpi(spec.resources)))
+        own, group = shape(spec, self._settings), spec.group
+        of_group = shape(whole(spec, group), self._settings) if group is not None else ()
+        alone = (spec.together and group is None) or is_mpi(spec.resources)
+        self._table.add(
+            Job(spec, payload, noted, own, time.monotonic(), alone=alone, group=group, group_shape=of_group)
+        )
 
     def cancel(self, name: str, order: Order) -> None:
-        """See :class:`...spec.backend.Backend`. This ends a whole Slurm job: none that shares one may get here.
+        """See :class:`...spec.backend.Backend`. This would end a whole pack, but no member of one gets here.
 
-        None does: only groups of jobs that run at the same time end single members (plugin/groups.py), and these are
-        ``together``, so that :meth:`submit` lets them share nothing.
+        Only groups of jobs that run at the same time end single members (plugin/groups.py). These are ``together``, so
+        that :meth:`submit` lets them share no pack; those in one allocation are ended one by one: groups.py.
         """
         self._table.cancel([name], order)
 
@@ -98,6 +105,7 @@ class SlurmBackend:
         self._table.close()
         for thread in self._threads:
             thread.join()
+        self._dispatcher.groups.end_all()
         self._dispatcher.end_earlier(succeeded=self._table.all_ok and not self._stopped)
 
 

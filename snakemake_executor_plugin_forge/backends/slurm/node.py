@@ -67,6 +67,7 @@ def run_attempt(attempt: str, checksum: str) -> NoReturn:
     """
     begin = time.monotonic()
     signals = Signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a worker forks with it blocked
     try:
         launch = exchange.read_launch(attempt, checksum)
         mine = fence.claim(attempt, f"Slurm job {os.environ.get('SLURM_JOB_ID')} on {socket.gethostname()}")
@@ -142,7 +143,8 @@ class Node:
         def confirm(verdict: Verdict) -> Verdict:
             packed = exchange.part_of(self._mine.directory) is not None  # then Slurm's limit is that of all of them
             elapsed = 0.0 if packed else time.monotonic() - self._begin
-            amended = amend(verdict, self._spec, slurm_step.since(before), elapsed)
+            around = slurm_step.since(before)
+            amended = verdict if self._launch.shares else amend(verdict, self._spec, around, elapsed)
             noted = mpi.noted(amended, self._spec, os.environ)
             return self._confirm(replace(noted, in_place=in_place))
 
@@ -200,7 +202,7 @@ class Node:
         priority = Priority(limits.nice, limits.io_weight, limits.io_weight != DEFAULT_IO_WEIGHT)
         gpus = gpu_nodes.find(launch.gpus, os.environ) if _wants_gpus(self._spec) else ()
         probe = probe_host(name, self._spec.workdir, host_memory_bytes(), launch.run_pids, priority, gpus)
-        host = within_slurm(probe.host, slurm_step.read_step(), limits.cpus)
+        host = within_slurm(probe.host, slurm_step.read_step(), limits.cpus, shares=launch.shares)
         if not host.layers_note:
             place = os.path.dirname(self._spec.scratch_base)
             self._home, note = hold_home(host.namespaces, self._spec.workdir, place, apart=host.layers_apart)
@@ -216,17 +218,18 @@ class Node:
         return Tools(probe.group, standby, self._signals, probe.processes_beside)
 
 
-def within_slurm(host: Host, around: slurm_step.StepCgroup | None, cpus: int) -> Host:
+def within_slurm(host: Host, around: slurm_step.StepCgroup | None, cpus: int, *, shares: bool = False) -> Host:
     """Describe the host to a job whose memory Slurm's own cgroup limits: it stands in where Forge can make none.
 
     Args:
         around: the cgroup of the Slurm job.
         cpus: what the job asks for; Slurm's cgroup is the limit if the host gives no more.
+        shares: whether others run in that Slurm job at the same time: its limit is not that of one.
     """
     if around is None or around.memory_limit_bytes is None:
         return host
     host = replace(host, mechanisms=(*host.mechanisms, SLURM_CGROUP))
-    if host.cgroup != POLLED:
+    if shares or host.cgroup != POLLED:
         return host
     return replace(host, cgroup=SLURM_CGROUP, not_enforced=() if host.cpus <= cpus else ("cpu",))
 
