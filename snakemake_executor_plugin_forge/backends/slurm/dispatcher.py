@@ -189,6 +189,8 @@ class Dispatcher:
         if jobs[0].grouped is not None:
             again = again or self.groups.refused(jobs, error)
         elif again := again or jobs[0].part is not None:
+            if jobs[0].part is not None:
+                self._tell(f"Forge: {error} (jobs of rule {jobs[0].spec.rule} as a pack); it gets them one by one.")
             for job in jobs:
                 job.alone = True
         if again:
