@@ -42,3 +42,35 @@ def test_a_pack_that_reaches_its_time_limit_fails_no_job_that_is_within_its_own(
     assert sorted(attempt["outcome"] for attempt in found) == ["lost", "succeeded"]
     assert {Path(attempt["directory"]).name.partition(".")[2] for attempt in found} == {"", "submission1"}
     assert not list(session.directory.glob(".snakemake/forge/staging/*"))
+
+
+def test_a_pack_that_slurm_refuses_is_submitted_job_by_job(session: Session) -> None:
+    """The partition takes an hour: the job with its 59 minutes, but not with what the others may take."""
+    session.start(PACKED.replace("runtime=5", "runtime=59"), "--forge-slurm-pack", "6")
+    (session.directory / "signs" / "go").touch()
+    done = session.finish()
+    assert done.code == 0, done.output
+    assert "(jobs of rule short as a pack); it gets them one by one." in done.output
+    assert len({done.read(f"{n}.txt") for n in range(6)}) == 6
+
+
+def test_packs_while_the_controller_is_away(session: Session) -> None:
+    """What runs goes on and is known; what becomes ready meanwhile is submitted later."""
+    session.start(PACKED.replace('input: expand("{n}.txt"', 'input: expand("{n}.after"') + """
+    rule after:
+        input: "{n}.txt"
+        output: "{n}.after"
+        resources: runtime=5
+        shell: "cp {input} {output}"
+    """, "--forge-slurm-pack", "6")
+    session.wait_file("signs/2")
+    session.cluster.end("slurmctld")  # in an orderly way: after SIGKILL it may run jobs twice and drain its nodes
+    (session.directory / "signs" / "go").touch()
+    session.wait(lambda: "6 of 13 steps" in session.output() and "does not answer" in session.output())
+    session.cluster.start_controller()
+    done = session.finish()
+    assert done.code == 0, done.output
+    assert "answers again" in done.output
+    assert [attempt["outcome"] for attempt in done.attempts()] == ["succeeded"] * 12
+    assert {len((session.directory / "signs" / str(n)).read_text().split()) for n in range(6)} == {1}, "no job ran twice"
+    session.cluster.await_idle()

@@ -21,9 +21,11 @@ from typing import NoReturn
 
 from ...kernel import syscalls
 from ...sandbox import gpus as gpu_nodes
+from ...sandbox import seccomp
 from ...sandbox.base import prepare
 from ...sandbox.cgroups import slurm_step
 from ...sandbox.cgroups.ladder import host_memory_bytes
+from ...sandbox.environment import withheld
 from ...sandbox.filesystem.directories import remove_if_empty
 from ...sandbox.filesystem.homes import home_directory
 from ...sandbox.filesystem.kept import HeldHome, hold_home
@@ -56,6 +58,12 @@ _EXIT_FORGE = 1  # the batch job failed: there is no result
 def main() -> None:
     """Run as the process of the batch job."""
     run_attempt(os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
+
+
+def warm_up() -> None:
+    """Compute what is the same for all attempts of a batch job, before each gets a fork of this process."""
+    withheld(os.environ, ())
+    seccomp.steps(nested=False)
 
 
 def run_attempt(attempt: str, checksum: str) -> NoReturn:

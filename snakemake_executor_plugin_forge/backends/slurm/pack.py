@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from .node import run_attempt
+from .node import run_attempt, warm_up
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
     directory, orders = os.path.abspath(sys.argv[1]), sys.argv[2:]
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    warm_up()
     status = 0
     for place, checksum in zip(orders[::2], orders[1::2], strict=True):
         child = os.fork()
