@@ -92,7 +92,7 @@ class Engine:
             request.prepare, request.execute, request.render, priority_of_run(config), self._scratch,
         )  # fmt: skip
         self._places = Backends(config, setup, run_dir, request.local_cores, notice, self._cores)
-        self._mounts = MountTable()
+        self._mounts = MountTable(_inside(workdir, request.runtimes.environments()))
         self._run = RunContext(
             run_id, workdir, state,
             exposed=tuple(_below_private([workdir, *request.exposed])),
@@ -335,6 +335,11 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
 def _below_private(paths: Iterable[str]) -> list[str]:
     """The paths that a private directory would cover; all others are visible anyway."""
     return [p for p in _real(paths) if p.startswith(tuple(d + "/" for d in PRIVATE_DIRECTORIES))]
+
+
+def _inside(workdir: str, environments: Iterable[str]) -> tuple[str, ...]:
+    """Environments below the working directory: below its layer, jobs could write into them as if they were data."""
+    return tuple(path for path in _real(environments) if below(path, workdir) and path != workdir)
 
 
 def _real(paths: Iterable[str]) -> list[str]:
