@@ -18,7 +18,7 @@ def __getattr__(name: str) -> "Any":
 
         return getattr(executor, name)
     if name == "ExecutorSettings":
-        from .plugin.settings import ExecutorSettings
+        from .plugin.chosen import ChosenSettings
 
-        return ExecutorSettings
+        return ChosenSettings
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

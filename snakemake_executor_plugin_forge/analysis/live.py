@@ -55,7 +55,7 @@ def look(record: Mapping[str, Any]) -> Live:
                 memory, cpu = (_directory(pid, controller) for controller in ("memory", "cpuacct"))
                 return Live(int(_read(f"{memory}/memory.usage_in_bytes")), int(_read(f"{cpu}/cpuacct.usage")) / 1e9)
             case _:
-                return _look_at_processes(pid)
+                return look_at_processes(pid)
     except (OSError, KeyError, ValueError):
         return NOTHING
 
@@ -75,7 +75,7 @@ def newest_line(directory: str) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _look_at_processes(pid: int) -> Live:
+def look_at_processes(pid: int) -> Live:
     """The use of a process and its descendants; shared memory counts once for each of them."""
     memory, cpu, waiting = 0, 0.0, [pid]
     while waiting:

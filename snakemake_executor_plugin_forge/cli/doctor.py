@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..analysis.host_runs import HostRun, runs_of_host
 from ..record.identity import user_name
 from ..spec.host import POLLED, Host, isolation_line, missing_for
 from ..spec.job import Config, Priority, Require
+from . import host_runs
 from .select import add_command
-from .show import print_json
+from .show import print_json, print_table
 
 _EXAMPLES = """examples:
   snakemake-forge doctor                       what this host enforces, and what it does not
@@ -86,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     host, facts = probe(os.path.realpath(options.directory)), read_facts()
     missing = missing_for(require, host)
     advice = list(advise(host, facts))
-    record = _record_problem(options.directory)
+    record, runs = _record_problem(options.directory), runs_of_host()
     if options.json:
         report = {
             "schema": 1,
@@ -99,10 +101,12 @@ def run(options: argparse.Namespace) -> int:
             "mechanisms": list(host.mechanisms),
             "record": record,
             "advice": [asdict(item) for item in advice],
+            "runs": host_runs.as_json(runs),
         }
         print_json(report)
     else:
         _print(host, missing, advice, record, require)
+        _print_runs(runs)
     return 1 if missing else 0
 
 
@@ -310,3 +314,10 @@ def _print(host: Host, missing: list[str], advice: list[Fix], record: str | None
             print(f"      {line}")
     if missing:
         print(f"\nbelow --require {require}: {'; '.join(missing)}")
+
+
+def _print_runs(runs: list[HostRun]) -> None:
+    """Print what the runs of this host use of their budgets."""
+    if runs:
+        print("\nruns on this host: what all jobs of each use together, of what they may use (live: top --all)")
+        print_table(host_runs.HEADER, host_runs.as_rows(runs, {}), less=host_runs.LESS)

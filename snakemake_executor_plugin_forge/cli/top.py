@@ -17,11 +17,13 @@ from typing import Any
 
 from ..analysis.explain import wildcards_in_words
 from ..analysis.forecast import progress_of_newest_run, times_of_rules
+from ..analysis.host_runs import HostRun, runs_of_host
 from ..analysis.live import Live, look, newest_line
 from ..record.index import Index, Row, Selection, open_index
 from ..spec.printable import printable
 from ..spec.progress import Times, estimate
 from ..spec.units import show_bytes, show_seconds
+from . import host_runs
 from .select import add_command, number
 from .show import fitting, plain, print_table
 
@@ -29,9 +31,14 @@ _EXAMPLES = """examples:
   snakemake-forge top                      in another terminal, while Snakemake runs; q or Ctrl-C to leave
   snakemake-forge top -d /work/project     a view of a run in another directory
   snakemake-forge top | cat                the running jobs at this moment
+  snakemake-forge top --all                all runs of this host side by side: what each uses, and what it may use
 
 the first line is about the whole run: jobs done, failed and pending, and the time that it still takes, estimated by
 earlier jobs of the same rules ("> 5 min": at least; "?": not known yet). It ends by itself when the run is over
+
+--all: an ordinary user sees their own runs, root sees all. MEMORY and PROCESSES: of all jobs of a run together, and
+what --forge-run-memory and --forge-run-pids allow them. CPUS: in use, of the cores that Snakemake counts (-j).
+CPU SHARE: the part that a run gets while all of these want the CPU; --forge-nice changes it
 """
 HEADER = ("RULE", "WILDCARDS", "TRY", "ELAPSED", "MEMORY", "CPUS", "NEWEST LINE")
 LESS = ("TRY", "CPUS", "ELAPSED", "MEMORY", "WILDCARDS")
@@ -50,6 +57,7 @@ def add_parser(commands: Any) -> None:
         metavar="SECONDS",
         help="time between updates (default: 1)",
     )
+    parser.add_argument("--all", action="store_true", help="the runs of this host side by side, in any directory")
     parser.set_defaults(run=run)
 
 
@@ -123,6 +131,8 @@ class Sampler:
 
 def run(options: argparse.Namespace) -> int:
     """Show the view until the run is over or the user leaves; return 1 if no run is alive."""
+    if options.all:
+        return _run_all(options.interval)
     with open_index(options.directory) as index:
         if not index.alive:
             print("No run of Forge is active here.", file=sys.stderr)
@@ -151,6 +161,73 @@ def _show_live(index: Index, interval: float) -> int:
     return 0
 
 
+def _run_all(interval: float) -> int:
+    """Show all runs of the host until the last one is over or the user leaves; return 1 if none is alive."""
+    runs = runs_of_host()
+    if not runs:
+        print(host_runs.NONE, file=sys.stderr)
+        return 1
+    if not sys.stdout.isatty():
+        print_table(host_runs.HEADER, host_runs.as_rows(runs, {}))
+        return 0
+    from rich.console import Console  # only on a terminal
+    from rich.live import Live as Screen
+
+    console, pace = Console(file=plain(sys.stdout)), Pace()
+    with _keys() as keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
+        while runs:
+            screen.update(picture_of_host(runs, pace.cores(runs), console.height, console.width), refresh=True)
+            if _leave(keys, interval):
+                return 0
+            runs = runs_of_host()
+    console.print("No run is active any more.")
+    return 0
+
+
+class Pace:
+    """The cores that runs use: their CPU time from sample to sample."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, float]] = {}  # run to moment and CPU seconds
+
+    def cores(self, runs: list[HostRun]) -> dict[str, float]:
+        """The cores in use since the last sample, of the runs that were in it."""
+        moment = time.monotonic()
+        now = {run.name: (moment, run.usage.cpu_seconds) for run in runs if run.usage.cpu_seconds is not None}
+        before, self._last = self._last, now
+        return {
+            name: max(0.0, (seconds - before[name][1]) / max(0.001, moment - before[name][0]))
+            for name, (_, seconds) in now.items()
+            if name in before
+        }
+
+
+def picture_of_host(runs: list[HostRun], cores: dict[str, float], height: int, width: int = 1000) -> Any:
+    """The view of all runs as rich shows it, in a terminal of so many lines and columns."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    used = sum(run.usage.memory_bytes or 0 for run in runs)
+    title = Text(f"{len(runs)} runs on this host; {show_bytes(used)}", style="bold")
+    fit = max(1, height - 5)
+    rows = [[printable(cell) for cell in row] for row in host_runs.as_rows(runs, cores)][:fit]
+    shown = fitting(host_runs.HEADER, rows, width, host_runs.LESS, _LINE)
+    table = Table(*(host_runs.HEADER[number] for number in shown), box=None, header_style="bold", pad_edge=False)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for run, row in zip(runs, rows, strict=False):
+        cells = [Text(cell) for cell in row]
+        cells[host_runs.MEMORY].stylize(_colour(host_runs.share_of_memory(run)))
+        table.add_row(*(cells[number] for number in shown))
+    more = f"{len(runs) - fit} more   " if len(runs) > fit else ""
+    return Group(title, Text(""), table, Text(f"{more}q: leave", style="dim"))
+
+
+def _colour(share: float) -> str:
+    return "red" if share > _FULL else "yellow" if share > _HIGH else ""
+
+
 def _title(found: list[Running], counts: list[str]) -> str:
     memory = sum(running.live.memory_bytes or 0 for running in found)
     cores = sum(running.cores or 0 for running in found)
@@ -173,7 +250,7 @@ def picture(found: list[Running], counts: list[str], height: int, width: int = 1
     table.columns[-1].no_wrap, table.columns[-1].overflow, table.columns[-1].ratio = True, "ellipsis", 1
     for running, row in zip(found, rows, strict=False):
         cells = [Text(cell) for cell in row]
-        cells[4].stylize("red" if running.share > _FULL else "yellow" if running.share > _HIGH else "")
+        cells[4].stylize(_colour(running.share))
         table.add_row(*(cells[number] for number in shown))
     more = f"{len(found) - fit} more   " if len(found) > fit else ""
     return Group(title, Text(""), table, Text(f"{more}q: leave", style="dim"))

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 from ..backends import registry
 from ..backends.slurm import sbatch
+from ..run import resource_checks
 from ..sandbox.cgroups.ladder import host_memory_bytes
 from ..sandbox.gpus import find
 from ..spec import misnamed
 from ..spec.catalog import with_defaults
-from ..spec.errors import UsageError, located
+from ..spec.errors import UsageError
 from ..spec.host import POLLED, Host
 from ..spec.job import Config, DefaultResources, Require
 from ..spec.resources import (
@@ -26,7 +27,6 @@ from ..spec.resources import (
     GPU_RESOURCES,
     UNKNOWN_YET,
     all_at_once,
-    check_required,
     check_resources,
     without_tiny,
 )
@@ -143,11 +143,13 @@ def check_as_a_run(workflow: Any, settings: Any, jobs: list[Any]) -> None:
 def _check(
     host: Host, config: Config, rule: str, resources: dict[str, object], *, stays_here: bool, place: str
 ) -> None:
-    try:
-        if stays_here or config.backend == registry.LOCAL:
+    """Check as a run would, on a host that nobody has probed, and which so may have more than it seems to have."""
+    remote = not stays_here and config.backend != registry.LOCAL
+
+    def refuse(rule: str, resources: dict[str, object]) -> None:
+        if not remote:
             check_resources(rule, resources, host)
         elif config.backend == "slurm":
-            sbatch.check(rule, resources, config.slurm)
-        check_required(rule, resources, Require.NONE, host)
-    except UsageError as error:
-        raise located(error, rule, place) from None
+            sbatch.check(rule, resources, config.slurm, config.require)
+
+    resource_checks.check(rule, resources, refuse, host, Require.NONE, place, remote=remote)

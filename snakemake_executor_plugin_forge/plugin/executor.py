@@ -197,7 +197,7 @@ class Executor(_InnerSnakemake):
     def run_jobs(self, jobs: list[Any]) -> None:
         """Start jobs. On the scheduler's thread: nothing here may block."""
         self._take_over()
-        self._running.submitter.declarations.update(jobs)
+        self._running.submitter.about_to_run(jobs)
         self._running.plan.update()
         super().run_jobs(jobs)
 
@@ -355,6 +355,7 @@ class Executor(_InnerSnakemake):
         if run is None:
             return
         run.threads.shutdown()
+        run.plan.close()
         run.engine.close()
         for line in self._notes.lines() if self._notes is not None else ():
             self.logger.warning(line)

@@ -11,6 +11,7 @@ from typing import Any
 from snakemake.io import get_flag_value, is_flagged
 
 from ..spec.job import JobRequest, Product, Target, TargetKind
+from ..spec.job_group import JobGroup
 from .rule_resources import by_default, declared_at, threads_asked
 from .snakemake_internals import SCRIPTS, code_of, has_script, source_directory
 from .symlinks import Links
@@ -20,14 +21,20 @@ class Translator:
     """Translates the jobs of one run into Forge's words."""
 
     def __init__(
-        self, workflow: Any, stays_here: Callable[[Any], bool], without: Callable[[Any], Collection[str]]
+        self,
+        workflow: Any,
+        stays_here: Callable[[Any], bool],
+        without: Callable[[Any], Collection[str]],
+        group: Callable[[Any], JobGroup | None],
     ) -> None:
         """Make a translator.
 
         Args:
             stays_here: whether the jobs of a rule run on the submitting host only.
             without: the resources of a rule that limit nothing.
+            group: the group of a job, if a backend runs that as one.
         """
+        self._group = group
         self._workflow = workflow
         self._without = without
         self._stays_here = stays_here
@@ -68,6 +75,7 @@ class Translator:
             by_default=by_default(job.rule),
             threads_asked=threads_asked(job.rule),
             recipe=_recipe(job),
+            group=self._group(job),
             asked=asked,
         )
 

@@ -18,10 +18,21 @@ def known_resources(rule: Any) -> dict[str, object]:
     known: dict[str, object] = {}
     for name, resource in rule.resources.items():
         if not _is_function(resource):
-            value, most = _value(resource), rule.workflow.global_resources.get(name)
-            most = getattr(most, "value", most)
+            value, most = _value(resource), _most(rule.workflow, name)
             known[name] = min(value, most) if isinstance(value, int) and isinstance(most, int) else value
     return known
+
+
+def _most(workflow: Any, name: str) -> Any:
+    """What the jobs of a run may have of a resource together; None without a limit.
+
+    A dry run with ``-j`` has one core in Snakemake, and the value of ``-j`` elsewhere: snakemake.cli.args_to_api().
+    """
+    settings = workflow.resource_settings
+    if name == "_cores" and workflow.dryrun and settings.cores == 1 and settings.nodes:
+        return settings.nodes
+    most = workflow.global_resources.get(name)
+    return getattr(most, "value", most)
 
 
 def jobs_to_ask(rule: Any, names: Collection[str], jobs: Iterable[Any]) -> list[Any]:

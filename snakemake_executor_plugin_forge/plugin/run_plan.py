@@ -11,6 +11,9 @@ from typing import Any
 from ..spec.progress import Planned
 from .rule_resources import known_resources
 
+_WRITE_SECONDS = 1.0
+"""Jobs that are taken over may end by the thousand in a moment, and the record of the run is synced."""
+
 
 class RunPlan:
     """Keeps the plan up to date. For several threads."""
@@ -26,6 +29,7 @@ class RunPlan:
         self._lock = threading.Lock()
         self._planned: dict[str, Planned] = {}
         self._size = 0
+        self._later: threading.Timer | None = None
         self._taken_over: Counter[str] = Counter()
         self.update()
 
@@ -42,13 +46,26 @@ class RunPlan:
         Args:
             directory: with the record of the attempt, of this run or another; None for outputs of the cache.
         """
-        if directory is None or not directory.startswith(f"{self._directory}/"):
-            with self._lock:
-                self._taken_over[rule] += 1
+        if directory is not None and directory.startswith(f"{self._directory}/"):
+            return
+        with self._lock:
+            self._taken_over[rule] += 1
+            if self._later is None:
+                self._later = threading.Timer(_WRITE_SECONDS, self._write)
+                self._later.daemon = True
+                self._later.start()
+
+    def close(self) -> None:
+        """Write what was put off."""
+        with self._lock:
+            later = self._later
+        if later is not None:
+            later.cancel()
             self._write()
 
     def _write(self) -> None:
         with self._lock, suppress(OSError):  # on a full disk all else says so; those who watch see older numbers
+            self._later = None
             self._write_plan({
                 rule: {**planned._asdict(), "taken_over": self._taken_over[rule]}
                 for rule, planned in self._planned.items()

@@ -123,9 +123,9 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
     metrics_file: Optional[Path] = _text(
         None,
-        "FILE",
-        "File in which Forge keeps metrics of this run up to date, in Prometheus' text format, "
-        "for example /var/lib/node_exporter/forge.prom.",
+        "PATH",
+        "File in which Forge keeps metrics of this run up to date, in Prometheus' text format; or a directory, in "
+        "which each run has a file of its own, for example /var/lib/prometheus/node-exporter.",
     )
     stream_cap: str = _text(
         "100MiB",
@@ -216,11 +216,3 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "YAML file of partitions and their limits (write one with: snakemake-forge slurm partitions). Jobs whose rule "
         "has no slurm_partition get the tightest one that they fit into. Default: none.",
     )
-
-    def __post_init__(self) -> None:
-        """Begin to note what the Snakefile does while it is read: only the chosen executor's settings are made."""
-        from .dry_run import check_dry_runs
-        from .parsing import begin
-
-        begin()
-        check_dry_runs(self)

@@ -28,6 +28,8 @@ part                                                versions     what Forge does
 ``sp`` in ``snakemake.shell``                       all          the job's own process works its command out
 ``STDOUT`` in ``snakemake.shell``                   all          setting it has no effect
 ``Conda`` in ``snakemake.shell``                    until 9.16   replaces ``snakemake.deployment.conda.Conda`` only
+``Rule._group``, ``DAG.toposorted``,                all          fails at the start of a run with groups in Slurm
+``GroupResources.basic_layered``
 ``.snakemake/scripts``                              all          ``--skip-script-cleanup`` keeps nothing
 ``PythonScript._get_python_version``                all          Snakemake starts the environment's Python
 ==================================================  ===========  ===================================================
@@ -45,16 +47,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import snakemake.io
-from snakemake.exceptions import CacheMissException
+from snakemake.exceptions import CacheMissException, ResourceInsufficiencyError, WorkflowError
 from snakemake.executors.local import run_wrapper
 from snakemake.io import is_flagged
+from snakemake.resources import GroupResources
 from snakemake.shell import shell
 
 from ..kernel.tree import remove_tree
 from ..staging.owners import keep_window, maker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from ..spec.verdict import Verdict
 
@@ -284,6 +287,51 @@ def source_directory(rule: Any) -> str:
         return ""
     get = rule.basedir.get_path_or_uri
     return str(get(secret_free=False) if "secret_free" in inspect.signature(get).parameters else get())
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+def is_grouped(workflow: Any) -> bool:
+    """Whether rules have a ``group:``, or the command line gives them one. ``Rule.group`` is None with our executor."""
+    return bool(workflow.group_settings.overwrite_groups) or any(rule._group is not None for rule in workflow.rules)
+
+
+def group_id(job: Any) -> tuple[str | None, str]:
+    """The id of a job's group, or None, and what its rule says, in which wildcards may stand.
+
+    As ``Rule.expand_group`` does it where ``Rule.group`` is not None.
+    """
+    rule = job.rule
+    group = rule.workflow.group_settings.overwrite_groups.get(rule.name) or rule._group
+    if callable(group):
+        found, _ = rule.apply_input_function(group, job.wildcards_dict)
+        return (None if found is None else str(found)), str(found)
+    if group is None:
+        return None, ""
+    return str(snakemake.io.apply_wildcards(group, job.wildcards_dict)), str(group)
+
+
+def sum_of_group(workflow: Any, jobs: Sequence[Any], numbers: Mapping[Any, Any]) -> dict[str, object]:
+    """What a group needs by ``GroupResources.basic_layered``, as if its members ran on another host.
+
+    Args:
+        numbers: for each job an object with ``resources`` and ``pipe_group``.
+
+    Raises:
+        ValueError: if its members cannot run side by side within ``--resources``.
+    """
+    layers = workflow.dag.toposorted(set(jobs), inherit_pipe_dependencies=True)
+    try:
+        return dict(
+            GroupResources.basic_layered(
+                toposorted_jobs=[[numbers[job] for job in layer] for layer in layers],
+                constraints=workflow.global_resources,
+                run_local=False,
+            )
+        )
+    except (WorkflowError, ResourceInsufficiencyError) as error:
+        raise ValueError(str(error)) from error
 
 
 # -- run_wrapper and the shell, which run in the process of a job ------------------------------------------------------

@@ -14,13 +14,15 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
 from ..kernel.tree import remove_tree, walk
 from ..run.engine import Engine
+from ..spec.catalog import for_runtime
 from ..spec.errors import UsageError
 from ..spec.file_policy import inside_outputs
-from ..spec.job import JobRequest
+from ..spec.job import Config, JobRequest
 from ..spec.resources import all_at_once
 from ..spec.verdict import EndedBy, Order, Verdict
 from .ahead import ResourceCheck, warnings
 from .declarations import Declarations
+from .job_groups import JobGroups
 from .job_request import Translator
 from .later_changes import LaterChanges
 from .log_file import expect_a_full_disk
@@ -62,7 +64,20 @@ class Submitter:
         self.declarations = Declarations(self._workflow, engine.directory)
         defaults = engine.config.default_resources
         self._check = ResourceCheck(self._workflow, engine.check, remote=engine.has_remote, defaults=defaults)
-        self._translator = Translator(self._workflow, partial(is_local, self._workflow), self._check.without)
+        self.groups = JobGroups(self._workflow, self.runs_elsewhere, self._config) if engine.runs_groups else None
+        of = self.groups.of if self.groups is not None else lambda _: None
+        self._translator = Translator(self._workflow, partial(is_local, self._workflow), self._check.without, of)
+
+    def _config(self, job: Any) -> Config:
+        """The settings for a job, with what its runtime says."""
+        return for_runtime(self._engine.config, self._deployment.runtime(job))
+
+    def about_to_run(self, jobs: Iterable[Any]) -> None:
+        """Look at jobs right before they start, on the scheduler's thread: a checkpoint may have changed the DAG."""
+        jobs = list(jobs)
+        self.declarations.update(jobs)
+        if self.groups is not None:
+            self.groups.update(jobs)
 
     def runs_elsewhere(self, job: Any) -> bool:
         """Whether a job runs on another host than this one."""
@@ -165,6 +180,8 @@ class Submitter:
                     self._engine.refuse(request, str(self._executor.format_job_exec(job)), error)
         if errors:
             raise all_at_once(errors)
+        if self.groups is not None:
+            self.groups.update(jobs)
 
     def check_group(self, jobs: list[Any]) -> None:
         """Refuse jobs that cannot run at the same time.
@@ -173,11 +190,13 @@ class Submitter:
             UsageError: see :func:`..spec.resources.check_group`.
         """
         elsewhere = [job.rule.name for job in jobs if self.runs_elsewhere(job)]
+        if self._engine.runs_groups and len(elsewhere) == len(jobs):
+            return
         if elsewhere:
             raise UsageError(
                 f"Rules {' and '.join(job.rule.name for job in jobs)} run at the same time (pipe or service), which "
-                f"they can only do on one host. Add {', '.join(elsewhere)} to localrules, or connect the rules with a "
-                "file instead."
+                f"they can only do on one host. Add {', '.join(elsewhere)} to localrules (or, with Slurm, take all of "
+                "them out), or connect the rules with a file instead."
             )
         self._engine.check_group([(job.rule.name, dict(job.resources.items())) for job in jobs])
 

@@ -9,7 +9,8 @@ from ..record.attempt_dir import now, record_unseen
 from ..spec import words
 from ..spec.backend import Backend
 from ..spec.errors import UsageError, located
-from ..spec.job import Config, JobRequest, Network, RunContext
+from ..spec.host import Host
+from ..spec.job import Config, JobRequest, Network, Require, RunContext
 from ..spec.outcome import bare, revised
 from ..spec.plan import plan
 from ..spec.resources import GPU_RESOURCES, capped, check_required, missing_gpus, without_tiny
@@ -43,13 +44,8 @@ class ResourceChecks:
 
     def check(self, rule: str, resources: dict[str, object], backend: Backend, place: str, *, remote: bool) -> None:
         """Refuse resources that a backend's hosts do not have; see :meth:`.engine.Engine.check`."""
-        here = without_gpus(resources) if remote else resources
-        try:
-            backend.check(rule, resources)
-            check_required(rule, here, self._config.require, backend.host)
-        except UsageError as error:
-            raise located(error, rule, place) from None
-        self.warn_of_gpus(rule, here, backend.host.gpus)
+        check(rule, resources, backend.check, backend.host, self._config.require, place, remote=remote)
+        self.warn_of_gpus(rule, without_gpus(resources) if remote else resources, backend.host.gpus)
 
     def warn_of_gpus(self, rule: str, resources: Mapping[str, object], gpus: tuple[str, ...]) -> None:
         """Say, once in a run, that a job has fewer GPUs than it asks for."""
@@ -80,6 +76,34 @@ class ResourceChecks:
             if lowered is not None:
                 self._notice(f"Forge: rule {request.rule} {lowered}.")
         return request if resources is request.resources else replace(request, resources=resources)
+
+
+def check(
+    rule: str,
+    resources: dict[str, object],
+    refuse: Callable[[str, dict[str, object]], None],
+    host: Host,
+    require: Require,
+    place: str,
+    *,
+    remote: bool,
+) -> None:
+    """Refuse resources that cannot be had, in a run and in a dry run.
+
+    Args:
+        refuse: the check of the backend.
+        host: the one of the backend.
+        place: file and line of the rule.
+        remote: whether the backend's own scheduler counts GPUs.
+
+    Raises:
+        UsageError: names the rule, its place, the resource and its value.
+    """
+    try:
+        refuse(rule, resources)
+        check_required(rule, without_gpus(resources) if remote else resources, require, host)
+    except UsageError as error:
+        raise located(error, rule, place) from None
 
 
 def without_gpus(resources: Mapping[str, object]) -> dict[str, object]:

@@ -23,6 +23,13 @@ class Leaves(Protocol):
         """
 
 
+@runtime_checkable
+class RunsGroups(Protocol):
+    """A backend that runs jobs with the same :attr:`..spec.job.LaunchSpec.group` on one host, side by side."""
+
+    runs_groups: bool
+
+
 class Backend(Protocol):
     """A place where jobs run. It calls ``done`` once for every submitted job, in a thread of its own.
 

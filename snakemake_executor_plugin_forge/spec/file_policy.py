@@ -169,6 +169,11 @@ def fitted(
     return replace(files, layers=layers, apart=host.layers_apart, mounts=mounts, home=kept, caches=caches)
 
 
+def in_place(files: Files) -> Files:
+    """A plan for a job whose files others write as well, where Forge cannot see them."""
+    return Files(FilePolicy.OPEN, files.undeclared, hidden=files.hidden, nested=files.nested)
+
+
 def _inner_mounts(covered: Iterable[str | None], mount_points: Iterable[str]) -> tuple[str, ...]:
     """Other file systems below directories that have a layer: an overlay would hide them."""
     roots = [f"{directory}/" for directory in covered if directory is not None]

@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .job_group import JobGroup
 from .quick_pickle import quick_to_pickle
 from .slurm import SlurmSettings
 
@@ -301,6 +302,7 @@ class JobRequest:
     threads_asked: int | None = None  # before Snakemake scaled them down to --cores; None: a function gives them
     recipe: str = ""  # all that determines its outputs beside its inputs: another recipe is another job
     asked: float = field(default=0.0, compare=False)  # when Snakemake handed it over: time.monotonic(); 0: unknown
+    group: JobGroup | None = None  # in whose scheduler job it is to run
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,3 +415,4 @@ class LaunchSpec:
     detachable: bool = False  # whether it continues without Snakemake: --forge-on-disconnect=finish
     asked: float = field(default=0.0, compare=False)  # see JobRequest
     planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown
+    group: JobGroup | None = None  # see JobRequest

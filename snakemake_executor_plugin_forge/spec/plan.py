@@ -151,6 +151,7 @@ def plan(
         logs=tuple(path for path in request.logs if path != request.benchmark),
         gpu_count=gpus,
         together=request.together,
+        group=request.group,
         adoptable=may_adopt,
         detachable=may_adopt and not (remote or gpus) and config.on_disconnect is OnDisconnect.FINISH,
     )

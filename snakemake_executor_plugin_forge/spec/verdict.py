@@ -64,6 +64,7 @@ class Cause(enum.StrEnum):
     SUPERSEDED = "superseded"  # Slurm ran the job again as another copy
     FENCED = "fenced"  # this copy of a Slurm job may not publish
     UNKNOWN_TO_SLURM = "unknown to Slurm"
+    PROCESS_KILLED = "process killed"  # of one attempt, in a Slurm job that runs on
     # any outcome
     SLURM_LIMIT = "Slurm limit"
     SLURM_STATE = "Slurm state"  # the state of the Slurm job is all that is known

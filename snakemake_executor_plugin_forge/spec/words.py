@@ -107,6 +107,7 @@ _UNSEEN = {
     Cause.SUPERSEDED: "lost: Slurm ran the job again as another copy, which counts",
     Cause.FENCED: "lost: this copy may not publish what it has written: {}; by itself it was: {}",
     Cause.UNKNOWN_TO_SLURM: "lost: Slurm does not know job {} any more, and it has left no verdict",
+    Cause.PROCESS_KILLED: "lost: its process in Slurm job {} was killed, and has left no verdict",
     Cause.UNPUBLISHED: "its outputs, staged by run {}, could not be published, and none was: {}",
     Cause.NEVER_STARTED: "cancelled, nothing of it was run: {}",
     Cause.STILL_WAITING: "cancelled, nothing of it was run: {}, while it waited for {}",
@@ -121,7 +122,10 @@ def unseen(cause: Cause, *details: object) -> Words:
     Args:
         details: what the sentence about the cause leaves open.
     """
-    return Words(_UNSEEN[cause].format(*details), "run it again" if cause is Cause.UNKNOWN_TO_SLURM else "")
+    return Words(
+        _UNSEEN[cause].format(*details),
+        "run it again" if cause in (Cause.UNKNOWN_TO_SLURM, Cause.PROCESS_KILLED) else "",
+    )
 
 
 def without_resources(error: UsageError) -> Words:

@@ -177,3 +177,17 @@ def test_values_of_default_resources_are_named_and_need_not_limit(tmp_path: Path
     scheduled = run(tmp_path, *both, "--forge-default-resources", "schedule")
     newest = {a["rule"]: (a["outcome"], a["limits"]["memory_bytes"]) for a in scheduled.attempts()}
     assert newest == {"large": ("succeeded", None), "own": ("oom", 40 * 2**20)}
+
+
+def test_a_dry_run_counts_the_threads_of_a_run(tmp_path: Path) -> None:
+    """Snakemake has one core in a dry run with -j; partitions of Slurm are chosen by what the run will have."""
+    write_workflow(tmp_path, """
+        rule wide:
+            output: "wide.txt"
+            threads: 8
+            shell: "touch {output}"
+    """)
+    (tmp_path / "p.yaml").write_text("partitions: {small: {max_threads: 4}}\n")
+    slurm = ("--forge-backend", "slurm", "--forge-slurm-partitions", "p.yaml", "-n")
+    assert "threads=8 fits into no partition" in run(tmp_path, *slurm, "-j", "8").output
+    assert "fits into no partition" not in run(tmp_path, *slurm, "-j", "4").output

@@ -36,21 +36,25 @@ _DEATH_SECONDS = 8.0
 _PATIENCE_SECONDS = 300.0
 """How long a daemon or a command of Slurm may take: only one that hangs takes longer."""
 _SCRATCH = Path("/tmp")
-_OF_NODE = re.compile(r"forge-.+@b\d+\.\d+\.\d+")
+_OF_NODE = re.compile(r"forge-(.+)@b\d+\.\d+\.\d+")
+_OF_RUN = re.compile(rb"/runs/([^/\0]+)/slurm/")
 
 
 def _of_dead_nodes() -> set[Path]:
     """List the scratch of copies of Forge's jobs that no process holds, and their cgroups without a process.
 
-    A killed node leaves both. Another host cannot remove them, and here they are this machine's.
+    A killed node leaves both. Another host cannot remove them, and here they are this machine's. Runs of other tests,
+    in clusters of their own, are not dead: processes have their names, and a copy that starts holds nothing yet.
     """
+    alive = {os.fsdecode(run) for path in Path("/proc").glob("[0-9]*/cmdline") for run in _OF_RUN.findall(_content(path))}
     scratch = {
         path
         for path in _SCRATCH.glob("forge-*@*")
         if not any(_name(slot.name.removeprefix("slot-")).startswith("forge-") for slot in path.glob("slot-*"))
     }
     cgroups = {Path(parent, name) for parent, names, _ in os.walk(_CGROUPS) for name in names if _OF_NODE.fullmatch(name)}
-    return scratch | {path for path in cgroups if not any(_members(place) for place, _, _ in os.walk(path))}
+    dead = scratch | {path for path in cgroups if not any(_members(place) for place, _, _ in os.walk(path))}
+    return {path for path in dead if (found := _OF_NODE.fullmatch(path.name)) is None or found[1] not in alive}
 
 
 def _name(pid: str) -> str:
@@ -58,6 +62,13 @@ def _name(pid: str) -> str:
         return Path("/proc", pid, "comm").read_text().strip()
     except OSError:
         return ""
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _members(cgroup: str) -> str:
@@ -82,6 +93,7 @@ class Shape:
     node_timeout_seconds: int = 60  # after which a silent node is down: one that is busy must not be taken for dead
     accounting: bool = False  # slurmdbd on a MariaDB of its own
     bare: bool = False  # nodes whose kernel gives nobody new namespaces
+    named: bool = False  # each node has a host name of its own
 
 
 def install(programs: dict[str, str]) -> None:
@@ -293,7 +305,8 @@ class Cluster:
             raise ClusterError(f"There is no {command[0]} in PATH.")
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self._children[name] = subprocess.Popen(
-                [*machine.prefix(self.root, on, bare=self.shape.bare and on in self.nodes), program, *command[1:]], env=self.environment, stdout=log, stderr=log,
+                [*machine.prefix(self.root, on, bare=self.shape.bare and on in self.nodes, named=self.shape.named and on in self.nodes),
+                 program, *command[1:]], env=self.environment, stdout=log, stderr=log,
                 stdin=subprocess.DEVNULL, start_new_session=True, cwd=Path(__file__).parents[2])
 
     def _await(self, what: str, condition: Callable[[], bool]) -> None:
@@ -323,6 +336,8 @@ class Cluster:
             f"DbdPort={self._ports['slurmdbd']}\nSlurmUser=root\nLogFile={self.root}/log/slurmdbd.log\n"
             f"PidFile={self.root}/slurmdbd.pid\nStorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\n"
             f"StoragePort={self._ports['sql']}\nStorageUser=slurm\nStoragePass=slurm\nStorageLoc=slurm_acct\n")
+        # each machine has a /var/tmp of its own; by default the nodes would meet in /tmp
+        (self.root / "mpi.conf").write_text("PMIxCliTmpDirBase=/var/tmp\n")
         (self.root / "cgroup.conf").write_text(
             "CgroupPlugin=autodetect\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainRAMSpace=yes\n"
             "ConstrainSwapSpace=yes\nAllowedSwapSpace=0\nMinRAMSpace=4\nConstrainCores=no\nConstrainDevices=no\n"

@@ -6,7 +6,8 @@ In a mount namespace of its own, with
 * an entry of the tests' ordinary user in the user database, without which Slurm runs nothing for it;
 * the end of whoever started it as its own, so that no daemon outlives tests that were killed;
 * open doors to the Python of the tests, which may lie in /root, for jobs of that user;
-* with ``--bare``: a kernel that gives nobody new namespaces, as some clusters' nodes.
+* with ``--bare``: a kernel that gives nobody new namespaces, as some clusters' nodes;
+* with ``--named``: a host name of its own, by which MPI knows nodes apart.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import socket
 import struct
 import sys
 from pathlib import Path
@@ -30,9 +32,9 @@ def write_users(root: Path) -> None:
         (root / "etc" / name).write_text(Path("/etc", name).read_text().rstrip("\n") + f"\n{line}\n")
 
 
-def prefix(root: Path, name: str, *, bare: bool = False) -> list[str]:
+def prefix(root: Path, name: str, *, bare: bool = False, named: bool = False) -> list[str]:
     """What to put before a command."""
-    return [sys.executable, "-m", "tests.slurm.machine", *(["--bare"] if bare else []), str(root), name]
+    return [sys.executable, "-m", "tests.slurm.machine", *(["--bare"] if bare else []), *(["--named"] if named else []), str(root), name]
 
 
 def refuse_namespaces() -> None:
@@ -54,8 +56,8 @@ def refuse_namespaces() -> None:
 def main() -> None:
     """Enter and execute."""
     arguments = sys.argv[1:]
-    bare = arguments[0] == "--bare"
-    root, name, *command = arguments[1:] if bare else arguments
+    options = {word for word in arguments[:2] if word.startswith("--")}
+    root, name, *command = arguments[len(options):]
     parent = os.getppid()
     ordinary.die_with_parent()
     if os.getppid() != parent:
@@ -65,7 +67,10 @@ def main() -> None:
     local.chmod(0o1777)
     ordinary.enter_mounts([(str(local), "/var/tmp")], [(f"{root}/etc", "/etc")],
                           [sys.base_prefix, sys.prefix, str(Path(__file__).parents[2])])
-    if bare:
+    if "--named" in options:
+        ctypes.CDLL(None).unshare(0x04000000)  # CLONE_NEWUTS: unshare(2)
+        socket.sethostname(name)
+    if "--bare" in options:
         refuse_namespaces()
     os.execvp(command[0], command)
 

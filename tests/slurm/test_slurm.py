@@ -742,6 +742,7 @@ def test_the_variants_workflow_gives_the_same_bytes(cluster: Cluster, workdir: P
         rule a:
             output: pipe("fifo")
             shell: "echo > {output}"
+        localrules: a
     """, ["run at the same time (pipe or service), which they can only do on one host", "to localrules"]),
 ])
 def test_bad_requests_are_refused_before_anything_runs(session: Session, text: str, words: list[str]) -> None:

@@ -36,10 +36,10 @@ def _module(path: Path) -> str:
 
 
 def _imports(path: Path) -> set[str]:
-    """Modules of the package that a file names in an import at its top level."""
+    """Modules of the package that a file imports anywhere: also late ones tie files to each other."""
     names, known = set(), {_module(p) for p in FILES}
     package = _module(path).split(".") if path.name == "__init__.py" else _module(path).split(".")[:-1]
-    for node in TREES[path].body:
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else []
             whole = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")

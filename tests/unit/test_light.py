@@ -35,7 +35,7 @@ def test_a_run_without_a_catalog_loads_no_libraries_for_it() -> None:
 def test_the_face_loads_no_part_of_the_engine() -> None:
     loaded = _modules("from snakemake_executor_plugin_forge import Executor, ExecutorSettings, common_settings")
     ours = {n.removeprefix("snakemake_executor_plugin_forge.") for n in loaded if "plugin_forge." in n}
-    assert ours == {"plugin", "plugin.executor", "plugin.settings", "spec", "spec.errors"}
+    assert ours == {"plugin", "plugin.executor", "plugin.chosen", "plugin.settings", "spec", "spec.errors"}
 
 
 def test_the_scheduler_loads_nothing_of_the_executor() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snakemake_executor_plugin_forge.backends.slurm import mpi
 from snakemake_executor_plugin_forge.backends.slurm.packing import PACK_SECONDS, packs, time_minutes
 from snakemake_executor_plugin_forge.backends.slurm.parse import (
     is_full,
@@ -30,8 +31,16 @@ from snakemake_executor_plugin_forge.backends.slurm.sbatch import (
     shape,
 )
 from snakemake_executor_plugin_forge.backends.slurm.states import TABLE, SlurmState, parse_state
-from snakemake_executor_plugin_forge.spec.errors import UsageError
-from snakemake_executor_plugin_forge.spec.job import CpuMode, Isolation, KeepScratch, LaunchSpec, Limits, Network
+from snakemake_executor_plugin_forge.spec.errors import RequirementError, UsageError
+from snakemake_executor_plugin_forge.spec.job import (
+    CpuMode,
+    Isolation,
+    KeepScratch,
+    LaunchSpec,
+    Limits,
+    Network,
+    Require,
+)
 from snakemake_executor_plugin_forge.spec.slurm import SlurmSettings, minutes_of, read_partitions
 from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
 from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage
@@ -216,7 +225,9 @@ def test_cpus_and_memory_by_cpu_count_for_forge_as_well() -> None:
     ({"slurm_extra": "--job-name=x"}, ["map", "--job-name", "Forge itself"]),
     ({"slurm_extra": "-Jx"}, ["-Jx"]), ({"slurm_extra": "-o out"}, ["-o"]),
     ({"slurm_extra": "--comment='x"}, ["cannot be split"]),
-    ({"mpi": True}, ["mpi", "one node"]), ({"nodes": 2}, ["nodes=2"]), ({"cluster": "b"}, ["SLURM_CONF"]),
+    ({"mpi": "srun"}, ["mpi='srun'", "tasks_per_node"]), ({"nodes": 2}, ["nodes=2", "mpi"]), ({"cluster": "b"}, ["SLURM_CONF"]),
+    ({"tasks": 4, "tasks_per_node": 2}, ["tasks=4", "tasks_per_node=2"]),
+    ({"mpi": "srun", "tasks": 4, "forge_network": "off"}, ["forge_network"]),
     ({"cpus_per_task": "many"}, ["cpus_per_task='many'", "whole number"]), ({"gpu": -1}, ["gpu=-1"])])
 def test_what_cannot_be_passed_on_is_refused_by_name(resources: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
@@ -235,15 +246,39 @@ def test_no_name_of_the_slurm_plugin_is_ignored() -> None:
     assert set(PLUGIN_NAMES) <= {*KNOWN_RESOURCES, *REFUSED_RESOURCES}
     gpu = {"gpu": 2}
     values: dict[str, object] = {"slurm_extra": "--nice=3", "gpu_model": "a100", "gres": "gpu:v100:3", "slurm_partition": "p", "slurm_account": "a",
-                                 "constraint": "c", "qos": "q", "nodes": 1}
+                                 "constraint": "c", "qos": "q", "nodes": 2}
     for name in PLUGIN_NAMES:
         assert f"`{name}`" in table, name
-        more = {name: values.get(name, 3)} | (gpu if "gpu" in name and name not in ("gpu", "gres") else {})
+        more = {name: values.get(name, 3)} | ({"mpi": "srun", "tasks": 3} if name in ("mpi", "nodes") else {}) | (gpu if "gpu" in name and name not in ("gpu", "gres") else {})
         if name in REFUSED_RESOURCES:
             with pytest.raises(UsageError, match=name):
                 check("map", more)
-        elif name != "nodes":
+        else:
             assert shape(adapt(spec(**more))) != shape(adapt(spec(**{key: more[key] for key in more if key != name}))), name
+
+
+def test_mpi_asks_for_nodes_and_tasks() -> None:
+    assert shape(adapt(spec(mpi="srun", tasks=8)))[0] == "--ntasks=8", "Slurm chooses how many nodes"
+    assert shape(adapt(spec(mpi="srun", tasks_per_node=4, nodes=2)))[:2] == ("--nodes=2", "--ntasks-per-node=4")
+    assert shape(adapt(spec(tasks_per_node=4)))[:2] == ("--nodes=1", "--ntasks-per-node=4")
+    check("map", {"mpi": "srun", "tasks": 2}, require=Require.LIMITS)
+    with pytest.raises(RequirementError, match="Slurm starts the ranks"):
+        check("map", {"mpi": "srun", "tasks": 2}, require=Require.FULL)
+
+
+def test_an_mpi_job_is_fitted_to_its_first_node(tmp_path: Path) -> None:
+    conf = tmp_path / "slurm.conf"
+    conf.write_text(f"ClusterName=x\nAuthInfo=socket={tmp_path}/munge/socket,cred_expire=6\n")
+    (tmp_path / "munge").mkdir()
+    job = adapt(spec(Limits(None, 2, None, None), mpi="srun", tasks=8, mem_mb_per_cpu=10))
+    variables = {"SLURM_CPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "2", "SLURM_CONF": str(conf)}
+    fitted = mpi.fitted(job, variables)
+    assert (fitted.limits.cpus, fitted.limits.memory_bytes) == (8, 80 * MEBIBYTE)
+    assert set(fitted.exposed) == {str(tmp_path), f"{tmp_path}/munge"}
+    assert fitted.environment == {"FORGE_CPUS": "2", "FORGE_MEMORY_BYTES": str(20 * MEBIBYTE), "SLURM_KILL_BAD_EXIT": "1", "SRUN_CPUS_PER_TASK": "2"}
+    assert mpi.fitted(job, variables | {"SLURM_KILL_BAD_EXIT": "0"}).environment.get("SLURM_KILL_BAD_EXIT") is None
+    other = adapt(spec(tasks=2))
+    assert mpi.fitted(other, variables) is other
 
 
 @pytest.mark.parametrize(("resources", "cpus", "arguments"), [

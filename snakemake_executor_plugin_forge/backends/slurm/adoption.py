@@ -26,7 +26,7 @@ from ...spec.verdict import Verdict
 from ...staging.fingerprint import Fingerprint, differences, take_fingerprint
 from ...staging.liveness import is_over_on_nodes
 from ...staging.recovery import recover_dead_runs
-from . import exchange, fence
+from . import exchange, fence, orders
 from .job import Job, batch_name
 from .parse import QueueRow, own_name
 
@@ -134,7 +134,11 @@ class Earlier:
             self._notice(f"{begin} {count} Slurm job(s) that cannot be adopted; they are cancelled first.")
 
     def _look_through(self, run: str, alive: Mapping[tuple[str, int], QueueRow]) -> None:
-        """Keep what can be adopted; take every other attempt that is free, so that no copy of it publishes."""
+        """Keep what can be adopted; take every other attempt that is free, so that no copy of it publishes.
+
+        Workers end when what they run has ended. Members that cannot be adopted end now: the new ones use their pipes.
+        """
+        orders.say_all_over(f"{self._runs_directory}/{run}/slurm")
         for attempt in _attempts(f"{self._runs_directory}/{run}/slurm"):
             orphan = _read(run, attempt)
             if orphan is not None and success(attempt, orphan.job_dir) is not None:
@@ -143,6 +147,8 @@ class Earlier:
                 self._kept[attempt] = orphan
             elif fence.holder(attempt) is None:
                 fence.forbid(attempt, f"run {self._own}")
+                if (order := orders.of_attempt(attempt)) is not None:
+                    orders.stop(*order)
 
     def claim(self, spec: LaunchSpec) -> Orphan | None:
         """The attempt to wait for in place of a job; ends the others that write the same outputs.

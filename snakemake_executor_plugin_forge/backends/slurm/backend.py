@@ -26,8 +26,10 @@ from ..registry import Services
 from . import exchange
 from .client import SlurmClient, Unanswered
 from .dispatcher import CLOSE_SECONDS, Dispatcher
+from .groups import whole
 from .job import Job
 from .job_table import JobTable
+from .mpi import is_mpi
 from .packing import Durations
 from .parse import ClusterFacts
 from .sbatch import adapt, check, shape
@@ -37,6 +39,7 @@ class SlurmBackend:
     """Runs jobs in the cluster of SLURM_CONF."""
 
     name = "slurm"
+    runs_groups = True  # in one allocation: see ...spec.backend.RunsGroups
 
     def __init__(self, services: Services, client: SlurmClient | None = None) -> None:
         """Find the cluster and start the threads.
@@ -47,6 +50,7 @@ class SlurmBackend:
         client = client or SlurmClient()
         self.facts = client.facts()
         self._settings = with_account(services.config.slurm, client, services.notice)
+        self._require = services.config.require
         self.host = _host(self.facts)
         os.makedirs(f"{services.run_dir}/slurm/{exchange.RESULTS}", exist_ok=True)
         self._table = JobTable()
@@ -59,7 +63,7 @@ class SlurmBackend:
             thread.start()
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        check(rule, resources, self._settings)
+        check(rule, resources, self._settings, self._require)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         del is_command
@@ -67,10 +71,15 @@ class SlurmBackend:
 
         def noted(verdict: Verdict) -> None:
             self._durations.note(spec.rule, verdict)
+            self._dispatcher.groups.note(spec, verdict)
             done(verdict)
 
-        own = shape(spec, self._settings)
-        self._table.add(Job(spec, payload, noted, own, time.monotonic(), alone=spec.together))
+        own, group = shape(spec, self._settings), spec.group
+        of_group = shape(whole(spec, group), self._settings) if group is not None else ()
+        alone = (spec.together and group is None) or is_mpi(spec.resources)
+        self._table.add(
+            Job(spec, payload, noted, own, time.monotonic(), alone=alone, group=group, group_shape=of_group)
+        )
 
     def cancel(self, name: str, order: Order) -> None:
         self._table.cancel([name], order)
@@ -91,6 +100,7 @@ class SlurmBackend:
         self._table.close()
         for thread in self._threads:
             thread.join()
+        self._dispatcher.groups.end_all()
         self._dispatcher.end_earlier(succeeded=self._table.all_ok and not self._stopped)
 
 

@@ -21,6 +21,7 @@ from . import exchange, fence, packing, polling
 from .adoption import Earlier, adopt, success, write_ticket
 from .client import Full, SlurmClient, Unanswered
 from .copies import clear_copies
+from .groups import Groups
 from .job import Job, batch_name, hand_over, own_arguments, script, verdict_without_result
 from .job_table import JobTable
 from .parse import ClusterFacts, QueueRow, Used
@@ -53,6 +54,7 @@ class Dispatcher:
         self._polling = polling.Polling()
         self._settings = services.config.slurm
         self._durations = durations
+        self.groups = Groups(services.run_id, self._state, table, services.notice, self._hand_over)
         self._room, self._ended = polling.Room(), 0
         self._faulty: set[str] = set()  # nodes on which jobs of this run were lost for the node's sake
         self._nodes: int | None = None
@@ -67,7 +69,8 @@ class Dispatcher:
                 if self._table.closing:
                     return
                 now = time.monotonic()
-                self._table.changed.wait(self._demand().pause_seconds(now, self._limiter.wait_seconds(now)))
+                pauses = (self._demand().pause_seconds(now, self._limiter.wait_seconds(now)), self.groups.pause_seconds)
+                self._table.changed.wait(min((pause for pause in pauses if pause is not None), default=None))
             try:
                 self._step()
             except Exception as error:  # whatever it is, the next round tries again: without this thread the run hangs
@@ -78,7 +81,8 @@ class Dispatcher:
 
     def _demand(self) -> polling.Demand:
         table, blocked = self._table, self._polling.out_since is not None or self._earlier.blocking
-        unsent = tuple(polling.Waiting(job.spec.name, job.shape, job.since) for job in table.unsent())
+        jobs = [job for job in table.unsent() if not self.groups.has_worker(job)]
+        unsent = tuple(polling.Waiting(job.spec.name, job.kind, job.since) for job in jobs)
         sent, to_cancel, dropped = bool(table.sent()), bool(table.to_cancel()), bool(table.dropped())
         if table.ended != self._ended:
             self._room, self._ended = self._room.freed(), table.ended
@@ -91,6 +95,8 @@ class Dispatcher:
                 self._table.finish(job, never_started(job.spec, job.cancelled))
         self._take_over()
         now = time.monotonic()
+        for job in self.groups.step(now):
+            self._conclude(job, job.row)
         demand = self._demand()
         call = demand.next_call(now)
         if call is None or not self._limiter.take(now):
@@ -115,9 +121,10 @@ class Dispatcher:
             return
         name, settings = batch_name(self._services.run_id, batch), self._settings
         own = own_arguments(name, self._state, ready, settings, is_array=is_array)
-        arguments = [*own, *ready[0].shape, *self._later_arguments(ready)]
+        arguments = [*own, *ready[0].arguments, *self._later_arguments(ready)]
+        text = script(self._state, ready) if ready[0].grouped is None else self.groups.script(ready)
         try:
-            number = self._client.submit(arguments, script(self._state, ready))
+            number = self._client.submit(arguments, text)
         except Full as error:
             self._room = self._room.refused(len({job.index for job in ready}), time.monotonic())
             self._tell(f"Forge: Slurm takes no more jobs of yours for now ({error}); the others follow as jobs end.")
@@ -138,6 +145,11 @@ class Dispatcher:
         Returns:
             The jobs that could be handed over, and whether they need an array.
         """
+        if jobs[0].grouped is not None:
+            ready, is_array = self.groups.place(jobs, batch, self._room.most)
+            for job in ready:
+                os.makedirs(exchange.script_directory(job.attempt), exist_ok=True)
+            return ready, is_array
         # A time limit in slurm_extra is that of one job.
         alone = jobs[0].spec.limits.wall_seconds is None and asks_for(jobs[0].shape, "-t", "--time")
         expected = [None if alone or job.alone else self._expected(job, jobs) for job in jobs]
@@ -160,10 +172,10 @@ class Dispatcher:
         """The options of sbatch that the shape of the jobs does not decide; they go after it, and so win."""
         arguments = []
         nodes = self._settings.exclude if self._settings.exclude is not None else sorted(self._faulty)
-        if nodes and not asks_for(jobs[0].shape, "-x", "--exclude"):
+        if nodes and not asks_for(jobs[0].arguments, "-x", "--exclude"):
             arguments.append(f"--exclude={','.join(nodes)}")
         wall = jobs[0].spec.limits.wall_seconds
-        if jobs[0].part is not None and wall is not None:
+        if jobs[0].part is not None and jobs[0].grouped is None and wall is not None:
             packs: dict[int, list[float | None]] = {}
             for job in jobs:
                 packs.setdefault(job.index, []).append(self._durations.expected(job.spec.rule))
@@ -173,12 +185,17 @@ class Dispatcher:
 
     def _refused(self, jobs: list[Job], batch: str, error: UsageError) -> None:
         """Fail jobs that sbatch has refused, unless it may have done so for what Forge has added."""
-        if jobs[0].part is not None or (self._faulty and self._settings.exclude is None):
-            self._faulty.clear()
+        again = bool(self._faulty) and self._settings.exclude is None
+        if jobs[0].grouped is not None:
+            again = again or self.groups.refused(jobs, error)
+        elif again := again or jobs[0].part is not None:
             for job in jobs:
                 job.alone = True
+        if again:
+            self._faulty.clear()
             self._take_back(jobs, batch)
             return
+        self.groups.forget(batch)
         for job in jobs:
             fence.forbid(job.attempt, "the controller: sbatch refused it")
             cause = Cause.SBATCH_REFUSED
@@ -187,6 +204,7 @@ class Dispatcher:
 
     def _take_back(self, jobs: list[Job], batch: str) -> None:
         """Submit later what Slurm has not taken."""
+        self.groups.forget(batch)
         for job in jobs:
             job.submissions -= 1
             self._table.is_again_unsent(job, time.monotonic())
@@ -218,6 +236,7 @@ class Dispatcher:
         if self._earlier.blocking and (ids := self._earlier.meet(rows)):
             self._scancel(ids)
         found = {row.key: row for row in rows}
+        self.groups.saw(found)
         news, unknown, over = False, [], list[tuple[Job, QueueRow | None]]()
         for job in self._table.sent():
             row = found.get((job.name, job.index))
@@ -308,7 +327,9 @@ class Dispatcher:
 
     def _again(self, job: Job, row: QueueRow | None) -> None:
         """Submit once more a job that Slurm has lost before anything of it ran, so that the lost one never can run."""
-        if job.submissions >= polling.MAX_SUBMISSIONS or job.cancelled is not None:
+        self.groups.lost(job)
+        streamed = job.spec.together and job.grouped is not None  # the others have seen the pipe
+        if job.submissions >= polling.MAX_SUBMISSIONS or job.cancelled is not None or streamed:
             self._conclude(job, row)
         elif fence.forbid(job.attempt, "the controller: submitted again"):
             job.alone = job.alone or (job.part is not None and job.submissions > 1)

@@ -6,6 +6,7 @@
         launch                       from the controller, before it is submitted
         claims/  taken
         terminated.<copy>            the verdict of a copy that Slurm has ended, which may be run again
+        exited                       its process in a worker has ended, or was never begun
         batch-<job id>.out           the output of the batch script itself; empty after success
     <run>/slurm/results/             verdicts that the controller has not seen yet: <batch>.<place>.json
 
@@ -34,7 +35,7 @@ from ...spec.paths import COPY_SIGN, run_name
 from ...spec.verdict import Verdict
 from . import fence
 
-LAUNCH, RESULTS, TERMINATED_COPY = "launch", "results", "terminated."
+LAUNCH, RESULTS, TERMINATED_COPY, EXITED = "launch", "results", "terminated.", "exited"
 NODE_PROCESS = "forge-node"
 """The name of the process that runs an attempt on a node; it is the ancestor of the attempt's processes."""
 
@@ -52,6 +53,7 @@ class Launch:
     run_pids: int | None
     gpus: tuple[str, ...] | None  # --forge-gpus; None: the GPUs of the Slurm job
     state: str  # <run>/slurm
+    shares: bool = False  # other attempts run at the same time in its Slurm job
 
 
 def attempt_directory(state: str, batch: str, index: int, part: int | None) -> str:
@@ -172,6 +174,17 @@ def write_terminated(attempt: str, copy: int, verdict: Verdict) -> None:
         OSError: if it cannot be written.
     """
     replace_file(f"{attempt}/{TERMINATED_COPY}{copy}", _text(verdict), durable=True)
+
+
+def write_exit(attempt: str) -> None:
+    """Say that the process of an attempt has ended; a result of it was there before."""
+    with suppress(OSError), open(f"{attempt}/{EXITED}", "w", encoding="ascii"):
+        pass
+
+
+def has_exited(attempt: str) -> bool:
+    """Return whether :func:`write_exit` has said so."""
+    return os.path.exists(f"{attempt}/{EXITED}")
 
 
 def _text(verdict: Verdict) -> str:

@@ -14,6 +14,7 @@ from ...sandbox.filesystem.scratch import seen_path
 from ...spec import words
 from ...spec.backend import Done
 from ...spec.job import LaunchSpec
+from ...spec.job_group import JobGroup
 from ...spec.paths import run_name
 from ...spec.printable import printable
 from ...spec.slurm import SlurmSettings
@@ -51,6 +52,23 @@ class Job:
     same_since: float = 0.0  # when a query saw it first as the newest one did; or when the controller answered again
     cancelled: Order | None = None
     alone: bool = False  # it shares no Slurm job, or none any more
+    group: JobGroup | None = None
+    group_shape: tuple[str, ...] = ()  # the arguments of sbatch for all of its group
+
+    @property
+    def grouped(self) -> JobGroup | None:
+        """The group in whose Slurm job it is to run."""
+        return None if self.alone else self.group
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of sbatch for the Slurm job in which it is to run."""
+        return self.shape if self.grouped is None else self.group_shape
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Jobs of one kind can be submitted with one call of sbatch."""
+        return self.arguments if self.grouped is None else ("group", *self.arguments)
 
     @property
     def unsent(self) -> bool:
@@ -99,7 +117,8 @@ def hand_over(job: Job, services: Services, state: str, batch: str, index: int, 
     attempt = exchange.attempt_directory(state, batch, index, part)
     command, how = services.to_command(job.payload, scratch)
     spec = replace(job.spec, how=how)
-    launch = exchange.Launch(spec, pickle.dumps(command), scratch, config.require, config.run_pids, config.gpus, state)
+    launch = exchange.Launch(spec, pickle.dumps(command), scratch, config.require, config.run_pids, config.gpus, state,
+                             shares=job.grouped is not None)  # fmt: skip
     job.checksum = exchange.write_launch(attempt, launch)
     job.spec, job.batch, job.index, job.part, job.attempt = spec, batch, index, part, attempt
     job.name = batch_name(services.run_id, batch)
@@ -114,16 +133,22 @@ def own_arguments(name: str, state: str, jobs: list[Job], settings: SlurmSetting
         f"--chdir={jobs[0].spec.workdir}",
         f"--output={state}/{jobs[0].batch}/{place}/{'batch-%A_%a.out' if is_array else 'batch-%j.out'}",
         "--open-mode=append",
-        "--requeue" if settings.requeue else "--no-requeue",
+        "--requeue" if settings.requeue and not is_streamed(jobs) else "--no-requeue",
         "--export=ALL",
         *([f"--array={_ranges(sorted({job.index for job in jobs}))}"] if is_array else []),
     ]
 
 
+def is_streamed(jobs: list[Job]) -> bool:
+    """Return whether pipes connect some of these jobs: what has gone through one is gone."""
+    return any(job.spec.together and job.grouped is not None for job in jobs)
+
+
 def _comment(jobs: list[Job]) -> str:
-    """Return what ``squeue -o %k`` shows: rules and wildcards, shortened."""
+    """Return what ``squeue -o %k`` shows: groups, rules and wildcards, shortened."""
     each = [" ".join((job.spec.rule, *(f"{k}={v}" for k, v in job.spec.wildcards.items()))) for job in jobs]
-    text = printable(f"forge {'; '.join(each)}")
+    groups = ", ".join(dict.fromkeys(job.grouped.name for job in jobs if job.grouped is not None))
+    text = printable(f"forge {f'group {groups}: ' if groups else ''}{'; '.join(each)}")
     count = f" … ({len(jobs)} jobs)"
     return text if len(text) <= _COMMENT_CHARACTERS else text[: _COMMENT_CHARACTERS - len(count)] + count
 
@@ -187,6 +212,10 @@ def _verdict(job: Job, spec: LaunchSpec, row: QueueRow | None, used: Used | None
         said = words.unseen(cause, by)
         facts = {"by": by} if state is None else {"by": by, "slurm_state": str(state)}
         return ended(spec, Outcome.CANCELLED, cause, said, facts, ended_by=job.cancelled.ended_by)
+    if row is not None and meaning is not None and meaning.outcome is None and job.part is not None:
+        cause = Cause.PROCESS_KILLED
+        facts = {"slurm_job": job.slurm_id, "nodes": row.nodes}
+        return ended(spec, Outcome.LOST, cause, words.unseen(cause, job.slurm_id), facts)
     if row is None or meaning is None:
         cause = Cause.UNKNOWN_TO_SLURM
         return ended(spec, Outcome.LOST, cause, words.unseen(cause, job.slurm_id), {})

@@ -44,7 +44,7 @@ from ...supervisor.prepared import Tools
 from ...supervisor.supervisor import supervise
 from ...workers import launcher
 from ...workers.launcher import Command
-from . import exchange, fence, node_state
+from . import exchange, fence, mpi, node_state
 from .verdicts import amend, refused
 
 SLURM_CGROUP = "slurm-cgroup"
@@ -67,6 +67,7 @@ def run_attempt(attempt: str, checksum: str) -> NoReturn:
     """
     begin = time.monotonic()
     signals = Signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a worker forks with it blocked
     try:
         launch = exchange.read_launch(attempt, checksum)
         mine = fence.claim(attempt, f"Slurm job {os.environ.get('SLURM_JOB_ID')} on {socket.gethostname()}")
@@ -119,7 +120,8 @@ class Node:
         self._launch, self._mine, self._signals, self._begin = launch, mine, signals, begin
         self._state = node_state.CopyState()
         self._home: HeldHome | None = None
-        self._spec = own_spec(launch.spec, os.path.basename(os.path.dirname(launch.state)), mine)
+        own = own_spec(launch.spec, os.path.basename(os.path.dirname(launch.state)), mine)
+        self._spec = mpi.fitted(own, os.environ)
 
     def run(self) -> None:
         """Probe the node, run the job and report.
@@ -134,13 +136,16 @@ class Node:
             self._report(refused(self._spec, f"{error} (node {socket.gethostname()})"))
             return
         _silence()
-        payload = with_scratch(self._launch.payload, self._launch.rendered_scratch)
+        shared = mpi.is_mpi(self._spec.resources)
+        payload = with_scratch(self._launch.payload, self._launch.rendered_scratch, shared_tmp=shared)
         in_place = self._launch.spec.files.staged and not self._spec.files.staged
 
         def confirm(verdict: Verdict) -> Verdict:
             elapsed = time.monotonic() - self._begin
-            amended = amend(verdict, self._spec, slurm_step.since(before), elapsed)
-            return self._confirm(replace(amended, in_place=in_place))
+            around = slurm_step.since(before)
+            amended = verdict if self._launch.shares else amend(verdict, self._spec, around, elapsed)
+            noted = mpi.noted(amended, self._spec, os.environ)
+            return self._confirm(replace(noted, in_place=in_place))
 
         match self._decide(node_state.Prepared(in_place)):
             case node_state.Run(clear_outputs=True):
@@ -196,7 +201,7 @@ class Node:
         priority = Priority(limits.nice, limits.io_weight, limits.io_weight != DEFAULT_IO_WEIGHT)
         gpus = gpu_nodes.find(launch.gpus, os.environ) if _wants_gpus(self._spec) else ()
         probe = probe_host(name, self._spec.workdir, host_memory_bytes(), launch.run_pids, priority, gpus)
-        host = within_slurm(probe.host, slurm_step.read_step(), limits.cpus)
+        host = within_slurm(probe.host, slurm_step.read_step(), limits.cpus, shares=launch.shares)
         if not host.layers_note:
             place = os.path.dirname(self._spec.scratch_base)
             self._home, note = hold_home(host.namespaces, self._spec.workdir, place, apart=host.layers_apart)
@@ -212,17 +217,18 @@ class Node:
         return Tools(probe.group, standby, self._signals, probe.processes_beside)
 
 
-def within_slurm(host: Host, around: slurm_step.StepCgroup | None, cpus: int) -> Host:
+def within_slurm(host: Host, around: slurm_step.StepCgroup | None, cpus: int, *, shares: bool = False) -> Host:
     """Describe the host to a job whose memory Slurm's own cgroup limits: it stands in where Forge can make none.
 
     Args:
         around: the cgroup of the Slurm job.
         cpus: what the job asks for; Slurm's cgroup is the limit if the host gives no more.
+        shares: whether others run in that Slurm job at the same time: its limit is not that of one.
     """
     if around is None or around.memory_limit_bytes is None:
         return host
     host = replace(host, mechanisms=(*host.mechanisms, SLURM_CGROUP))
-    if host.cgroup != POLLED:
+    if shares or host.cgroup != POLLED:
         return host
     return replace(host, cgroup=SLURM_CGROUP, not_enforced=() if host.cpus <= cpus else ("cpu",))
 
@@ -254,15 +260,17 @@ def enclosed(spec: LaunchSpec, host: Host, mounts: Iterable[str], home: str | No
     return with_gpus(spec, host.gpus) if host.gpus else spec
 
 
-def with_scratch(payload: bytes, rendered_scratch: str) -> bytes:
-    """Add to a command the name that stands in it for its scratch."""
+def with_scratch(payload: bytes, rendered_scratch: str, *, shared_tmp: bool = False) -> bytes:
+    """Add to a command the name that stands in it for its scratch, and whether /tmp itself takes its place."""
     command: Command = pickle.loads(payload)
-    return pickle.dumps((command, rendered_scratch))
+    return pickle.dumps((command, rendered_scratch, shared_tmp))
 
 
 def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
     """In the job: put the real scratch into the command, and start it."""
-    command, rendered = pickle.loads(payload)
+    command, rendered, shared_tmp = pickle.loads(payload)
+    if shared_tmp:
+        environment = mpi.with_shared_tmp(environment)
     place = environment["TMPDIR"]  # ``scratch`` is its name from before the job had it
     command = replace(
         command,

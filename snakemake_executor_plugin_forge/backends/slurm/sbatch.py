@@ -9,29 +9,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...spec.errors import UsageError, near_miss
-from ...spec.job import LaunchSpec
+from ...spec.job import LaunchSpec, Require
 from ...spec.resources import UNKNOWN_YET, whole_number
 from ...spec.slurm import Request, SlurmSettings, fitting, no_partition
 from ...spec.units import MEBIBYTE
+from . import mpi
 
 _DEFAULTS = SlurmSettings()
 
 KNOWN_RESOURCES = (
     "slurm_partition", "slurm_account", "slurm_extra", "qos", "constraint", "gres", "gpu", "gpus", "gpu_model",
-    "mem_mb_per_cpu", "cpus_per_task", "cpus_per_gpu", "tasks", "tasks_per_gpu", "nodes",
+    "mem_mb_per_cpu", "cpus_per_task", "cpus_per_gpu", "tasks", "tasks_per_gpu", "tasks_per_node", "nodes", "mpi",
 )  # fmt: skip
 """Resources beside Snakemake's own, with the names of snakemake-executor-plugin-slurm 2.8."""
 
-_ONE_NODE, _ONE_CLUSTER = (
-    "a Forge job is one process tree on one node",
-    "Forge talks to one cluster, that of SLURM_CONF",
+REFUSED_RESOURCES = dict.fromkeys(
+    ("cluster", "clusters", "slurm_cluster"), "Forge talks to one cluster, that of SLURM_CONF"
 )
-REFUSED_RESOURCES = {
-    **dict.fromkeys(("mpi", "tasks_per_node"), _ONE_NODE),
-    **dict.fromkeys(("cluster", "clusters", "slurm_cluster"), _ONE_CLUSTER),
-}
 
-_COUNTS = ("mem_mb_per_cpu", "tasks", "tasks_per_gpu", "nodes", "gpu", "gpus")
+_COUNTS = ("mem_mb_per_cpu", "tasks", "tasks_per_gpu", "tasks_per_node", "nodes", "gpu", "gpus")
 _CPU_COUNTS = ("cpus_per_task", "cpus_per_gpu")
 _LEAVE_OUT = -1
 """The value of a CPU count that leaves its option out: some clusters allow none, for example in GPU partitions."""
@@ -72,7 +68,7 @@ def shape(spec: LaunchSpec, settings: SlurmSettings = _DEFAULTS) -> tuple[str, .
     """
     rule, resources, limits = spec.rule, spec.resources, spec.limits
     check(rule, resources)
-    arguments = ["--nodes=1", *_task_arguments(rule, resources, limits.cpus)]
+    arguments = _task_arguments(rule, resources, limits.cpus)
     if per_cpu := whole_number(rule, resources, "mem_mb_per_cpu"):
         arguments.append(f"--mem-per-cpu={per_cpu}M")
     elif limits.memory_bytes is not None:
@@ -91,8 +87,9 @@ def shape(spec: LaunchSpec, settings: SlurmSettings = _DEFAULTS) -> tuple[str, .
 def _task_arguments(rule: str, resources: Mapping[str, object], cpus: int) -> list[str]:
     per_task, per_gpu = (_cpu_count(rule, resources, key) for key in _CPU_COUNTS)
     tasks_per_gpu = whole_number(rule, resources, "tasks_per_gpu") if gpu_count(rule, resources) else None
-    tasks = f"--ntasks={whole_number(rule, resources, 'tasks') or 1}"
-    arguments = [f"--ntasks-per-gpu={tasks_per_gpu}" if tasks_per_gpu else tasks]
+    arguments = mpi.task_arguments(rule, resources)
+    if tasks_per_gpu:
+        arguments[-1] = f"--ntasks-per-gpu={tasks_per_gpu}"
     if not per_task and per_gpu is not None and gpu_count(rule, resources):
         return arguments if per_gpu == _LEAVE_OUT else [*arguments, f"--cpus-per-gpu={per_gpu}"]
     return arguments if per_task == _LEAVE_OUT else [*arguments, f"--cpus-per-task={cpus}"]
@@ -152,8 +149,16 @@ def _gpu_arguments(rule: str, resources: Mapping[str, object]) -> list[str]:
     return arguments
 
 
-def check(rule: str, resources: Mapping[str, object], settings: SlurmSettings = _DEFAULTS) -> None:
+def check(
+    rule: str,
+    resources: Mapping[str, object],
+    settings: SlurmSettings = _DEFAULTS,
+    require: Require = Require.NONE,
+) -> None:
     """Refuse resources that Forge cannot pass on to Slurm.
+
+    Args:
+        require: what the run demands of its nodes.
 
     Raises:
         UsageError: names the rule, the resource and its value.
@@ -171,8 +176,7 @@ def check(rule: str, resources: Mapping[str, object], settings: SlurmSettings = 
     for key in ("cpus_per_gpu", "tasks_per_gpu"):
         if _is_known(resources.get(key)) and not _asks_for_gpus(rule, resources):
             raise UsageError(f"Rule {rule}: {key}={resources[key]!r} without a GPU: add gpu=1, or leave it out.")
-    if (nodes := whole_number(rule, resources, "nodes")) and nodes > 1:
-        raise UsageError(f"Rule {rule}: nodes={nodes}: {_ONE_NODE}. Leave it out.")
+    mpi.check(rule, resources, require)
     _check_extra(rule, str(resources.get("slurm_extra") or ""))
     _check_partition(rule, resources, settings)
 

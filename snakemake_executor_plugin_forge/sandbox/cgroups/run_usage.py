@@ -1,0 +1,98 @@
+"""The budget of a whole run and what it uses of it now, read from its cgroup by any process of the host.
+
+Sources: cgroups(7), Documentation/admin-guide/cgroup-v1/, cgroup-v2.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from .base import cgroup_mounts, read, read_number, read_value
+
+_UNLIMITED = 1 << 60  # bytes; the number with which v1 says "no limit" is larger, and no host has so much
+_USUAL_SHARES, _USUAL_WEIGHT = 1024, 100
+
+
+@dataclass(frozen=True, slots=True)
+class RunUsage:
+    """One sample of a run. None: no such counter here, or no such limit."""
+
+    memory_bytes: int | None = None  # page cache included
+    memory_peak_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    processes: int | None = None  # and threads
+    processes_limit: int | None = None
+    cpu_seconds: float | None = None
+    cpu_weight: int | None = None  # beside the other runs; 100 is the usual one
+
+
+NOTHING = RunUsage()
+
+
+def run_directories(pid: int, name: str, place: str) -> dict[str, str]:
+    """The cgroup directories of a run by controller; "" for v2, which has one for all. Empty if it has none.
+
+    Args:
+        pid: a process of the run that is in none of them, as Snakemake or its nursery.
+        name: the name of the run's cgroup.
+        place: the note of the run's record about its cgroup: a directory, or why there is none.
+    """
+    if not place.startswith("/"):
+        return {}
+    if os.path.exists(f"{place}/cgroup.controllers"):
+        return {"": place}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mountinfo = file.read()
+    try:
+        mounts = cgroup_mounts(mountinfo, read(f"/proc/{pid}/cgroup"))
+    except OSError:  # the run is just over
+        return {}
+    return {
+        controller: f"{mount.own}/{name}" for mount in mounts if mount.version == 1 for controller in mount.controllers
+    }
+
+
+def run_usage(directories: dict[str, str]) -> RunUsage:
+    """Sample a run; :data:`NOTHING` if it has no cgroup, or none any more."""
+    if "" in directories:
+        return _v2(directories[""])
+    return _v1(directories) if {"memory", "pids", "cpu", "cpuacct"} <= directories.keys() else NOTHING
+
+
+def job_memory(directories: dict[str, str], name: str) -> int:
+    """The memory that a job of the run uses now, in bytes, page cache included; 0 if it has no cgroup."""
+    if "" in directories:
+        return read_number(f"{directories['']}/{name}/memory.current")
+    memory = directories.get("memory")
+    return read_number(f"{memory}/{name}/memory.usage_in_bytes") if memory else 0
+
+
+def _v2(path: str) -> RunUsage:
+    if not os.path.isdir(path):
+        return NOTHING
+    return RunUsage(
+        memory_bytes=read_number(f"{path}/memory.current"),
+        memory_peak_bytes=read_number(f"{path}/memory.peak") or None,  # since Linux 5.19
+        memory_limit_bytes=read_number(f"{path}/memory.max") or None,
+        processes=read_number(f"{path}/pids.current"),
+        processes_limit=read_number(f"{path}/pids.max") or None,
+        cpu_seconds=read_value(f"{path}/cpu.stat", "usage_usec") / 1e6,
+        cpu_weight=read_number(f"{path}/cpu.weight") or None,  # gone without the controller
+    )
+
+
+def _v1(paths: dict[str, str]) -> RunUsage:
+    memory, pids = paths["memory"], paths["pids"]
+    if not os.path.isdir(memory):
+        return NOTHING
+    limit = read_number(f"{memory}/memory.limit_in_bytes")
+    return RunUsage(
+        memory_bytes=read_number(f"{memory}/memory.usage_in_bytes"),
+        memory_peak_bytes=read_number(f"{memory}/memory.max_usage_in_bytes"),
+        memory_limit_bytes=limit if limit < _UNLIMITED else None,
+        processes=read_number(f"{pids}/pids.current"),
+        processes_limit=read_number(f"{pids}/pids.max") or None,
+        cpu_seconds=read_number(f"{paths['cpuacct']}/cpuacct.usage") / 1e9,
+        cpu_weight=max(1, read_number(f"{paths['cpu']}/cpu.shares") * _USUAL_WEIGHT // _USUAL_SHARES),
+    )

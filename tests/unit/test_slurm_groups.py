@@ -1,0 +1,70 @@
+"""Orders that nobody else can give, and members that fit beside each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_forge.backends.slurm import orders
+from snakemake_executor_plugin_forge.backends.slurm.groups import Size, fits
+from snakemake_executor_plugin_forge.backends.slurm.orders import OrderBook, OrderReader, RunOrder
+
+
+def test_orders_arrive_in_their_order_and_again_after_a_restart(tmp_path: Path) -> None:
+    book = OrderBook(str(tmp_path))
+    reader = OrderReader(book.path, book.public)
+    assert list(reader.new()) == []
+    book.run("0.0", "abc", first_only=False)
+    book.run("0.1", "def", first_only=True)
+    given = [RunOrder(0, "0.0", "abc"), RunOrder(1, "0.1", "def", first_only=True)]
+    assert list(reader.new()) == given
+    assert list(reader.new()) == []
+    book.run("0.2", "", first_only=False)
+    assert [order.number for order in reader.new()] == [2]
+    assert [order.place for order in OrderReader(book.path, book.public).new()] == ["0.0", "0.1", "0.2"]
+
+
+@pytest.mark.parametrize("change", ["place", "checksum", "first_only", "next", "signature"])
+def test_a_changed_order_is_not_obeyed(tmp_path: Path, change: str) -> None:
+    book = OrderBook(str(tmp_path))
+    book.run("0.0", "abc", first_only=False)
+    book.run("0.1", "def", first_only=False)
+    path = tmp_path / "0"
+    data = json.loads(path.read_text())
+    data[change] = {"first_only": True, "signature": "00" + data["signature"][2:]}.get(change, "0" * 64)
+    path.write_text(json.dumps(data))
+    assert list(OrderReader(book.path, book.public).new()) == []
+
+
+def test_an_order_of_somebody_else_is_not_obeyed(tmp_path: Path) -> None:
+    """Whoever can read all files, and the batch script too, knows signatures and public keys only."""
+    book, other = OrderBook(str(tmp_path / "book")), OrderBook(str(tmp_path / "other"))
+    book.run("0.0", "abc", first_only=False)
+    other.run("0.0", "abc", first_only=False)
+    other.run("0.1", "evil", first_only=False)
+    (tmp_path / "book" / "1").write_bytes((tmp_path / "other" / "1").read_bytes())
+    assert [order.checksum for order in OrderReader(book.path, book.public).new()] == ["abc"]
+    for text in ("", "{", "[]", "null", '{"place": 1}', "[" * 60_000):
+        (tmp_path / "book" / "1").write_text(text)
+        assert [order.checksum for order in OrderReader(book.path, book.public).new()] == ["abc"]
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
+def test_a_signature_is_that_of_one_message(one: bytes, other: bytes) -> None:
+    private = [bytes([n]) * 32 for n in range(67)]
+    signature = orders._sign(private, one)
+    assert (orders._signer(signature, other) == orders._public(private)) == (one == other)
+
+
+def test_members_fit_side_by_side() -> None:
+    whole = Size(4, 1000, 1)
+    assert fits(whole, [], Size(4, 1000, 1))
+    assert fits(whole, [Size(2, 500), Size(1, None)], Size(1, 500))
+    assert not fits(whole, [Size(2, 500)], Size(3, 100))
+    assert not fits(whole, [Size(2, 500)], Size(1, 501))
+    assert not fits(whole, [Size(1, 1, 1)], Size(1, 1, 1))
+    assert fits(Size(4, None), [Size(2, 500)], Size(2, 5000)), "nobody has said how much memory it has"
