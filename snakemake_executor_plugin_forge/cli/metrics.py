@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from importlib import resources
 from typing import Any
 
 from ..analysis.metrics import COLUMNS, Tally, metrics_text, write_metrics
-from ..record.index import open_index
+from ..record.index import Selection, open_index
 from ..spec.errors import UsageError
 from .select import add_command
 
@@ -17,7 +18,7 @@ _EXAMPLES = """examples:
                                                            a file for the textfile collector, renamed into place
   snakemake-forge metrics --dashboard > forge.json         a dashboard to import into Grafana
 
-during a run: snakemake --executor forge --forge-metrics-file /var/lib/node_exporter/forge.prom
+during a run: snakemake --executor forge --forge-metrics-file /var/lib/prometheus/node-exporter
 """
 DASHBOARD = "grafana-dashboard.json"
 
@@ -37,10 +38,12 @@ def run(options: argparse.Namespace) -> int:
     if options.dashboard:
         print(dashboard(), end="")
         return 0
-    tally = Tally()
     with open_index(options.directory) as index:
+        tally = Tally({"workdir": os.path.realpath(options.directory)})
         for row in index.rows(columns=COLUMNS):
             tally.add(row)
+        for record in index.records(Selection(failed=True)):
+            tally.add_oom(record)
         tally.add_runs(record for _, record in index.runs())
     if options.output is not None:
         try:

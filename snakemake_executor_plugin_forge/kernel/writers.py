@@ -1,42 +1,118 @@
-"""Whether any process has a file open for writing, by a lease that the kernel grants only if none has: fcntl(2)."""
+"""Whether processes can write to files: freezing a file system for all (fsconfig(2)), or a lease on a file (fcntl(2)).
+
+The first costs 0.1 ms however many files there are, and holds for descriptors of directories, too; the second works
+without a file system of the job's own, and names the file.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+
+from .tree import walk
 
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 1.0, 0.01
 """Files that died in a message of a socket are closed a little later."""
+_FSCONFIG, _FSPICK = 431, 433  # on every architecture, since Linux 5.2
+_CLOEXEC, _EMPTY_PATH = 0x01, 0x08
+_SET_FLAG, _RECONFIGURE = 0, 7
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def freeze(mounts: Sequence[int]) -> bool:
+    """Make file systems read-only, in all places where they are mounted.
+
+    No process can change anything in them then, also not by a descriptor of a directory, or one for reading.
+
+    Args:
+        mounts: a descriptor of each, of any kind.
+
+    Returns:
+        False if a process has a file open for writing, or a deleted one open at all: sb_prepare_remount_readonly().
+
+    Raises:
+        OSError: if the kernel cannot do that.
+    """
+    return _patiently(lambda: False not in list(map(_freeze, mounts)))  # each of them, also after one that is in use
+
+
+def _freeze(mount: int) -> bool:
+    context = _call(_FSPICK, mount, b"", _CLOEXEC | _EMPTY_PATH)
+    try:
+        _call(_FSCONFIG, context, _SET_FLAG, b"ro", None, 0)
+        _call(_FSCONFIG, context, _RECONFIGURE, None, None, 0)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    finally:
+        os.close(context)
+    return True
+
+
+def _call(number: int, *arguments: object) -> int:
+    result: int = _libc.syscall(number, *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _patiently(is_free: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not is_free():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_SECONDS)
+    return True
 
 
 def held(paths: Iterable[str]) -> list[str]:
-    """Return the regular files that a process has open for writing, or mapped so; on local file systems only."""
-    found = [path for path in paths if _is_held(path)]
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while found and time.monotonic() < deadline:
-        time.sleep(_PAUSE_SECONDS)
-        found = [path for path in found if _is_held(path)]
+    """Return the regular files that a process has open for writing, or mapped so; on local file systems only.
+
+    Args:
+        paths: files, and directories in which each file is looked at: 10,000 take 0.1 s.
+
+    Returns:
+        Those of the paths that are such files or contain one.
+    """
+    found = list(paths)
+
+    def is_free() -> bool:
+        found[:] = [path for path in found if _is_held(path)]
+        return not found
+
+    try:
+        before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # which whoever opens a file with a lease would send
+    except ValueError:  # not in the main thread
+        return []
+    try:
+        _patiently(is_free)
+    finally:
+        signal.signal(signal.SIGIO, before)
     return found
 
 
 def _is_held(path: str) -> bool:
-    # Unreadable, a link, a FIFO: whatever it is, it is judged elsewhere. ValueError: not in the main thread.
-    with suppress(OSError, ValueError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        before = None
+    if os.path.isdir(path) and not os.path.islink(path):
+        return any(_is_held_file(name, here.fd) for here in walk(path, open_up=True, quiet=True) for name in here.files)
+    return _is_held_file(path)
+
+
+def _is_held_file(path: str, directory: int | None = None) -> bool:
+    with suppress(OSError):  # unreadable, a link, a FIFO: whatever it is, it is judged elsewhere
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
         try:
-            before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # which whoever opens it just now would send
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError as error:
             return error.errno == errno.EAGAIN
         finally:
-            os.close(fd)
-            if before is not None:
-                signal.signal(signal.SIGIO, before)
+            os.close(fd)  # which gives the lease back
     return False

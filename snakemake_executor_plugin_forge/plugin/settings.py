@@ -123,9 +123,9 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
     metrics_file: Optional[Path] = _text(
         None,
-        "FILE",
-        "File in which Forge keeps metrics of this run up to date, in Prometheus' text format, "
-        "for example /var/lib/node_exporter/forge.prom.",
+        "PATH",
+        "File in which Forge keeps metrics of this run up to date, in Prometheus' text format; or a directory, in "
+        "which each run has a file of its own, for example /var/lib/prometheus/node-exporter.",
     )
     stream_cap: str = _text(
         "100MiB",

@@ -93,11 +93,12 @@ def amend(path: str, change: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def replace_file(path: str, content: str | bytes, *, durable: bool = False) -> None:
+def replace_file(path: str, content: str | bytes, *, durable: bool = False, mode: int | None = None) -> None:
     """Replace a file atomically.
 
     Args:
         content: text may contain surrogates: see write_file().
+        mode: its permissions; None: what the umask leaves.
         durable: sync it, so that it survives a power cut and no other host sees the name without the content.
 
     Raises:
@@ -106,6 +107,8 @@ def replace_file(path: str, content: str | bytes, *, durable: bool = False) -> N
     directory, name = os.path.split(path)
     temporary = f"{directory}/.{name}.{os.getpid()}"
     write_file(temporary, content)
+    if mode is not None:
+        os.chmod(temporary, mode)
     if durable:
         to_disk(temporary)
     os.rename(temporary, path)

@@ -24,7 +24,7 @@ from ..spec.backend import Done, RunsGroups
 from ..spec.catalog import Runtime, for_runtime, with_runtime
 from ..spec.errors import HostError, UsageError, located
 from ..spec.file_policy import PRIVATE_DIRECTORIES, below
-from ..spec.host import check_requirement, isolation_line
+from ..spec.host import Host, check_requirement, isolation_line
 from ..spec.job import Config, JobRequest, RunContext
 from ..spec.oom_retry import OomPolicy
 from ..spec.paths import STAGING, STATE
@@ -92,7 +92,7 @@ class Engine:
             request.prepare, request.execute, request.render, priority_of_run(config), self._scratch,
         )  # fmt: skip
         self._places = Backends(config, setup, run_dir, request.local_cores, notice, self._cores)
-        self._mounts = MountTable()
+        self._mounts = MountTable(_inside(workdir, request.runtimes.environments()))
         self._run = RunContext(
             run_id, workdir, state,
             exposed=tuple(_below_private([workdir, *request.exposed])),
@@ -113,14 +113,11 @@ class Engine:
         self.write_record()
         reached("run written", "")
         if config.metrics_file is not None:
-            self._start_metrics(config.metrics_file, notice)
+            self._start_metrics(config.metrics_file)
 
-    def _start_metrics(self, path: str, notice: Callable[[str], None]) -> None:
-        # Imported here: few runs want it, and it loads a library.
-        from ..analysis.metrics import MetricsFile
-
+    def _start_metrics(self, path: str) -> None:
         try:
-            self._metrics = MetricsFile(path, notice)
+            self._metrics = _metrics_file(path, self._run, self._places.local.host, self._cores, self._notice)
             self._attempts.observe = self._metrics.observe
         except UsageError:
             self.close()
@@ -282,6 +279,8 @@ class Engine:
         """End the run, and remove all its processes, cgroups and temporary directories."""
         reached("closing", "")
         self._attempts.end()
+        if self._metrics is not None:
+            self._metrics.sample()
         self._places.close()
         clear_after_own(self._run.state_dir, self._run.workdir, self._run.run_id, self._scratch)
         reached("closed", "")
@@ -296,6 +295,8 @@ class Engine:
 
     def write_plan(self, plan: dict[str, object]) -> None:
         """Put the numbers of jobs into the record of the run: plugin/run_plan.py. Called in any thread."""
+        if self._metrics is not None:
+            self._metrics.plan(plan)
         self._record.update(cores=self._cores, plan=plan)
 
     def write_record(self, ended: str | None = None) -> None:
@@ -309,6 +310,13 @@ class Engine:
             adopted=self._places.local.adopted,
             ended=ended,
         )
+
+
+def _metrics_file(path: str, run: RunContext, host: Host, cores: int, notice: Callable[[str], None]) -> Any:
+    # Imported here: few runs want it, and it loads a library.
+    from ..analysis.metrics_file import MetricsFile, RunFacts
+
+    return MetricsFile(path, notice, RunFacts(run.run_id, run.workdir, host.cgroup_note, cores))
 
 
 def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callable[[str], None]) -> None:
@@ -340,6 +348,11 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
 def _below_private(paths: Iterable[str]) -> list[str]:
     """The paths that a private directory would cover; all others are visible anyway."""
     return [p for p in _real(paths) if p.startswith(tuple(d + "/" for d in PRIVATE_DIRECTORIES))]
+
+
+def _inside(workdir: str, environments: Iterable[str]) -> tuple[str, ...]:
+    """Environments below the working directory: below its layer, jobs could write into them as if they were data."""
+    return tuple(path for path in _real(environments) if below(path, workdir) and path != workdir)
 
 
 def _real(paths: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 
+from ..kernel.writers import freeze
 from ..spec.job import Files, Target
 from .base import Base
 from .enter import SandboxKey, plan_entry
@@ -43,6 +44,7 @@ class Inside:
         self.layers = layers
         self.roots = {layer.root: layer for layer in layers}
         self.as_init = as_init
+        self._mounted: list[int] | None = None  # the overlays of its layers; None: not received yet
         with ExitStack() as undo:
             with ExitStack() as given:
                 (self.stdout, out), (self.stderr, err), (self.result_fd, result) = (
@@ -111,6 +113,7 @@ class Inside:
         Raises:
             OSError: if it does not get so far.
         """
+        self._receive_layers()
         _, mounts, _, _ = socket.recv_fds(self._ours, 1, number)
         if len(mounts) != number:
             raise OSError("it ended on the way into its sandbox")
@@ -132,10 +135,45 @@ class Inside:
             BlockingIOError: if it is not that far yet.
         """
         try:
+            self._receive_layers(socket.MSG_DONTWAIT)
             _, received, _, _ = socket.recv_fds(self._ours, 1, 1, socket.MSG_DONTWAIT)
         except ConnectionResetError:
             return None
         return received[0] if received else None
+
+    def _receive_layers(self, flags: int = 0) -> list[int]:
+        """Receive what the process sends first, when it is in its sandbox: the overlays of its layers.
+
+        Raises:
+            OSError: if they do not come.
+        """
+        if self._mounted is None:
+            number = len(self.layers)
+            self._mounted = socket.recv_fds(self._ours, 1, number, flags)[1] if number else []
+        return self._mounted
+
+    def freeze(self) -> bool | None:
+        """Make the layers read-only for every process, when all of its own are dead.
+
+        It may have handed descriptors of files and directories to another job, which could write to what is published.
+
+        Returns:
+            Whether that was possible; False if a process has a file open for writing, None if the kernel cannot tell.
+        """
+        try:
+            mounted = self._receive_layers()
+            return freeze(mounted) if len(mounted) == len(self.layers) else None
+        except OSError:
+            return None
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the overlays, so that they end with the processes that see them."""
+        with suppress(OSError):
+            for fd in self._receive_layers(socket.MSG_DONTWAIT):
+                os.close(fd)
+        self._mounted = []
 
     def alive(self) -> bool:
         """Return whether it is not dead yet."""
@@ -161,6 +199,7 @@ class Inside:
         """Close what belongs to a process that is dead and reaped."""
         for fd in (self.stdout, self.stderr, self.result_fd, self.pidfd):
             os.close(fd)
+        self.let_go()
         self._ours.close()
 
 

@@ -21,6 +21,7 @@ from . import enter, namespaces
 from .base import Base
 from .enter import EntryPlan
 from .fanotify import descriptors as mount_descriptors
+from .filesystem.mount_plan import take_layers
 from .namespaces import Started
 from .privileges import changed_signals
 from .result import as_line
@@ -81,6 +82,7 @@ def run_job(ready: Ready, descriptors: Sequence[int]) -> NoReturn:
             namespaces.spread_ids(ready.base)  # while it sees the host's /proc
         enter.enter(ready.steps.ahead, (orders_fd, result_fd), ready.signals)
         orders = socket.socket(fileno=orders_fd)
+        _offer(orders, take_layers())
         cgroup_files, body = receive(orders)
         payload, environment, scratch, bounds, inputs, own, audit, listened_to = pickle.loads(body)
         listener = enter.lock(ready.steps, inputs, own, bounds, cgroup_files, listened_to=listened_to)
@@ -108,11 +110,16 @@ def run_job(ready: Ready, descriptors: Sequence[int]) -> NoReturn:
 
 def _offer_to_audit(orders: socket.socket, directories: tuple[str, ...]) -> None:
     """Send descriptors of the mounts, and wait until they are watched."""
-    mounts = mount_descriptors(directories)
-    socket.send_fds(orders, [b"x"], mounts)
+    _offer(orders, mount_descriptors(directories))
+    orders.recv(1)
+
+
+def _offer(orders: socket.socket, mounts: Sequence[int]) -> None:
+    """Send descriptors of mounts to the supervisor, and close them: no job gets them."""
+    if mounts:
+        socket.send_fds(orders, [b"x"], mounts)
     for fd in mounts:
         os.close(fd)
-    orders.recv(1)
 
 
 def _tell(fd: int, pipe: os.stat_result, result: Mapping[str, object], code: int) -> None:

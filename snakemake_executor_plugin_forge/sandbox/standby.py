@@ -120,6 +120,8 @@ class Standby:
         layers: tuple[Layer, ...],
         exposed: tuple[str, ...],
         kept: Collection[str] = (),
+        *,
+        reusable: bool = True,
     ) -> None:
         """Empty what the next job uses, when all processes of a job are dead.
 
@@ -127,9 +129,10 @@ class Standby:
             scratch: the job's; None if it was put aside.
             exposed: see :class:`.enter.SandboxKey`.
             kept: directories of layers, and the slot, in which outputs of the job wait: they stay as they are.
+            reusable: whether no process can write to the layers.
         """
         self._layers.abandon(layer for layer in layers if layer.directory in kept)
-        self._layers.give_back(layer for layer in layers if layer.directory not in kept)
+        self._layers.give_back((layer for layer in layers if layer.directory not in kept), reusable=reusable)
         if scratch is not None and scratch.slot not in kept:
             self._slots.give_back(scratch, exposed)
 

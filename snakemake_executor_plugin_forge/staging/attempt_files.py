@@ -200,12 +200,22 @@ class WrittenFiles:
         """
         return inspect(self.before.spec.checks, self._places_of, seconds)
 
-    def held(self) -> tuple[str, ...]:
-        """Return the outputs that are files, and to which a process of another job can write."""
+    def held(self, frozen: bool | None) -> tuple[str, ...]:
+        """Return the files and directories that are to be published, and to which a process of another job can write.
+
+        Args:
+            frozen: see :meth:`.inside.Inside.freeze`.
+        """
         if not self.before.layers:
             return ()
-        files = {move.source: move.place for move in self.found.outputs}
-        return tuple(self.before.named(files[path]) for path in held(files))
+        moves = self._moves()
+        if frozen:  # but for what is carried, which is in no layer
+            moves = moves[len(self.found.outputs) :]
+        elif self._kept_scene() is not None:
+            moves += [move for move in self.found.undeclared.moves if not move.is_deletion]
+        places = {move.source: move.place for move in moves}
+        found = tuple(self.before.named(places[path]) for path in held(places))
+        return found or (("a file that it wrote or deleted",) if frozen is False else ())
 
     def carry_out(self, decided: Disposal) -> tuple[str, ...]:
         """Do with the files what is decided.

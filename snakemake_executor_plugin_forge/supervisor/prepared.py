@@ -179,6 +179,7 @@ def prepare(spec: LaunchSpec, tools: Tools, record: JobDirectory, stack: ExitSta
     inside = tools.standby.take(spec)
     stack.callback(inside.close)
     undo.callback(tools.standby.clear_up, inside.scratch, inside.layers, spec.exposed)
+    undo.callback(inside.let_go)
     polled = tools.group is not None and tools.group.version == POLLED
     processes = Processes(inside, cgroup, record, UsageTally(), polled=polled)
     undo.callback(processes.end)

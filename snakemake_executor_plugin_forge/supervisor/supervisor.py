@@ -160,6 +160,7 @@ class _RunningAttempt:
         if not counters.complete:
             prepared.problems.append("its counters could not be read, because its cgroup was gone or unreadable")
         error, read = state.error, None
+        frozen = prepared.inside.freeze()
         try:
             files = prepared.written(failed=said.failed or error is not None)
             read = self._undeclared_reads(files)
@@ -175,7 +176,7 @@ class _RunningAttempt:
         peak, own = prepared.meter.peak_bytes, prepared.tools.own_processes
         usage = prepared.processes.used.usage(counters, said, peak, own)
         evidence = _evidence(prepared, state, said, counters, files.found, read)
-        return _EndedAttempt(prepared, self.loop, files, said, usage, seconds, evidence)
+        return _EndedAttempt(prepared, self.loop, files, said, usage, seconds, evidence, frozen)
 
     def _read_rest(self) -> None:
         """Read the last of the streams; nothing writes to them any more."""
@@ -307,6 +308,7 @@ class _EndedAttempt:
     usage: Usage
     seconds: float
     evidence: Evidence
+    frozen: bool | None  # see Inside.freeze()
 
     def conclude(self) -> tuple[_EndedAttempt, Verdict]:
         """Judge, and check the outputs of a success, which may cost it its success."""
@@ -320,7 +322,7 @@ class _EndedAttempt:
         if full := ignored(self._staged_at(), layers, (move.source for move in self.files.found.outputs)):
             ended = replace(self, evidence=replace(self.evidence, refusals=full))
             return ended, ended._judge(ended.evidence)
-        if held := self.files.held():
+        if held := self.files.held(self.frozen):
             rejected = tuple(f"{name} is open for writing in another job, to which it was handed" for name in held)
             ended = replace(self, evidence=replace(self.evidence, rejected=rejected))
             return ended, ended._judge(ended.evidence)
@@ -436,4 +438,5 @@ class _EndedAttempt:
                 prepared.record.append_event("residue", what="cgroup")
         kept = self.files.kept_directories() if verdict.staged else ()
         scratch = None if scratch_kept else inside.scratch
-        prepared.tools.standby.clear_up(scratch, inside.layers, prepared.spec.exposed, kept)
+        reusable = self.frozen is not False
+        prepared.tools.standby.clear_up(scratch, inside.layers, prepared.spec.exposed, kept, reusable=reusable)

@@ -1,29 +1,20 @@
-"""Metrics as the real tools take them: promtool checks them, Prometheus scrapes them, the dashboard's questions have answers."""
+"""Metrics as the real tools take them: promtool checks them, a strict parser reads them. Prometheus: test_dashboard.py."""
 
 from __future__ import annotations
 
-import json
-import re
-import socket
+import os
 import subprocess
-import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from snakemake_executor_plugin_forge.analysis.metrics import MetricsFile
-from snakemake_executor_plugin_forge.cli.metrics import dashboard
+from snakemake_executor_plugin_forge.analysis.metrics_file import STALE_SECONDS, MetricsFile, RunFacts
+from snakemake_executor_plugin_forge.spec.errors import UsageError
 from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
 
-from ..conftest import DEADLINE, forge, wait_until
+from ..conftest import forge, wait_until
 from ..programs import need
 from ..records import Made, write_run
 from ..unit.test_outcome import SPEC
@@ -53,7 +44,8 @@ def test_promtool_finds_no_fault(workdir: Path, tmp_path: Path) -> None:
     _text(workdir, "--output", str(tmp_path / "forge.prom"))
     text = (tmp_path / "forge.prom").read_text()
     assert list(tmp_path.iterdir()) == [tmp_path / "forge.prom"]
-    assert 'forge_attempts_total{outcome="oom",rule="call"} 1.0' in text
+    assert f'forge_attempts_total{{outcome="oom",rule="call",workdir="{workdir}"}} 1.0' in text
+    assert f'forge_oom_kills_total{{rule="call",scope="job",workdir="{workdir}"}} 1.0' in text
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
@@ -61,86 +53,10 @@ def test_promtool_finds_no_fault(workdir: Path, tmp_path: Path) -> None:
 def test_openmetrics_is_read_by_a_strict_parser(workdir: Path) -> None:
     families = {f.name: f for f in text_string_to_metric_families(_text(workdir))}  # type: ignore[no-untyped-call]
     assert families["forge_cpu_seconds"].unit == "seconds"
-    samples = {(s.name, *s.labels.values()): s.value for f in families.values() for s in f.samples}
+    samples = {(s.name, *s.labels.values()): s.value for f in families.values() for s in f.samples if s.labels.pop("workdir")}
     assert samples["forge_cpu_seconds_total", "map"] == 4.0
     assert samples["forge_attempt_duration_seconds_sum", "map"] == 73.0
     assert samples["forge_memory_peak_bytes", "map"] == 300 * 2**20
-
-
-@pytest.fixture(scope="module")
-def query(workdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Prometheus of our own that scrapes what ``snakemake-forge metrics`` says; asked with a question in PromQL."""
-    program = need("prometheus", "prometheus")
-    text = _text(workdir).encode()
-
-    class Target(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Target)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = tmp_path_factory.mktemp("prometheus")
-    (base / "prometheus.yml").write_text(json.dumps({"scrape_configs": [{
-        "job_name": "forge", "scrape_interval": "1s",
-        "static_configs": [{"targets": [f"127.0.0.1:{server.server_port}"]}]}]}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (base / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, f"--config.file={base}/prometheus.yml", f"--storage.tsdb.path={base}/data",
-             f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
-
-    def ask(question: str) -> list[dict[str, Any]]:
-        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': question})}"
-        with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
-            found = json.load(answer)
-        assert found["status"] == "success", found
-        result: list[dict[str, Any]] = found["data"]["result"]
-        return result
-
-    try:
-        deadline = time.monotonic() + DEADLINE
-        while time.monotonic() < deadline:
-            try:
-                if len(ask("count_over_time(up[1m]) >= 2")) == 1:
-                    break
-            except (urllib.error.URLError, ConnectionError):
-                pass
-            time.sleep(0.3)
-        else:
-            pytest.fail((base / "log").read_text())
-        yield ask
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
-        server.shutdown()
-        server.server_close()
-
-
-def test_prometheus_scrapes_it(query: Any) -> None:
-    assert [r["value"][1] for r in query("up")] == ["1"]
-    (oom,) = query('forge_attempts_total{outcome="oom"}')
-    assert (oom["metric"]["rule"], oom["value"][1]) == ("call", "1")
-    assert {r["metric"]["rule"]: float(r["value"][1]) for r in query("forge_cpu_seconds_total")} == {"map": 4.0, "call": 0.25}
-    (slow,) = query("forge_attempt_duration_seconds_bucket{le='60.0',rule='map'}")
-    assert slow["value"][1] == "1"
-
-
-def test_every_question_of_the_dashboard_has_an_answer(query: Any) -> None:
-    panels = json.loads(dashboard())["panels"]
-    questions = [target["expr"].replace("$rule", ".*") for panel in panels for target in panel["targets"]]
-    assert len(questions) >= 10
-    for question in questions:
-        for name in re.findall(r"forge_\w+", question):
-            assert query(name), name
-        assert query(question), question
 
 
 def test_the_file_is_kept_up_to_date_and_whole(tmp_path: Path) -> None:
@@ -159,3 +75,29 @@ def test_the_file_is_kept_up_to_date_and_whole(tmp_path: Path) -> None:
     assert 'forge_cpu_seconds_total{rule="call"} 2.5' in text
     assert "forge_last_run_end_timestamp_seconds" in text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_has_a_file_for_each_run_and_none_of_old_runs(tmp_path: Path) -> None:
+    old, young, others = (tmp_path / name for name in ("forge-20260101-000000-1-abcd.prom", "forge-20260101-000000-2-abcd.prom", "forge.prom"))
+    cut = tmp_path / ".forge-20260101-000000-1-abcd.prom.77"  # its writer was killed
+    for path in (old, young, others, cut):
+        path.touch()
+    for path in (old, others, cut):
+        os.utime(path, (time.time() - STALE_SECONDS - 1,) * 2)
+    facts = RunFacts("20260131-120000-7-abcd", "/srv/odd\n\udcff", "no cgroup can be made", 8)
+    before = os.umask(0o077)
+    try:
+        MetricsFile(str(tmp_path), pytest.fail, facts).close()
+    finally:
+        os.umask(before)
+    own = tmp_path / f"forge-{facts.run}.prom"
+    assert {*tmp_path.iterdir()} == {own, young, others}
+    assert 'run="20260131-120000-7-abcd",workdir="/srv/odd\\\\n\\\\xff"' in own.read_text()
+    assert own.stat().st_mode & 0o777 == 0o644  # for the exporter, which is another user
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--forge-metrics-file=.*/none/x.prom: cannot be written: No such file or directory\. Name a file"):
+        MetricsFile(str(tmp_path / "none" / "x.prom"), pytest.fail)
+    with pytest.raises(UsageError, match=r"--forge-metrics-file=.*/none: there is no such directory, .* Make the directory first"):
+        MetricsFile(str(tmp_path / "none"), pytest.fail)

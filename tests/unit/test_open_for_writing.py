@@ -13,7 +13,7 @@ def test_only_who_can_write_holds_a_file(tmp_path: Path) -> None:
     path, other = str(tmp_path / "file"), str(tmp_path / "other")
     for place in (path, other):
         Path(place).write_bytes(b"x")
-    names = [path, other, str(tmp_path / "none"), str(tmp_path)]
+    names = [path, other, str(tmp_path / "none")]
     assert held(names) == []
     with open(path, "rb"):
         assert held(names) == []
@@ -26,3 +26,13 @@ def test_only_who_can_write_holds_a_file(tmp_path: Path) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     assert held(names) == [path]
     os.close(fd)
+
+
+def test_a_directory_is_held_with_any_file_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/link").symlink_to("b")
+    os.mkfifo(tmp_path / "a/fifo")
+    assert held([str(tmp_path / "a")]) == []
+    with (tmp_path / "a/b/file").open("w"):
+        assert held([str(tmp_path / "a"), str(tmp_path / "a/link")]) == [str(tmp_path / "a")]
+    assert held([str(tmp_path / "a")]) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.analysis.failures import Failures
-from snakemake_executor_plugin_forge.analysis.metrics import MetricsFile
+from snakemake_executor_plugin_forge.analysis.metrics_file import MetricsFile
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
 from snakemake_executor_plugin_forge.run.attempts import Attempts, Submission
 from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, LaunchSpec, RunContext

@@ -87,6 +87,11 @@ class SlurmBackend:
         return job is None or (bool(job.attempt) and fence.latest(job.attempt) > 0)
 
     def cancel(self, name: str, order: Order) -> None:
+        """See :class:`...spec.backend.Backend`. This would end a whole pack, but no member of one gets here.
+
+        Only groups of jobs that run at the same time end single members (plugin/groups.py). These are ``together``, so
+        that :meth:`submit` lets them share no pack; those in one allocation are ended one by one: groups.py.
+        """
         self._table.cancel([name], order)
 
     def cancel_all(self, order: Order) -> None:

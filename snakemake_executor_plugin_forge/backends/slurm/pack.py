@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from .node import run_attempt
+from .node import run_attempt, warm_up
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
             os.kill(child, number)
 
     signal.signal(signal.SIGTERM, end)
+    warm_up()
     status = 0
     for place, checksum in zip(orders[::2], orders[1::2], strict=True):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child can take it for its own

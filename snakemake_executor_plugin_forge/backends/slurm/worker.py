@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 
 from . import exchange, orders
-from .node import run_attempt
+from .node import run_attempt, warm_up
 
 LEASE_SECONDS = 120.0
 """How long a worker without anything to do waits for a controller that says nothing: NFS remembers a file for 60 s."""
@@ -46,6 +46,7 @@ class NodeWorker:
     def run(self) -> int:
         """Work until the end, and return an exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
+        warm_up()
         while True:
             names = self._orders.names()
             for order in () if self._ended else self._orders.new():

@@ -55,7 +55,7 @@ class PlannedMount:
             user: whether this happens in a user namespace.
         """
         if self.layer is not None:
-            steps = [self.layer.mount_step(place, user)]
+            steps = [self.layer.mount_step(place, user), (_hold, (place,), "")]
         elif self.source is not None:
             steps = [syscalls.bind_step(self.source, place, recursive=False)]
         else:
@@ -131,6 +131,22 @@ _real: dict[str, int] = {}
 def open_real(directory: str) -> None:
     """Open a directory in the job's process before a layer covers it, so that its real files can still be reached."""
     _real[directory] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+_layers: list[int] = []
+"""In a job's process: a descriptor of the overlay of each layer."""
+
+
+def _hold(place: str) -> None:
+    """Open a layer where it was just mounted: later it is moved, and others may be mounted on it."""
+    _layers.append(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def take_layers() -> list[int]:
+    """Return, in the job's process, descriptors of its layers, which belong to the caller from now on."""
+    found = _layers.copy()
+    _layers.clear()
+    return found
 
 
 def bind_inputs(inputs: Iterable[tuple[str, str]]) -> None:

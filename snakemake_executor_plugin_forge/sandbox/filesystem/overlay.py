@@ -271,8 +271,8 @@ class LayerPool:
             self._kept[root, place, from_nothing] = layer
         return layer
 
-    def give_back(self, layers: Iterable[Layer]) -> None:
-        """Empty layers for the next job.
+    def give_back(self, layers: Iterable[Layer], *, reusable: bool = True) -> None:
+        """Empty layers for the next job, or remove those that another process may still write to.
 
         A layer that cannot be emptied, or that was used often, is removed instead: each mount of an overlay makes and
         deletes seven inodes, and an ext4 without journal, before it makes an inode, searches all that were deleted near
@@ -283,7 +283,7 @@ class LayerPool:
             self._uses[layer] += 1
             with suppress(OSError):
                 layer.empty()
-                if self._uses[layer] < _MOST_USES:
+                if reusable and self._uses[layer] < _MOST_USES:
                     continue
             self._remove(layer)
 
