@@ -20,6 +20,7 @@ from ..spec.backend import Done
 from ..spec.errors import UsageError
 from ..spec.job import LaunchSpec
 from ..spec.paths import RUNS, run_name
+from ..spec.printable import shell_words
 from ..spec.verdict import Verdict
 from .metrics import Now, Tally, metrics_text, write_metrics
 
@@ -62,11 +63,7 @@ class MetricsFile:
         """
         self._notice = notice
         self._facts = facts
-        self._path = path
-        self._mode: int | None = None
-        if facts is not None and os.path.isdir(path):
-            self._path, self._mode = f"{path}/forge-{facts.run}.prom", _FOR_ALL
-            remove_stale(path)
+        self._path, self._mode = _place(path, facts)
         labels = {} if facts is None else {"workdir": facts.workdir, "run": facts.run}
         self._tally = Tally(labels, runs=1, started=datetime.now().astimezone().timestamp())
         self._cgroups: dict[str, str] = {}
@@ -82,8 +79,9 @@ class MetricsFile:
         try:
             write_metrics(self._path, self._tally, self._mode)
         except OSError as error:
+            which = "" if self._path == path else f"{self._path} "
             raise UsageError(
-                f"--forge-metrics-file={path}: {self._path} cannot be written: {error.strerror}. "
+                f"--forge-metrics-file={path}: {which}cannot be written: {error.strerror}. "
                 "Name a file in a directory that you may write to, or have its owner let you."
             ) from error
         self._thread = threading.Thread(target=self._work, name="forge-metrics", daemon=True)
@@ -171,6 +169,24 @@ class MetricsFile:
         if usage == NOTHING:  # it is removed at the end of the run: what counters said last stays
             usage = replace(before.usage, memory_bytes=None, processes=None)
         return Now(pending, memory, usage, before.cores)
+
+
+def _place(path: str, facts: RunFacts | None) -> tuple[str, int | None]:
+    """The file of a run, and its permissions; in a directory, files of runs that are over are removed first.
+
+    Raises:
+        UsageError: for a name that exporters do not read: most likely it was to be a directory.
+    """
+    if facts is not None and os.path.isdir(path):
+        remove_stale(path)
+        return f"{path}/forge-{facts.run}.prom", _FOR_ALL
+    if not path.endswith(".prom"):
+        raise UsageError(
+            f"--forge-metrics-file={path}: there is no such directory, and node_exporter reads only files whose names "
+            f"end with .prom. Make the directory first (mkdir -p {shell_words([path])}), "
+            f"or name a file such as {path}.prom."
+        )
+    return path, None
 
 
 def remove_stale(directory: str) -> list[str]:

@@ -9,15 +9,15 @@ import queue
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import chdir, closing
 from dataclasses import dataclass
 
 from ..run.engine import Engine, RunRequest
 from ..software.activation import Activation, which
-from ..software.health import Health, Problem
+from ..software.damage import Damage, Health, Problem
 from ..software.programs import broken
-from ..software.registry import Runtimes
+from ..software.registry import Runtimes, own_environment
 from ..software.surroundings import problems
 from ..spec.catalog import Runtime, RuntimeKind, with_defaults
 from ..spec.errors import ForgeError
@@ -62,7 +62,10 @@ def run_check(options: argparse.Namespace) -> int:
         chdir(apart),
         closing(_engine(runtimes)) as engine,
     ):
-        findings = [_check(runtimes, runtime, engine, repair=options.repair) for runtime in wanted]
+        findings = [
+            _check(runtimes, runtime, engine, repair=options.repair, named=runtime.name in options.names)
+            for runtime in wanted
+        ]
     store = runtimes.store.directory
     places = {"working directory": directory, "scratch": tempfile.gettempdir(), "environments": store}
     host = problems(places)
@@ -73,17 +76,22 @@ def run_check(options: argparse.Namespace) -> int:
     return 0 if all(f.state == "sound" for f in findings) and not host else 1
 
 
-def _check(runtimes: Runtimes, runtime: Runtime, engine: Engine, *, repair: bool) -> RuntimeCheck:
-    """Check whether one runtime exists, is whole and works."""
+def _check(runtimes: Runtimes, runtime: Runtime, engine: Engine, *, repair: bool, named: bool) -> RuntimeCheck:
+    """Check whether one runtime exists, is whole and works.
+
+    Args:
+        named: the user has named it: then the host's check reads Snakemake's own environment.
+    """
     try:
         state = runtimes.state(runtime)
         if state.word == "missing" and not repair:
             return RuntimeCheck(runtime, "missing", None, ("it is not built: snakemake-forge runtimes build",))
-        health, found = _read(runtimes, runtime)
-        unfit = state.manifest is None or any(problem.is_damage for problem in found)
+        health, found = _read(runtimes, runtime, named=named)
+        old = Damage.REPLACED  # deserves only a message, unless somebody asks for a repair
+        unfit = state.manifest is None or any(problem.is_damage or problem.fault is old for problem in found)
         if repair and unfit and state.definition is not None:
             build(runtimes, [runtime], again=state.manifest is not None)
-            health, found = _read(runtimes, runtime)
+            health, found = _read(runtimes, runtime, named=named)
         said = tuple(map(str, found))
         if any(problem.is_damage for problem in found):
             return RuntimeCheck(runtime, "damaged", health, said)
@@ -95,13 +103,16 @@ def _check(runtimes: Runtimes, runtime: Runtime, engine: Engine, *, repair: bool
     return RuntimeCheck(runtime, "sound", health, said)
 
 
-def _read(runtimes: Runtimes, runtime: Runtime) -> tuple[Health | None, tuple[Problem, ...]]:
+def _read(runtimes: Runtimes, runtime: Runtime, *, named: bool) -> tuple[Health | None, tuple[Problem, ...]]:
+    if runtime.kind is RuntimeKind.HOST and named:
+        health = runtimes.look(own_environment())
+        return health, health.damage
     manifest = runtimes.state(runtime).manifest
     if manifest is None:
         return None, ()
     health = runtimes.look(manifest, fully=True)
     programs = () if runtime.kind is RuntimeKind.CONTAINER else tuple(broken(manifest.prefix))
-    return health, (*health.problems, *programs)
+    return health, (*health.problems, *programs, *runtimes.replaced(runtime, fully=True))
 
 
 # -- a job -------------------------------------------------------------------------------------------------------------
@@ -158,7 +169,7 @@ def _engine(runtimes: Runtimes) -> Engine:
 # -- what was found ----------------------------------------------------------------------------------------------------
 
 
-def _print(findings: list[RuntimeCheck], host: list[str], cure: Callable[[Runtime], str]) -> None:
+def _print(findings: list[RuntimeCheck], host: list[str], cure: Callable[[Runtime, Sequence[Problem]], str]) -> None:
     for finding in findings:
         health = finding.health
         looked = f"{health.files} files, {show_seconds(health.seconds)}" if health is not None and health.files else "-"
@@ -166,7 +177,7 @@ def _print(findings: list[RuntimeCheck], host: list[str], cure: Callable[[Runtim
         for problem in finding.problems:
             print(f"    {problem}")
         if finding.state == "damaged":
-            print(f"    {cure(finding.runtime)}")
+            print(f"    {cure(finding.runtime, finding.health.damage if finding.health else ())}")
     for problem in host:
         print(f"host: {problem}")
 

@@ -10,7 +10,7 @@ import os
 import shlex
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,10 @@ from ..software.store import Manifest, Store, default_directory
 from ..software.surroundings import problems
 from ..spec.catalog import HOST, Catalog, Runtime, RuntimeKind, choose
 from ..spec.errors import BrokenRuntimeError, UsageError
+from ..spec.job import Config
 from ..spec.paths import CATALOG_FILE
 from .rule_resources import known_resources
-from .snakemake_internals import argument, in_environment
+from .snakemake_internals import argument, in_environment, is_local
 
 _BLOCKED = ("R_LIBS", "PYTHONPATH", "PERLLIB", "PERL5LIB")
 """Variables that Snakemake removes where a rule has ``conda:``: snakemake/shell.py."""
@@ -117,6 +118,7 @@ class Deployment:
         self._own: dict[str, tuple[Activation, Manifest]] = {}  # conda: of rules, by prefix or name
         self._conda = DeploymentMethod.CONDA in methods
         self._container = DeploymentMethod.APPTAINER in methods
+        self._modules = DeploymentMethod.ENV_MODULES in methods
 
     def open(self, jobs: Iterable[Any], engine: Any) -> None:
         """Make the environments of these jobs ready before the first job runs.
@@ -136,10 +138,34 @@ class Deployment:
                 needed[runtime.name] = runtime
             elif self._conda and job.conda_env and not (self._container and job.container_img):
                 self._activate_own(job, job.conda_env.address)
-        engine.open_runtimes(needed.values(), self._report)
+        said = list(self._load_modules(resources, engine.config))
+        try:
+            engine.open_runtimes(needed.values(), self._report)
+        except BrokenRuntimeError as error:
+            said.append(str(error))
+        if said:
+            raise BrokenRuntimeError("\n".join(said))
         scratch = engine.config.scratch_dir or tempfile.gettempdir()
         for problem in problems({"working directory": os.getcwd(), "scratch": scratch}):
             self._notice(f"Forge: {problem}.")
+
+    def _load_modules(self, rules: Iterable[Any], config: Config) -> Iterator[str]:
+        """Load the ``envmodules:`` of rules that run on this host, each set once; yield why one cannot be loaded."""
+        if not self._modules:
+            return
+        with OwnImports():
+            from ..software import modules  # not above: few workflows have any
+
+        sets: dict[tuple[str, ...], Any] = {}
+        for rule in rules:
+            if rule.env_modules and (config.backend == "local" or is_local(self._workflow, rule)):
+                sets.setdefault(tuple(rule.env_modules.names), rule)
+        for names, rule in sets.items():
+            try:
+                for text in modules.check(rule.name, names, os.environ):
+                    self._notice(f"Forge: {text}.")
+            except BrokenRuntimeError as error:
+                yield str(error)
 
     def check(self, jobs: Iterable[Any]) -> None:
         """Refuse runtimes that rules cannot have, without making any ready.
@@ -166,8 +192,9 @@ class Deployment:
 
     def declared(self) -> tuple[str, ...]:
         """Variables that jobs need beside those that the workflow declares."""
-        modules = DeploymentMethod.ENV_MODULES in self._workflow.deployment_settings.deployment_method
-        return ("BASH_ENV", "ENV") if modules else ()  # where the command "module" comes from, in a shell of a job
+        return (
+            ("BASH_ENV", "ENV") if self._modules else ()
+        )  # where the command "module" comes from, in a shell of a job
 
     def runtime(self, job: Any) -> Runtime:
         """The runtime of a job; the host for a job that :meth:`place` will refuse."""

@@ -92,7 +92,7 @@ class Engine:
             request.prepare, request.execute, request.render, priority_of_run(config), self._scratch,
         )  # fmt: skip
         self._places = Backends(config, setup, run_dir, request.local_cores, notice, self._cores)
-        self._mounts = MountTable()
+        self._mounts = MountTable(_inside(workdir, request.runtimes.environments()))
         self._run = RunContext(
             run_id, workdir, state,
             exposed=tuple(_below_private([workdir, *request.exposed])),
@@ -134,9 +134,9 @@ class Engine:
         return self._places.remote is not None
 
     @property
-    def runs_groups(self) -> bool:
-        """Whether that backend runs the members of a group on one host."""
-        return isinstance(self._places.remote, RunsGroups) and self._places.remote.runs_groups
+    def groups(self) -> RunsGroups | None:
+        """That backend, if it runs the members of a group on one host."""
+        return self._places.remote if isinstance(self._places.remote, RunsGroups) else None
 
     def isolation_line(self) -> str:
         """The line that says what encloses the jobs of this run."""
@@ -348,6 +348,11 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
 def _below_private(paths: Iterable[str]) -> list[str]:
     """The paths that a private directory would cover; all others are visible anyway."""
     return [p for p in _real(paths) if p.startswith(tuple(d + "/" for d in PRIVATE_DIRECTORIES))]
+
+
+def _inside(workdir: str, environments: Iterable[str]) -> tuple[str, ...]:
+    """Environments below the working directory: below its layer, jobs could write into them as if they were data."""
+    return tuple(path for path in _real(environments) if below(path, workdir) and path != workdir)
 
 
 def _real(paths: Iterable[str]) -> list[str]:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
-from . import safe_yaml
+from . import channels, safe_yaml
 from .activation import CONFLICTING, Activation, capture
+from .damage import Problem
 from .safe_yaml import UnfitYamlError
 from .store import Definition, Manifest, Report, Store
 from .venv import run_tool
@@ -98,6 +99,7 @@ def make(runtime: Runtime, store: Store, prefix: str, report: Report) -> tuple[M
     rattler = _rattler()
     try:
         records = _resolve(runtime, store, report)
+        channels.check_archives(runtime.source, records)
         report(f"installing {len(records)} packages")
         place, verified = f"{store.packages}/pkgs", rattler.ValidationMode.full()
         os.makedirs(place, exist_ok=True)
@@ -108,11 +110,15 @@ def make(runtime: Runtime, store: Store, prefix: str, report: Report) -> tuple[M
             "show_progress": False,
         }
         _wait_for(rattler.install(records, prefix, **options))
-    except (BrokenRuntimeError, UsageError):
+    except UsageError:
         raise
+    except BrokenRuntimeError as error:
+        raise BrokenRuntimeError(f"Runtime {runtime.name} ({runtime.source}) cannot be built: {error}") from None
     except Exception as error:
+        said = str(error)[:1000]
+        more = f". {channels.advice(runtime.source)}" if "hash mismatch" in said else ""
         raise BrokenRuntimeError(
-            f"Runtime {runtime.name} ({runtime.source}) cannot be built: {type(error).__name__}: {str(error)[:1000]}"
+            f"Runtime {runtime.name} ({runtime.source}) cannot be built: {type(error).__name__}: {said}{more}"
         ) from error
     os.makedirs(f"{prefix}/conda-meta", exist_ok=True)
     _install_pip(runtime, prefix, report)
@@ -153,14 +159,16 @@ def _resolve(runtime: Runtime, store: Store, report: Report) -> list[RepoDataRec
     """The packages of a definition, read according to the kind of file."""
     text = Path(runtime.source).read_text(encoding="utf-8")
     if _EXPLICIT in text:
-        urls = [line.strip() for line in text.splitlines() if "://" in line and not line.lstrip().startswith("#")]
-        report(f"reading {len(urls)} packages")
-        return _wait_for(_solve(store, [], urls))
+        checksums = channels.explicit(text)
+        report(f"reading {len(checksums)} packages")
+        records = _wait_for(_solve(store, [], list(checksums)))
+        channels.add_checksums(records, checksums)
+        return records
     content = _content(runtime, text)
     if isinstance(content, dict) and "dependencies" in content:
-        channels, specs = _environment_file(runtime, content)
+        sources, specs = _environment_file(runtime, content)
         report("solving")
-        return _wait_for(_solve(store, channels, specs))
+        return _wait_for(_solve(store, sources, specs))
     return _locked(runtime)
 
 
@@ -174,16 +182,28 @@ def _environment_file(runtime: Runtime, content: Mapping[str, Any]) -> tuple[lis
     return channels, specs
 
 
-async def _solve(store: Store, channels: list[str], specs: list[str]) -> list[RepoDataRecord]:
+async def _solve(store: Store, sources: list[str], specs: list[str]) -> list[RepoDataRecord]:
     rattler = _rattler()
     records: list[RepoDataRecord] = await rattler.solve(
-        sources=channels,
+        sources=sources,
         specs=specs,
-        gateway=rattler.Gateway(cache_dir=f"{store.packages}/repodata"),
+        gateway=_gateway(store),
         platforms=[_platform(), "noarch"],
         virtual_packages=rattler.VirtualPackage.detect(),
     )
     return records
+
+
+def _gateway(store: Store) -> Any:
+    return _rattler().Gateway(cache_dir=f"{store.packages}/repodata")
+
+
+def replaced(store: Store, manifest: Manifest) -> list[Problem]:
+    """The packages for which their channels now have another checksum; none where no channel can be reached."""
+    try:
+        return _wait_for(channels.replaced(_gateway(store), [_platform(), "noarch"], manifest.prefix))
+    except Exception:  # of any kind, from a library in Rust: there may be no network
+        return []
 
 
 def _locked(runtime: Runtime) -> list[RepoDataRecord]:

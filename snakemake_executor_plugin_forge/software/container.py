@@ -20,6 +20,7 @@ from pathlib import Path
 from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from .activation import Activation, which
+from .damage import Damage, Problem
 from .store import Definition, Manifest, Report
 
 ENGINES = ("podman", "docker", "apptainer", "singularity")
@@ -150,6 +151,20 @@ def _fetch(engine: str, runtime: Runtime, report: Report) -> str:
             "docker-archive:FILE."
         ) from None
     return said.strip().rpartition(": ")[2]
+
+
+def replaced(runtime: Runtime, manifest: Manifest) -> Problem | None:
+    """The problem of a name that now means another image to the engine than the one that was unpacked."""
+    then, engine = manifest.details.get("image", ""), shutil.which(manifest.details.get("engine", ""))
+    if is_archive(runtime.source) or not then or engine is None:
+        return None
+    words = [engine, "image", "inspect", "--format", "{{.Id}}", runtime.source]
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    now = done.stdout.strip().removeprefix("sha256:")
+    if done.returncode != 0 or not now or now == then.removeprefix("sha256:"):
+        return None
+    detail = f"to {os.path.basename(engine)} it is now {now[:12]}, and {then.removeprefix('sha256:')[:12]} was unpacked"
+    return Problem(runtime.source, Damage.REPLACED, detail)
 
 
 def _by_apptainer(

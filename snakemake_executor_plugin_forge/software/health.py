@@ -1,7 +1,8 @@
 """The health of an environment: every file, compared with the checksums of its packages.
 
-Sources: conda's ``conda-meta/*.json`` (``paths_data``), Python's ``RECORD`` files (binary distribution format).
-:func:`expected` reads both; :func:`verify` checks the files.
+Sources: conda's ``conda-meta/*.json`` (``paths_data``), Python's ``RECORD`` files (binary distribution format); images:
+:mod:`.image_files`.
+:func:`expected` reads them; :func:`verify` checks the files, the packages, and whether this host can run them.
 
 A file is read again only if its inode, size, mtime or ctime differ from those of its last sound check. Nobody can set
 the change time, so this also detects a flipped byte whose mtime was restored; a file that changed within the clock's
@@ -12,81 +13,29 @@ from __future__ import annotations
 
 import base64
 import csv
-import enum
 import glob
-import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..kernel.tree import walk
 from ..record.jsonfile import load, read_object, replace_file
 from ..spec.catalog import RuntimeKind
+from . import host_fit, image_files
+from .damage import Damage, Health, Problem
+from .image_files import Expected, digest
 from .venv import site_packages
 
-SCHEMA = 1
+SCHEMA = 2
 _RECENT_NS = 2_000_000_000
 _SMALL_BATCH = 32
+_NAMED = 3  # so many damaged files of an image get the name of their package
 _UNTRACKED = ("conda-meta/", "__pycache__/", ".pyc", "pyvenv.cfg", "CACHEDIR.TAG")
-
-
-class Damage(enum.StrEnum):
-    """The kind of damage to a file."""
-
-    MISSING = "is missing"
-    CHANGED = "is not as it was installed"
-    BROKEN_LINK = "is a link to nothing"
-    UNREADABLE = "cannot be read"
-    ADDED = "was added by hand"
-    LIBRARY = "needs a shared library that is not there"
-    INTERPRETER = "needs an interpreter that is not there"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One damaged file."""
-
-    path: str
-    fault: Damage
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.fault}{': ' if self.detail else ''}{self.detail}"
-
-    @property
-    def is_damage(self) -> bool:
-        """Whether jobs must not use the environment. An additional file only deserves a message."""
-        return self.fault is not Damage.ADDED
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """A package's expectation of one file."""
-
-    path: str  # absolute
-    sha256: str | None  # hexadecimal; None: the package lists only its name
-    size_bytes: int | None
-    is_link: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The result of checking an environment."""
-
-    problems: tuple[Problem, ...]
-    files: int
-    hashed: int  # files read; all others are unchanged since the last check
-    seconds: float
-
-    @property
-    def damage(self) -> tuple[Problem, ...]:
-        """The problems that make the environment unusable."""
-        return tuple(p for p in self.problems if p.is_damage)
 
 
 # -- what there should be ----------------------------------------------------------------------------------------------
@@ -99,6 +48,8 @@ def expected(prefix: str, kind: RuntimeKind) -> dict[str, Expected]:
         OSError, ValueError: if a package's list of files cannot be read, which is damage as well.
     """
     found: dict[str, Expected] = {}
+    if kind is RuntimeKind.CONTAINER:
+        return {file.path: file for file in image_files.expected(prefix)}
     if kind is RuntimeKind.CONDA:
         for record in sorted(glob.glob(f"{glob.escape(prefix)}/conda-meta/*.json")):
             found |= {file.path: file for file in _of_conda(prefix, record)}
@@ -111,69 +62,130 @@ def expected(prefix: str, kind: RuntimeKind) -> dict[str, Expected]:
 
 
 def _of_conda(prefix: str, record: str) -> Iterator[Expected]:
-    paths = read_object(record).get("paths_data", {}).get("paths", [])
-    for entry in paths:
+    package = _package(record.removesuffix(".json"))
+    for entry in read_object(record).get("paths_data", {}).get("paths", []):
         path, kind = f"{prefix}/{entry['_path']}", entry.get("path_type", "hardlink")
         if kind == "softlink":
-            yield Expected(path, None, None, is_link=True)
+            yield Expected(path, None, None, is_link=True, package=package)
         elif kind == "hardlink":
             patched = bool(entry.get("prefix_placeholder"))
             # A file with the prefix in it differs from the package; older installers record no checksum for it.
             known = entry.get("sha256_in_prefix") or (None if patched else entry.get("sha256"))
-            yield Expected(path, known, None if patched else entry.get("size_in_bytes"))
+            yield Expected(path, known, None if patched else entry.get("size_in_bytes"), package=package)
+
+
+def _package(path: str) -> str:
+    """Name and version of a package, from the name of its record."""
+    name = os.path.basename(path)
+    if name.endswith(".dist-info"):
+        return name.removesuffix(".dist-info").replace("-", " ")
+    return " ".join(name.rsplit("-", 2)[:2])
 
 
 def _of_record(site: str, record: str) -> Iterator[Expected]:
+    package = _package(os.path.dirname(record))
     with open(record, encoding="utf-8", newline="") as file:
         for path, checksum, size in csv.reader(file):
             algorithm, _, encoded = checksum.partition("=")
             if algorithm == "sha256":
                 sha256 = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).hex()
-                yield Expected(os.path.normpath(f"{site}/{path}"), sha256, int(size) if size else None)
+                yield Expected(os.path.normpath(f"{site}/{path}"), sha256, int(size) if size else None, package=package)
 
 
 # -- what there is -----------------------------------------------------------------------------------------------------
 
 
-def verify(prefix: str, kind: RuntimeKind, memory: str | None, *, fully: bool = False) -> Health:
-    """Check every file of an environment.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What an environment was when Forge had built it."""
+
+    packages: Mapping[str, str]  # name to version
+    libc: str | None = None  # the C library; None: not known
+
+
+def verify(
+    prefix: str, kind: RuntimeKind, memory: str | None, *, built: Built | None = None, fully: bool = False
+) -> Health:
+    """Check every file of an environment, its packages, and whether this host can run them.
 
     Args:
         memory: a file that remembers sound files; None: remember nothing.
+        built: None for environments that Forge did not build.
         fully: read every file, whatever is remembered, and report files added by hand.
     """
     begin = time.monotonic()
-    if kind is RuntimeKind.CONTAINER:  # an image has no list of its files; it is read-only to its jobs
-        return Health((), 0, 0, 0.0)
+    libc = built.libc if built is not None else None
+    interpreter = tuple(host_fit.misfits(prefix, kind, libc))
     known = {} if fully or memory is None else load(memory) or {}
-    metadata = _metadata(prefix, kind)
+    metadata = [host_fit.describe(prefix, kind), _metadata(prefix, kind)]
     is_current = (known.get("schema"), known.get("metadata")) == (SCHEMA, metadata)
     files_then = known.get("files")
     remembered: Mapping[str, list[int]] = files_then if is_current and isinstance(files_then, dict) else {}
     doubtful = [path for path, signature in remembered.items() if _signature(path) != signature]
     if remembered and not doubtful:  # the common case: nothing has changed
-        problems = tuple(_interpreter(prefix, kind))
-        return Health(problems, len(remembered), 0, time.monotonic() - begin)
+        return Health(interpreter, len(remembered), 0, time.monotonic() - begin)
     try:
         files = expected(prefix, kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         path = getattr(error, "filename", None) or f"{prefix}/conda-meta"
         unreadable = Problem(str(path), Damage.UNREADABLE, f"the list of files of a package: {error}")
-        return Health((unreadable,), 0, 0, time.monotonic() - begin)
+        return Health((*interpreter, unreadable), 0, 0, time.monotonic() - begin)
     again = set(doubtful)
     wanted = [file for path, file in files.items() if path not in remembered or path in again]
     sound, faults = _look(wanted)
-    problems = (*_interpreter(prefix, kind), *faults, *(_added(prefix, files) if fully else ()))
+    if kind is RuntimeKind.CONTAINER:
+        problems = (*interpreter, *_with_owners(prefix, faults))
+    else:
+        packages = _other_packages(prefix, kind, built.packages) if built is not None else ()
+        unfit = host_fit.misfit_packages(prefix, kind, libc)
+        problems = (*interpreter, *packages, *unfit, *faults, *(_added(prefix, files) if fully else ()))
     if memory is not None and not any(p.is_damage for p in problems):
         _remember(memory, metadata, {**remembered, **sound})
     return Health(problems, len(files), len(wanted), time.monotonic() - begin)
 
 
-def _interpreter(prefix: str, kind: RuntimeKind) -> Iterator[Problem]:
-    """The base interpreter of a venv, which has none of its own."""
-    python = f"{prefix}/bin/python"
-    if kind is RuntimeKind.VENV and not os.path.exists(python):
-        yield Problem(python, Damage.INTERPRETER, os.path.realpath(python))
+def _with_owners(prefix: str, faults: list[Problem]) -> Iterator[Problem]:
+    """The damaged files of an image, the first ones with their packages."""
+    for number, fault in enumerate(faults):
+        named = fault.package or number >= _NAMED
+        yield fault if named else replace(fault, package=image_files.owner(prefix, fault.path))
+
+
+def _other_packages(prefix: str, kind: RuntimeKind, built: Mapping[str, str]) -> Iterator[Problem]:
+    """Packages that are not those of the build: removed, added or exchanged by hand, with lists of files that agree.
+
+    The record of each run names the packages of the build, so that it would be wrong.
+    """
+    places = _places(prefix, kind)
+    for name in sorted(built.keys() | places.keys()):
+        version, place = places.get(name, (None, prefix))
+        if version == built.get(name):
+            continue
+        if version is None:
+            yield Problem(_record_of(prefix, kind, name, built[name]), Damage.MISSING, package=f"{name} {built[name]}")
+        elif name in built:
+            yield Problem(place, Damage.PACKAGE, f"{version} instead of {built[name]}", name)
+        else:
+            yield Problem(place, Damage.PACKAGE, f"{name} {version} was added by hand", name)
+
+
+def _record_of(prefix: str, kind: RuntimeKind, name: str, version: str) -> str:
+    """Where the record of a package would be."""
+    if kind is RuntimeKind.CONDA:
+        return f"{prefix}/conda-meta/{name}-{version.replace(' ', '-')}.json"
+    return f"{next(iter(site_packages(prefix)), prefix)}/{name}-{version}.dist-info"
+
+
+def _places(prefix: str, kind: RuntimeKind) -> dict[str, tuple[str, str]]:
+    """Version and place of every installed package, by name."""
+    if kind is RuntimeKind.CONDA:
+        records = glob.glob(f"{glob.escape(prefix)}/conda-meta/*-*-*.json")
+        parts = ((os.path.basename(path).removesuffix(".json").rsplit("-", 2), path) for path in records)
+        return {name: (f"{version} {build}", path) for (name, version, build), path in parts}
+    import importlib.metadata  # slow, and only environments that have changed need it
+
+    found = importlib.metadata.distributions(path=site_packages(prefix))
+    return {str(d.metadata["Name"]): (d.version, str(getattr(d, "_path", prefix))) for d in found}
 
 
 def _look(files: list[Expected]) -> tuple[dict[str, list[int]], list[Problem]]:
@@ -200,25 +212,24 @@ def _check(file: Expected) -> tuple[Problem | None, list[int] | None]:
     """Check one file; return its problem, or its signature to remember."""
     before = _signature(file.path)
     if before is None:
-        return Problem(file.path, Damage.MISSING), None
+        return Problem(file.path, Damage.MISSING, package=file.package), None
     try:
         if file.is_link:
-            if os.path.exists(file.path):
+            if file.link is not None and os.readlink(file.path) != file.link:
+                return Problem(file.path, Damage.CHANGED, f"a link to {os.readlink(file.path)}", file.package), None
+            if file.link is not None or os.path.exists(file.path):
                 return None, before
-            return Problem(file.path, Damage.BROKEN_LINK, os.readlink(file.path)), None
+            return Problem(file.path, Damage.BROKEN_LINK, os.readlink(file.path), file.package), None
         size = os.stat(file.path).st_size
         if file.size_bytes is not None and size != file.size_bytes:
-            return Problem(file.path, Damage.CHANGED, f"{size} bytes instead of {file.size_bytes}"), None
-        if file.sha256 is not None and _sha256(file.path) != file.sha256:
-            return Problem(file.path, Damage.CHANGED, "its checksum is another one"), None
+            detail = f"{size} bytes instead of {file.size_bytes}"
+            return Problem(file.path, Damage.CHANGED, detail, file.package), None
+        for algorithm, checksum in (("sha256", file.sha256), ("md5", file.md5)):
+            if checksum is not None and digest(file.path, algorithm) != checksum:
+                return Problem(file.path, Damage.CHANGED, "its checksum is another one", file.package), None
     except OSError as error:
-        return Problem(file.path, Damage.UNREADABLE, error.strerror or str(error)), None
+        return Problem(file.path, Damage.UNREADABLE, error.strerror or str(error), file.package), None
     return None, before if _signature(file.path) == before else None
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _signature(path: str) -> list[int] | None:
@@ -254,13 +265,15 @@ def _is_of_venv(path: str) -> bool:
 
 def _metadata(prefix: str, kind: RuntimeKind) -> list[list[Any]]:
     """The packages' own lists of files, by their signatures."""
+    if kind is RuntimeKind.CONTAINER:
+        return [[path, _signature(path)] for path in image_files.lists(prefix)]
     lists = glob.glob(f"{glob.escape(prefix)}/conda-meta/*.json") if kind is RuntimeKind.CONDA else []
     for site in site_packages(prefix):
         lists += glob.glob(f"{glob.escape(site)}/*.dist-info/RECORD")
     return [[path, _signature(path)] for path in sorted(lists)]
 
 
-def _remember(memory: str, metadata: list[list[Any]], sound: Mapping[str, list[int]]) -> None:
+def _remember(memory: str, metadata: list[Any], sound: Mapping[str, list[int]]) -> None:
     """Remember files that have been unchanged long enough for a later change to get another time stamp."""
     latest = time.time_ns() - _RECENT_NS
     rested = {path: signature if signature and signature[3] < latest else [] for path, signature in sound.items()}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from ..kernel.tree import walk
-from .health import Damage, Problem
+from .damage import Damage, Problem
 
 _BATCH = 100
 _MISSING = re.compile(r"^\s+(?P<library>\S+) => not found", re.MULTILINE)

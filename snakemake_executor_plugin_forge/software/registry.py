@@ -5,19 +5,23 @@ The kinds differ in four verbs (define, make, verify, activate), each of which i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import assert_never
 
 from ..spec.catalog import Catalog, Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError
-from . import conda, container, venv
+from . import conda, container, host_fit, image_files, venv
 from .activation import Activation
-from .health import Health, verify
+from .damage import Damage, Health, Problem
+from .health import Built, verify
+from .repair import by_hand
 from .store import Definition, Manifest, Report, Store, default_directory
 
 _BUILDERS = 4
@@ -91,7 +95,7 @@ class Runtimes:
             again: rebuild existing ones too, and use nothing from an unverified cache.
 
         Raises:
-            ForgeError: of the first failed build, after all others have ended.
+            ForgeError: of the first failed build, after all others have ended; of all of them, if they are broken.
         """
         wanted: dict[str, tuple[Runtime, Definition]] = {}
         for runtime in runtimes:
@@ -109,8 +113,12 @@ class Runtimes:
                 )
                 for runtime, definition in wanted.values()
             ]
+        broken = [error for build in builds if isinstance(error := build.exception(), BrokenRuntimeError)]
         for build in builds:
-            build.result()
+            if not broken or not isinstance(build.exception(), BrokenRuntimeError):
+                build.result()
+        if broken:
+            raise BrokenRuntimeError("\n".join(map(str, broken)))
 
     def open(self, runtimes: Iterable[Runtime], report: Callable[[Runtime], Report]) -> None:
         """Prepare runtimes for jobs: build, check, activate.
@@ -119,13 +127,40 @@ class Runtimes:
             ForgeError: names the runtime, its problem, and the command that helps.
         """
         wanted = [r for r in {r.name: r for r in runtimes}.values() if r.name not in self._activations]
-        self.build([r for r in wanted if self.state(r).word == "missing"], report)
+        said: list[str] = []
+        try:
+            self.build([r for r in wanted if self.state(r).word == "missing"], report)
+        except BrokenRuntimeError as error:  # the others may have problems, too, which the user wants to know now
+            said.append(str(error))
         for runtime in wanted:
             health = self.health(runtime)
             if health is not None and health.damage:
-                raise BrokenRuntimeError(f"Runtime {runtime.name} is damaged: {in_words(health)} {self.cure(runtime)}")
+                advice = self.cure(runtime, health.damage)
+                said.append(f"Runtime {runtime.name} is damaged: {in_words(health)} {advice}")
+        if said:
+            raise BrokenRuntimeError("\n".join(said))
         for runtime in wanted:
+            for problem in self.replaced(runtime):
+                report(runtime)(
+                    f"{problem}; jobs get what was installed. To install what is there now: {self._repair(runtime)}"
+                )
             self._activations[runtime.name] = self._activate(runtime)
+
+    def replaced(self, runtime: Runtime, *, fully: bool = False) -> list[Problem]:
+        """What has another content at its source than what was installed: an image by its name, packages of a channel.
+
+        Args:
+            fully: ask channels too, which may need the network.
+        """
+        state = self.state(runtime)
+        if state.definition is None or state.manifest is None:
+            return []
+        if runtime.kind is RuntimeKind.CONTAINER:
+            problem = container.replaced(runtime, state.manifest)
+            return [problem] if problem is not None else []
+        if runtime.kind is RuntimeKind.CONDA and fully:
+            return conda.replaced(self.store, state.manifest)
+        return []
 
     def health(self, runtime: Runtime, *, fully: bool = False) -> Health | None:
         """Check every file; None if there is nothing to check.
@@ -140,18 +175,27 @@ class Runtimes:
         """Check an environment that may be missing in the catalog."""
         ours = self._is_ours(manifest)
         name = f"{manifest.identity}/verified.json" if ours else f"verified/{manifest.identity}.json"
-        return verify(manifest.prefix, manifest.kind, f"{self.store.directory}/{name}", fully=fully)
+        built = Built(manifest.packages, manifest.details.get("libc")) if ours else None
+        return verify(manifest.prefix, manifest.kind, f"{self.store.directory}/{name}", built=built, fully=fully)
 
-    def cure(self, runtime: Runtime) -> str:
+    def cure(self, runtime: Runtime, damage: Sequence[Problem] = ()) -> str:
         """The advice for a damaged runtime: a sentence with the command to type in the present directory."""
-        if self.state(runtime).definition is None:
-            return f"It is not of Forge's making: have whoever made {runtime.source} make it again."
+        state = self.state(runtime)
+        if runtime.kind is RuntimeKind.HOST:
+            return by_hand(replace(runtime, source=sys.prefix), own_environment(), damage)
+        if state.definition is None:
+            return by_hand(runtime, state.manifest, damage)
+        other = any(problem.fault in (Damage.C_LIBRARY, Damage.MACHINE) for problem in damage)
+        apart = " (Hosts that differ in this need stores of their own: --forge-runtimes-dir.)" if other else ""
+        return f"Repair it with: {self._repair(runtime)}{apart}"
+
+    def _repair(self, runtime: Runtime) -> str:
         words = ["snakemake-forge runtimes check", runtime.name, "--repair"]
         if self.catalog.path is not None and os.path.dirname(self.catalog.path) != os.getcwd():
             words += ["--config", shlex.quote(self.catalog.path)]
         if self.store.directory != default_directory(self._environment):
             words += ["--runtimes-dir", shlex.quote(self.store.directory)]
-        return f"Repair it with: {' '.join(words)}"
+        return " ".join(words)
 
     def _activate(self, runtime: Runtime) -> Activation:
         manifest = self.state(runtime).manifest
@@ -208,11 +252,24 @@ class Runtimes:
         sources = [r.source.removeprefix("dir:") for r in known if r.kind in (RuntimeKind.CONDA, RuntimeKind.CONTAINER)]
         return [self.store.directory, *sources, *(path for r in known for path in (*r.paths.read, *r.paths.write))]
 
+    def environments(self) -> list[str]:
+        """Directories of environments, in which no job may write, wherever they are."""
+        known = self.catalog.runtimes.values()
+        prefixes = [r.source for r in known if r.kind is RuntimeKind.CONDA and os.path.isdir(r.source)]
+        return [self.store.directory, *prefixes]
+
     def close(self) -> None:
         """Release the environments at the end of the run, so that they may be rebuilt."""
         held, self._held = self._held, []
         for fd in held:
             os.close(fd)
+
+
+def own_environment() -> Manifest:
+    """The environment in which Snakemake runs, for a check by hand: every run relies on it, and none looks at it."""
+    kind = RuntimeKind.CONDA if os.path.isdir(f"{sys.prefix}/conda-meta") else RuntimeKind.VENV
+    identity = f"host-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}"
+    return Manifest(identity, kind, sys.prefix, sys.prefix, {}, "")
 
 
 def in_words(health: Health) -> str:
@@ -247,15 +304,19 @@ def make(
     """Make the environment of a runtime at a prefix; see :meth:`.store.Store.build`."""
     match runtime.kind:
         case RuntimeKind.VENV:
-            return venv.make(runtime, prefix, report, trust_cache=trust_cache)
+            packages, details = venv.make(runtime, prefix, report, trust_cache=trust_cache)
         case RuntimeKind.CONDA:
-            return conda.make(runtime, store, prefix, report)
+            packages, details = conda.make(runtime, store, prefix, report)
         case RuntimeKind.CONTAINER:
-            return container.make(runtime, prefix, report)
+            made = container.make(runtime, prefix, report)
+            report("listing its files")
+            image_files.write_list(prefix)
+            return made
         case RuntimeKind.HOST:
             raise AssertionError("nothing is built for the host")
         case _:
             assert_never(runtime.kind)
+    return packages, {**details, "libc": host_fit.describe(prefix, runtime.kind)}
 
 
 def activate(

@@ -18,6 +18,7 @@ from .activation import CONFLICTING, Activation, prepend
 from .store import Definition, Manifest, Report
 
 _ASK_VERSION = "import sys, platform; print(platform.python_version(), sys.implementation.cache_tag)"
+_OTHER_HASH = "DO NOT MATCH THE HASHES"  # then pip names packages, their addresses and both checksums
 _NESTED = ("-r", "--requirement", "-c", "--constraint")
 
 
@@ -107,10 +108,12 @@ def run_tool(command: list[str], runtime: Runtime, failure: str) -> None:
         command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()] or [done.stderr]
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
+        start = next((n for n, line in enumerate(lines) if _OTHER_HASH in line), None)
+        said = lines[start:] if start is not None else [line for line in lines if "error" in line.lower()]
         raise BrokenRuntimeError(
             f"Runtime {runtime.name} ({runtime.source}): {failure} (exit code {done.returncode}): "
-            f"{' / '.join(said)[-500:].strip()}. By hand: {shlex.join(command)}"
+            f"{' / '.join(filter(None, said or lines))[-500:].strip()}. By hand: {shlex.join(command)}"
         )
 
 

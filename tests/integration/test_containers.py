@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import DEADLINE, Result, residue, run, write_workflow
+from snakemake_executor_plugin_forge.software import container
+from snakemake_executor_plugin_forge.software.store import Manifest
+from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
+
+from ..conftest import DEADLINE, Result, forge, residue, run, write_workflow
 
 pytestmark = [pytest.mark.busy, pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("podman") or not shutil.which("mmdebstrap"),
@@ -129,6 +133,54 @@ def test_the_record_has_the_image(done: Result) -> None:
     assert described["kind"] == "container"
     assert len(described["image"].removeprefix("sha256:")) == 64
     assert json.loads(described["env"])["IN_IMAGE"] == "yes"
+
+
+def test_a_damaged_image_is_named_before_the_first_job_and_the_named_command_mends_it(done: Result, place: Path) -> None:
+    (root,) = place.glob("store/container-*/env")
+    program, link = root / "usr/bin/bedtools", next(p for p in (root / "usr/lib").rglob("*.so.*") if p.is_symlink())
+    before = program.stat()
+    with program.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(program, ns=(before.st_atime_ns, before.st_mtime_ns))
+    link.unlink()
+    result = run(place, "-j1", "-f", "inside.txt", "--forge-runtimes-dir", str(place / "store"))
+    assert result.code != 0
+    assert f"{program} is not as it was installed: its checksum is another one" in result.output
+    assert f"{link} is missing" in result.output
+    command = f"snakemake-forge runtimes check bed --repair --runtimes-dir {place}/store"
+    assert f"Repair it with: {command}" in result.output
+    assert len(done.attempts("in_image")) == 1
+    mended = forge(place, *command.split()[1:])
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "bed               container  sound" in mended.stdout
+    assert "bed               container  sound     -" not in mended.stdout  # its files were read
+
+
+def test_a_name_that_means_another_image_than_the_one_unpacked_is_named(tmp_path: Path) -> None:
+    name = f"localhost/forge-test-{os.getpid()}:1"
+    runtime = Runtime("named", RuntimeKind.CONTAINER, name)
+    (tmp_path / "tree").mkdir()
+
+    def give(text: str) -> str:
+        (tmp_path / "tree/words").write_text(text)
+        subprocess.run(["tar", "-cf", tmp_path / "t.tar", "-C", tmp_path / "tree", "."], check=True)
+        return subprocess.run(["podman", "import", "--quiet", tmp_path / "t.tar", name], check=True, capture_output=True,
+                              text=True, timeout=DEADLINE).stdout.split()[-1].removeprefix("sha256:")
+
+    images = [give("one")]
+    try:
+        _, details = container.make(runtime, str(tmp_path / "env"), lambda _: None)
+        manifest = Manifest("x", RuntimeKind.CONTAINER, name, str(tmp_path / "env"), {}, "", details)
+        assert container.replaced(runtime, manifest) is None
+        images.append(give("two"))
+        problem = container.replaced(runtime, manifest)
+        assert str(problem) == (f"{name} was replaced at its source: to podman it is now {images[1][:12]}, and {images[0][:12]} was "
+                                "unpacked")
+    finally:
+        subprocess.run(["podman", "rmi", "--force", *images], check=False, capture_output=True)
 
 
 @pytest.mark.parametrize(

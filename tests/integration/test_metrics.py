@@ -97,5 +97,7 @@ def test_a_directory_has_a_file_for_each_run_and_none_of_old_runs(tmp_path: Path
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--forge-metrics-file=.*/none/x.prom cannot be written: No such file or directory\. Name a file"):
+    with pytest.raises(UsageError, match=r"--forge-metrics-file=.*/none/x.prom: cannot be written: No such file or directory\. Name a file"):
         MetricsFile(str(tmp_path / "none" / "x.prom"), pytest.fail)
+    with pytest.raises(UsageError, match=r"--forge-metrics-file=.*/none: there is no such directory, .* Make the directory first"):
+        MetricsFile(str(tmp_path / "none"), pytest.fail)

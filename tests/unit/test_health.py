@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.software import conda, health, venv
-from snakemake_executor_plugin_forge.software.health import Damage, Health, verify
+from snakemake_executor_plugin_forge.software.damage import Damage, Health
+from snakemake_executor_plugin_forge.software.health import verify
 from snakemake_executor_plugin_forge.software.store import Manifest, Store
 from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
 
@@ -44,8 +45,8 @@ def prefix(original: tuple[Store, Runtime, Manifest], tmp_path: Path) -> Path:
     return tmp_path / "env"
 
 
-def _look(prefix: Path, **options: bool) -> Health:
-    return verify(str(prefix), RuntimeKind.CONDA, str(prefix.parent / "verified.json"), **options)
+def _look(prefix: Path, *, fully: bool = False) -> Health:
+    return verify(str(prefix), RuntimeKind.CONDA, str(prefix.parent / "verified.json"), fully=fully)
 
 
 @pytest.fixture

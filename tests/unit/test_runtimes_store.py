@@ -12,7 +12,7 @@ import pytest
 
 from snakemake_executor_plugin_forge.software import container, venv
 from snakemake_executor_plugin_forge.software.activation import capture, prepend
-from snakemake_executor_plugin_forge.software.health import Damage
+from snakemake_executor_plugin_forge.software.damage import Damage
 from snakemake_executor_plugin_forge.software.programs import broken
 from snakemake_executor_plugin_forge.software.store import Definition, Report, Store
 from snakemake_executor_plugin_forge.software.surroundings import FreeSpace, clock_problem, room

@@ -206,18 +206,24 @@ class MountTable:
     Source: proc_pid_mounts(5), mounts_poll() of fs/proc_namespace.c.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, others: tuple[str, ...] = ()) -> None:
+        """Read the mount points.
+
+        Args:
+            others: directories that count as mount points: read-only to jobs, also below a layer.
+        """
+        self._others = others
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLPRI)
-        self._points = mount_points()
+        self._points = (*mount_points(), *others)
         self._lock = _thread.allocate_lock()  # threading is too large for the launcher
 
     def points(self) -> tuple[str, ...]:
         """Return the mount points as they are now."""
         with self._lock:  # members of groups come in threads, and poll() refuses two at once
             if self._poll.poll(0):
-                self._points = mount_points()
+                self._points = (*mount_points(), *self._others)
             return self._points
 
     def close(self) -> None:
