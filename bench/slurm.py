@@ -1,6 +1,6 @@
 """The same trivial jobs on the same Slurm cluster: with forge, and with snakemake-executor-plugin-slurm.
 
-    python -m bench.slurm [--jobs 20 200] [--rounds 1] [--json PATH]
+    python -m bench.slurm [--jobs 20 200] [--seconds 0.2] [--rounds 1] [--executors NAME ...] [--json PATH]
 
 As root. The cluster is one of its own, started and stopped here (tests/slurm/cluster.py installs Debian's packages),
 with accounting, which the plugin asks for the states of its jobs. Wall time is that of the ``snakemake`` process. What
@@ -34,15 +34,16 @@ rule all:
     input: expand("{i}.txt", i=range(int(config["jobs"])))
 rule one:
     output: "{i}.txt"
-    shell: "sleep 0.2; date +%s.%N > {output}"
+    shell: "sleep {config[seconds]}; date +%s.%N > {output}"
 """
 RESOURCES = ("--default-resources", "mem_mb=400", "runtime=5", "slurm_partition=main")
 PLUGIN = ("--executor", "slurm", "--slurm-no-account", *RESOURCES)
-PACKED = "forge, packs of 50"
+PACKED, AUTO = "forge, packs of 50", "forge, packs by time"
 EVERY_SECOND = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
 EXECUTORS: dict[str, tuple[str, ...]] = {
     "forge": ("--executor", "forge", "--forge-backend", "slurm", "--forge-slurm-pack", "off", *RESOURCES),
     PACKED: ("--executor", "forge", "--forge-backend", "slurm", "--forge-slurm-pack", "50", *RESOURCES),
+    AUTO: ("--executor", "forge", "--forge-backend", "slurm", *RESOURCES),
     "slurm, every second": (*PLUGIN, *EVERY_SECOND),
     "slurm, as it comes": PLUGIN,
     "slurm, arrays": (*PLUGIN, "--slurm-array-jobs", "all"),
@@ -63,8 +64,8 @@ class Run:
     noticed_seconds: float  # median, from the end of a job to Snakemake knowing
 
 
-def measure(cluster: Cluster, executor: str, jobs: int) -> Run:
-    """Run it in a fresh directory.
+def measure(cluster: Cluster, executor: str, jobs: int, seconds: float) -> Run:
+    """Run it in a fresh directory; for packs by time, after one more such job, which tells how long they take.
 
     Raises:
         SystemExit: with the end of its output, if it fails.
@@ -73,8 +74,21 @@ def measure(cluster: Cluster, executor: str, jobs: int) -> Run:
     with tempfile.TemporaryDirectory(prefix="forge-bench-slurm-") as name:
         directory = Path(name)
         (directory / "Snakefile").write_text(WORKFLOW)
-        command = [sys.executable, "-m", "snakemake", "-j", "500", "--config", f"jobs={jobs}", *EXECUTORS[executor]]
         environment = with_configuration(cluster.environment, directory / ".bin")
+        snakemake = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-j",
+            "500",
+            *EXECUTORS[executor],
+            "--config",
+            f"seconds={seconds}",
+        ]
+        before = int(executor == AUTO)
+        if before:
+            subprocess.run([*snakemake, "jobs=1"], cwd=directory, env=environment, capture_output=True, check=True)
+        command = [*snakemake, f"jobs={jobs + before}"]
         cpu, begin = cluster.controller_cpu_seconds(), time.monotonic()
         done = subprocess.run(
             command, cwd=directory, env=environment, capture_output=True, text=True, check=False,
@@ -85,6 +99,7 @@ def measure(cluster: Cluster, executor: str, jobs: int) -> Run:
             sys.exit(f"{executor}: {(done.stdout + done.stderr)[-3000:]}")
         ended = sorted(float(path.read_text()) for path in directory.glob("*.txt"))
         noticed = sorted(path.stat().st_mtime for path in directory.glob(".snakemake/metadata/*") if path.is_file())
+        ended, noticed = ended[before:], noticed[before:]
         if len(ended) != jobs or len(noticed) != jobs:
             sys.exit(f"{executor}: {len(ended)} outputs and {len(noticed)} metadata records of {jobs} jobs")
         # One by one in their order: nothing can be known before it has happened, so this is no more than the truth.
@@ -117,24 +132,30 @@ def table(runs: Sequence[Run]) -> Table:
     )
     for jobs in sorted({run.jobs for run in runs}):
         walls = {name: statistics.median(r.wall_seconds for r in runs if (r.executor, r.jobs) == (name, jobs))
-                 for name in EXECUTORS}  # fmt: skip
+                 for name in EXECUTORS if any(run.executor == name for run in runs)}  # fmt: skip
         for name, wall in walls.items():
             those = [run for run in runs if (run.executor, run.jobs) == (name, jobs)]
             limit = LIMITS.get(name)
             shown.add_row(
                 str(jobs), name, f"{wall:.1f} s",
-                f"{walls['forge'] / wall:.2f}", f"≤ {limit}" if limit else "",
-                f"{walls[PACKED] / wall:.2f}", f"≤ {PACK_LIMITS[name]}" if name in PACK_LIMITS else "",
+                _ratio(walls.get("forge"), wall), f"≤ {limit}" if limit else "",
+                _ratio(walls.get(PACKED), wall), f"≤ {PACK_LIMITS[name]}" if name in PACK_LIMITS else "",
                 f"{statistics.median(run.controller_cpu_seconds for run in those) / jobs * 1000:.2f} ms",
                 f"{statistics.median(run.noticed_seconds for run in those):.2f} s",
             )  # fmt: skip
     return shown
 
 
+def _ratio(one: float | None, other: float) -> str:
+    return "" if one is None else f"{one / other:.2f}"
+
+
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(prog="python -m bench.slurm", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--jobs", type=int, nargs="+", default=[20, 200])
+    parser.add_argument("--seconds", type=float, default=0.2, help="that each job sleeps")
+    parser.add_argument("--executors", nargs="+", default=list(EXECUTORS), choices=list(EXECUTORS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -147,9 +168,9 @@ def main() -> None:
         with Cluster(Shape(accounting=True)) as cluster:
             for number in range(options.rounds):
                 for jobs in options.jobs:
-                    names = list(EXECUTORS)
+                    names = options.executors
                     for name in (*names[number % len(names) :], *names[: number % len(names)]):
-                        runs.append(measure(cluster, name, jobs))
+                        runs.append(measure(cluster, name, jobs, options.seconds))
                         Console().print(f"{runs[-1].wall_seconds:8.1f} s  {jobs} jobs, {name}")
     except ClusterError as error:
         sys.exit(str(error))

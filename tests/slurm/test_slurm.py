@@ -652,7 +652,8 @@ def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, 
     assert SlurmClient().account() == "lab"
 
 
-def test_a_full_queue_delays_jobs_and_fails_none(accounted: Cluster, workdir: Path) -> None:
+@pytest.mark.parametrize("pack", ["off", "2"])
+def test_a_full_queue_delays_jobs_and_fails_none(accounted: Cluster, workdir: Path, pack: str) -> None:
     """The QOS lets a user have two jobs; the account is the one that the accounting knows."""
     session = Session(accounted, workdir)
     session.start("""
@@ -661,7 +662,7 @@ def test_a_full_queue_delays_jobs_and_fails_none(accounted: Cluster, workdir: Pa
         rule one:
             output: "{n}.txt"
             shell: "echo $SLURM_JOB_ACCOUNT > {output}"
-    """, "--forge-slurm-account", "auto", "--forge-slurm-pack", "off")
+    """, "--forge-slurm-account", "auto", "--forge-slurm-pack", pack)
     done = session.finish()
     assert done.code == 0, done.output
     assert "Slurm takes no more jobs of yours for now (QOSMaxSubmitJobPerUserLimit" in done.output

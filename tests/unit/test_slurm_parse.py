@@ -376,6 +376,7 @@ def test_packs_by_time() -> None:
     assert [len(pack) for pack in packs([0.2] * 200, None)] == [40] * 5
     assert len(packs([60.0] * 20, None)) == 20, "no later than each by itself"
     assert time_minutes(3600, [1.0] * 30) == 63
+    assert time_minutes(300, [None] * 49) == 43, "nobody knows how long they take; what is too long a partition refuses"
     assert time_minutes(60, [None] * 3) == 4, "never more than all of them with all that they may take"
 
 

@@ -152,6 +152,12 @@ RAN = Traces(claims=1, output=True)
     (row("COMPLETED"), RESULT_SECONDS, Traces(output=True), False, Step.WAIT),
     (row("COMPLETED"), RESULT_SECONDS - 1, Traces(), False, Step.WAIT),
     (row("PREEMPTED"), 0.0, Traces(1, terminated=True), False, Step.CONCLUDE),
+    (row("PREEMPTED"), 0.0, Traces(1, terminated=True, packed=True), False, Step.CONCLUDE),
+    (row("TIMEOUT"), 0.0, Traces(1, terminated=True), False, Step.CONCLUDE),
+    (row("TIMEOUT"), 0.0, Traces(1, terminated=True, packed=True), False, Step.SUBMIT_AGAIN),
+    (row("TIMEOUT"), 0.0, Traces(1, terminated=True, packed=True), True, Step.CONCLUDE),
+    (row("TIMEOUT"), 0.0, Traces(1, packed=True), False, Step.WAIT),
+    (row("TIMEOUT"), RESULT_SECONDS, Traces(1, packed=True), False, Step.SUBMIT_AGAIN),
     (row("CANCELLED"), 0.0, Traces(), True, Step.CONCLUDE), (row("CANCELLED"), 0.0, RAN, True, Step.WAIT),
     (row("CANCELLED"), 0.0, Traces(), False, Step.WAIT),
     (None, ABSENT_SECONDS - 1, Traces(), False, Step.WAIT), (None, ABSENT_SECONDS, Traces(), True, Step.ASK_STATE)])
@@ -177,6 +183,7 @@ def test_what_the_accounting_says_of_a_job_that_the_controller_forgot() -> None:
     assert step_after_accounting(None, Traces()) is Step.SUBMIT_AGAIN
     assert step_after_accounting(None, RAN) is Step.ASK_USAGE
     assert step_after_accounting(row("TIMEOUT"), Traces()) is Step.ASK_USAGE
+    assert step_after_accounting(row("TIMEOUT"), Traces(1, packed=True)) is Step.SUBMIT_AGAIN
     assert step_after_accounting(row("RUNNING"), RAN) is Step.WAIT
 
 

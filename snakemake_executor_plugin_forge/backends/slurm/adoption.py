@@ -182,9 +182,10 @@ class Earlier:
         return orphan.key in kept or orphan.key in self._waited_for
 
     def _end(self, orphan: Orphan, why: str, *, spare_others: bool = False) -> None:
-        fence.forbid(orphan.attempt, f"run {self._own}")
-        if not (spare_others and self._is_shared(orphan)) or fence.latest(orphan.attempt) > 0:
-            self._to_end.add(orphan.key)  # else its Slurm job skips it, and does the others
+        free = fence.forbid(orphan.attempt, f"run {self._own}")
+        runs = free and fence.latest(orphan.attempt) > 0
+        if runs or not (spare_others and self._is_shared(orphan)):
+            self._to_end.add(orphan.key)  # else its Slurm job skips it or is done with it, and does the others
         self._notice(
             f"Forge: rule {orphan.identity.rule}: the Slurm job that run {orphan.run} has left is cancelled: {why}."
         )

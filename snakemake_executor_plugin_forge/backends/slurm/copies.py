@@ -51,6 +51,30 @@ def wrote_in_place(spec: LaunchSpec, attempt: str) -> bool:
     return any(spec["isolation"]["files"] == FilePolicy.OPEN for spec in found)
 
 
+def put_aside(spec: LaunchSpec, attempt: str, submission: int) -> bool:
+    """Give the records of copies that have run names of their own, because the attempt is submitted again.
+
+    Args:
+        submission: the number of the one that they belong to.
+
+    Returns:
+        Whether a copy has run.
+
+    Raises:
+        OSError: if what they have left cannot be removed or renamed.
+    """
+    clear_copies(spec, attempt)
+    copies = range(1, fence.latest(attempt) + 1)
+    for number in copies:
+        directory = exchange.copy_directory(spec.job_dir, number)
+        own = replace(spec, job_dir=f"{directory}.submission{submission}")
+        if not os.path.isdir(directory):
+            continue
+        os.rename(directory, own.job_dir)
+        write_verdict(own, lost(own, Cause.SUPERSEDED))
+    return bool(copies)
+
+
 def record_copies(spec: LaunchSpec, attempt: str, verdict: Verdict) -> None:
     """Give the records of superseded copies a verdict, and remove their layers."""
     for number in range(1, fence.latest(attempt) + 1):

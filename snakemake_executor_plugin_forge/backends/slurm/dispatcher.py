@@ -20,7 +20,7 @@ from ..registry import Services
 from . import exchange, fence, packing, polling
 from .adoption import Earlier, adopt, success, write_ticket
 from .client import Full, SlurmClient, Unanswered
-from .copies import clear_copies
+from .copies import clear_copies, put_aside
 from .groups import Groups
 from .job import Job, batch_name, hand_over, own_arguments, script, verdict_without_result
 from .job_table import JobTable
@@ -97,6 +97,9 @@ class Dispatcher:
         now = time.monotonic()
         for job in self.groups.step(now):
             self._conclude(job, job.row)
+        if self.groups.has_news:
+            self.groups.has_news = False
+            self._polling = self._polling.at_latest(now + polling.MIN_POLL_SECONDS)
         demand = self._demand()
         call = demand.next_call(now)
         if call is None or not self._limiter.take(now):
@@ -189,6 +192,8 @@ class Dispatcher:
         if jobs[0].grouped is not None:
             again = again or self.groups.refused(jobs, error)
         elif again := again or jobs[0].part is not None:
+            if jobs[0].part is not None:
+                self._tell(f"Forge: {error} (jobs of rule {jobs[0].spec.rule} as a pack); it gets them one by one.")
             for job in jobs:
                 job.alone = True
         if again:
@@ -326,13 +331,14 @@ class Dispatcher:
             )
 
     def _again(self, job: Job, row: QueueRow | None) -> None:
-        """Submit once more a job that Slurm has lost before anything of it ran, so that the lost one never can run."""
+        """Submit once more a job that Slurm has lost before it could run, so that the lost one never can."""
         self.groups.lost(job)
         streamed = job.spec.together and job.grouped is not None  # the others have seen the pipe
         if job.submissions >= polling.MAX_SUBMISSIONS or job.cancelled is not None or streamed:
             self._conclude(job, row)
         elif fence.forbid(job.attempt, "the controller: submitted again"):
-            job.alone = job.alone or (job.part is not None and job.submissions > 1)
+            begun = put_aside(job.spec, job.attempt, job.submissions)
+            job.alone = job.alone or (job.part is not None and (begun or job.submissions > 1))
             self._table.is_again_unsent(job, time.monotonic())
 
     # -- cancelling ------------------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from typing import NoReturn
 
 from ...kernel import syscalls
 from ...sandbox import gpus as gpu_nodes
+from ...sandbox import seccomp
 from ...sandbox.base import prepare
 from ...sandbox.cgroups import slurm_step
 from ...sandbox.cgroups.ladder import host_memory_bytes
+from ...sandbox.environment import withheld
 from ...sandbox.filesystem.directories import remove_if_empty
 from ...sandbox.filesystem.homes import home_directory
 from ...sandbox.filesystem.kept import HeldHome, hold_home
@@ -56,6 +58,12 @@ _EXIT_FORGE = 1  # the batch job failed: there is no result
 def main() -> None:
     """Run as the process of the batch job."""
     run_attempt(os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
+
+
+def warm_up() -> None:
+    """Compute what is the same for all attempts of a batch job, before each gets a fork of this process."""
+    withheld(os.environ, ())
+    seccomp.steps(nested=False)
 
 
 def run_attempt(attempt: str, checksum: str) -> NoReturn:
@@ -141,7 +149,8 @@ class Node:
         in_place = self._launch.spec.files.staged and not self._spec.files.staged
 
         def confirm(verdict: Verdict) -> Verdict:
-            elapsed = time.monotonic() - self._begin
+            packed = exchange.part_of(self._mine.directory) is not None  # then Slurm's limit is that of all of them
+            elapsed = 0.0 if packed else time.monotonic() - self._begin
             around = slurm_step.since(before)
             amended = verdict if self._launch.shares else amend(verdict, self._spec, around, elapsed)
             noted = mpi.noted(amended, self._spec, os.environ)
@@ -243,7 +252,20 @@ def own_spec(spec: LaunchSpec, run_id: str, mine: fence.CopyClaim) -> LaunchSpec
     # Each copy has its own base, after which its layers are named: a process id is unique on one node only.
     scratch_base = f"{base}/{exchange.copy_name(run_id, mine.directory, mine.number)}"
     exposed = tuple(path for path in spec.exposed if os.path.exists(path))
-    return replace(spec, job_dir=job_dir, environment=environment, scratch_base=scratch_base, exposed=exposed)
+    return replace(
+        spec,
+        job_dir=job_dir,
+        environment=environment,
+        scratch_base=scratch_base,
+        exposed=exposed,
+        slurm_job=slurm_job(os.environ),
+    )
+
+
+def slurm_job(environment: Mapping[str, str]) -> str | None:
+    """Return the id of the Slurm job of this process, as squeue shows it: sbatch(1)."""
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID")
 
 
 def enclosed(spec: LaunchSpec, host: Host, mounts: Iterable[str], home: str | None) -> LaunchSpec:

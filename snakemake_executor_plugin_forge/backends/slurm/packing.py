@@ -72,11 +72,15 @@ def _seconds(expected: float | None) -> float:
 def time_minutes(wall_seconds: float, expected: Sequence[float | None]) -> int:
     """The time limit of an allocation: one job may take all that its rule allows, and the others what they mostly do.
 
+    One that is ended for the time of those before it runs again by itself, so this may be too short, and no partition
+    refuses it for being far too long.
+
     Args:
         wall_seconds: the rule's limit for one job; Forge enforces it for each.
         expected: of each job in it.
     """
-    others = sum(min(wall_seconds, _MARGIN * _seconds(one if one is not None else wall_seconds)) for one in expected)
+    times = (_LONGEST_SECONDS if one is None else one for one in expected)
+    others = sum(min(wall_seconds, _MARGIN * _seconds(one)) for one in times)
     return max(1, math.ceil((wall_seconds + others) / 60))
 
 

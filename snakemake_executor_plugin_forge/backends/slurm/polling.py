@@ -224,6 +224,8 @@ def next_step(row: QueueRow | None, seconds: float, traces: Traces, *, cancelled
         return Step.WAIT
     if traces.packed and traces.claims == 0 and not cancelled:
         return Step.SUBMIT_AGAIN  # its Slurm job ended before its turn came
+    if _reached_limit_of_pack(row, traces) and not cancelled and (traces.terminated or seconds >= RESULT_SECONDS):
+        return Step.SUBMIT_AGAIN
     completed = row.state is SlurmState.COMPLETED
     if seconds >= (WRITTEN_RESULT_SECONDS if completed and not cancelled else RESULT_SECONDS):
         return Step.ASK_USAGE
@@ -234,8 +236,13 @@ def next_step(row: QueueRow | None, seconds: float, traces: Traces, *, cancelled
     return Step.SUBMIT_AGAIN if completed and not began and seconds >= RESULT_SECONDS else Step.WAIT
 
 
+def _reached_limit_of_pack(row: QueueRow | None, traces: Traces) -> bool:
+    """Whether Slurm ended a job for the time of those before it. Forge itself ends one that reaches its own limit."""
+    return traces.packed and row is not None and row.state is SlurmState.TIMEOUT
+
+
 def step_after_accounting(row: QueueRow | None, traces: Traces) -> Step:
     """Decide on a job that the controller does not know, by what the accounting says of it (None: nothing)."""
-    if row is None and traces.claims == 0:
+    if (row is None and traces.claims == 0) or _reached_limit_of_pack(row, traces):
         return Step.SUBMIT_AGAIN
     return Step.ASK_USAGE if row is None or row.ended else Step.WAIT

@@ -1,0 +1,76 @@
+"""Packs in which things go wrong: one job's bad luck is not the others'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.test_slurm import Session
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(1200)]
+
+PACKED = """
+    rule all:
+        input: expand("{n}.txt", n=range(6))
+    rule short:
+        output: "{n}.txt"
+        resources: mem_mb=60, runtime=5
+        shell: "echo ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}} >> signs/{wildcards.n};"
+               " case {wildcards.n} in 2) echo half > {output}; while [ ! -e signs/go ]; do sleep 0.1; done;; esac; echo $SLURM_JOB_ID > {output}"
+"""
+
+
+@pytest.fixture
+def session(cluster: Cluster, workdir: Path) -> Session:
+    return Session(cluster, workdir)
+
+
+def test_a_pack_that_reaches_its_time_limit_fails_no_job_that_is_within_its_own(session: Session) -> None:
+    session.start(PACKED, "--forge-slurm-pack", "6")
+    held = session.wait_file("signs/2").strip()
+    session.cluster.run("scontrol", "update", f"jobid={held}", "EndTime=now+1")
+    session.wait(lambda: (session.directory / "signs" / "2").read_text().split() != [held])
+    (session.directory / "signs" / "go").touch()
+    done = session.finish()
+    assert done.code == 0, done.output
+    runs = {n: (session.directory / "signs" / str(n)).read_text().split() for n in range(6)}
+    assert {n: len(jobs) for n, jobs in runs.items()} == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
+    assert runs[2][1] not in {runs[3][0], runs[4][0], runs[5][0]}, "it runs alone"
+    found = [attempt for attempt in done.attempts("short") if attempt["wildcards"]["n"] == "2"]
+    assert sorted(attempt["outcome"] for attempt in found) == ["lost", "succeeded"]
+    assert {Path(attempt["directory"]).name.partition(".")[2] for attempt in found} == {"", "submission1"}
+    assert not list(session.directory.glob(".snakemake/forge/staging/*"))
+
+
+def test_a_pack_that_slurm_refuses_is_submitted_job_by_job(session: Session) -> None:
+    """The partition takes an hour: the job with its 59 minutes, but not with what the others may take."""
+    session.start(PACKED.replace("runtime=5", "runtime=59"), "--forge-slurm-pack", "6")
+    (session.directory / "signs" / "go").touch()
+    done = session.finish()
+    assert done.code == 0, done.output
+    assert "(jobs of rule short as a pack); it gets them one by one." in done.output
+    assert len({done.read(f"{n}.txt") for n in range(6)}) == 6
+
+
+def test_packs_while_the_controller_is_away(session: Session) -> None:
+    """What runs goes on and is known; what becomes ready meanwhile is submitted later."""
+    session.start(PACKED.replace('input: expand("{n}.txt"', 'input: expand("{n}.after"') + """
+    rule after:
+        input: "{n}.txt"
+        output: "{n}.after"
+        resources: runtime=5
+        shell: "cp {input} {output}"
+    """, "--forge-slurm-pack", "6")
+    session.wait_file("signs/2")
+    session.cluster.end("slurmctld")  # in an orderly way: after SIGKILL it may run jobs twice and drain its nodes
+    (session.directory / "signs" / "go").touch()
+    session.wait(lambda: "6 of 13 steps" in session.output() and "does not answer" in session.output())
+    session.cluster.start_controller()
+    done = session.finish()
+    assert done.code == 0, done.output
+    assert "answers again" in done.output
+    assert [attempt["outcome"] for attempt in done.attempts()] == ["succeeded"] * 12
+    assert {len((session.directory / "signs" / str(n)).read_text().split()) for n in range(6)} == {1}, "no job ran twice"
+    session.cluster.await_idle()
