@@ -201,6 +201,8 @@ def _evidence(record: Record) -> str:
         parts.append(f"the attempt before: {record['retry_of']}")
     usage = record.get("usage") or {}
     parts.append(f"ran {show_seconds(record['seconds'])}")
+    if record.get("slurm_job"):
+        parts.append(f"Slurm job {record['slurm_job']}")
     if usage:
         parts.append(f"{show_seconds(usage['cpu_seconds'])} of CPU")
         if record["outcome"] != "oom":

@@ -82,7 +82,7 @@ class Running:
             f"{show_seconds(record['seconds'])}{wall}",
             "-" if used is None else f"{show_bytes(used)}{limit}",
             f"{'-' if self.cores is None else f'{self.cores:.1f}'} of {limits['cpus']}",
-            self.line,
+            f"[Slurm {record['slurm_job']}] {self.line}" if record.get("slurm_job") else self.line,
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from .snakemake_internals import spare
 from .submission import Submitter
 
 Failure = Verdict | str
+
+_PAUSE_SECONDS = 0.2
 
 
 class Group:
@@ -46,7 +49,10 @@ class Group:
                 with self._lock:  # so that a verdict finds its job among the running ones
                     self._waiting.pop(0)
                     done = partial(self._done, job)
-                    self._running[self._submitter.submit(job, prepared, done)] = job
+                    name = self._submitter.submit(job, prepared, done)
+                    self._running[name] = job
+                if job.is_service:
+                    self._await(name)
         except Exception as error:  # Snakemake's or ours: it fails this group, and no other job
             with self._lock:
                 failure = error.verdict if isinstance(error, RefusedError) else str(error)
@@ -54,6 +60,11 @@ class Group:
                 finished = not self._running
             if finished:
                 self._report(self._failure)
+
+    def _await(self, name: str) -> None:
+        """Wait for a service that waits itself, in the queue of a cluster: the time for its file begins after that."""
+        while self._failure is None and not self._submitter.has_begun(name):
+            time.sleep(_PAUSE_SECONDS)
 
     def _done(self, job: Any, verdict: Verdict) -> None:
         spare(job, verdict)

@@ -64,7 +64,9 @@ class Submitter:
         self.declarations = Declarations(self._workflow, engine.directory)
         defaults = engine.config.default_resources
         self._check = ResourceCheck(self._workflow, engine.check, remote=engine.has_remote, defaults=defaults)
-        self.groups = JobGroups(self._workflow, self.runs_elsewhere, self._config) if engine.runs_groups else None
+        self.groups = (
+            JobGroups(self._workflow, self.runs_elsewhere, self._config) if engine.groups is not None else None
+        )
         of = self.groups.of if self.groups is not None else lambda _: None
         self._translator = Translator(self._workflow, partial(is_local, self._workflow), self._check.without, of)
 
@@ -190,7 +192,7 @@ class Submitter:
             UsageError: see :func:`..spec.resources.check_group`.
         """
         elsewhere = [job.rule.name for job in jobs if self.runs_elsewhere(job)]
-        if self._engine.runs_groups and len(elsewhere) == len(jobs):
+        if self._engine.groups is not None and len(elsewhere) == len(jobs):
             return
         if elsewhere:
             raise UsageError(
@@ -199,6 +201,10 @@ class Submitter:
                 "them out), or connect the rules with a file instead."
             )
         self._engine.check_group([(job.rule.name, dict(job.resources.items())) for job in jobs])
+
+    def has_begun(self, name: str) -> bool:
+        """Whether an attempt has begun, or is over."""
+        return self._engine.groups is None or self._engine.groups.has_begun(name)
 
     def end(self, name: str, reason: str) -> None:
         """End one attempt."""

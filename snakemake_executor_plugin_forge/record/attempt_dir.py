@@ -26,7 +26,7 @@ from .jsonfile import COMMAND, EVENTS, SPEC, STDERR, STDOUT, VERDICT, begin_to_w
 _PLAIN = (
     *("name", "rule", "attempt", "retry", "retry_of", "submitted", "command", "how", "cpu_mode"),
     *("runtime", "runtime_id", "backend", "workdir", "scratch_base", "inputs", "outputs", "logs"),
-    *("declared_at", "by_default", "threads_asked"),
+    *("declared_at", "by_default", "threads_asked", "slurm_job"),
 )
 """Fields of a specification that ``spec.json`` has by their names, as they are."""
 

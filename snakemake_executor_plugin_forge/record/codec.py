@@ -34,7 +34,7 @@ _BESIDE_THE_RECORD = ("stderr_tail", "in_place")
 
 _OF_THE_SPEC = (
     *("rule", "attempt", "retry", "retry_of", "submitted", "runtime", "backend", "how"),
-    *("declared_at", "by_default", "threads_asked"),
+    *("declared_at", "by_default", "threads_asked", "slurm_job"),
 )
 
 

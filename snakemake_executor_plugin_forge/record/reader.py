@@ -24,7 +24,7 @@ from .origin import is_believed
 RUNNING = "running"
 _OF_THE_SPEC = (
     *("rule", "wildcards", "attempt", "retry", "retry_of", "submitted", "limits", "isolation", "runtime", "backend"),
-    *("declared_at", "by_default", "threads_asked"),
+    *("declared_at", "by_default", "threads_asked", "slurm_job"),
 )
 RUN = "run.json"
 SETTLED_SECONDS = 600.0

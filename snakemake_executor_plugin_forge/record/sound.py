@@ -166,6 +166,7 @@ _ATTEMPT = {
     "declared_at": _TEXT,
     "by_default": _TEXTS,
     "threads_asked": _null_or(_CPUS),
+    "slurm_job": _null_or(_TEXT),
     "limits": _LIMITS,
     "isolation": _ISOLATION,
 }

@@ -134,9 +134,9 @@ class Engine:
         return self._places.remote is not None
 
     @property
-    def runs_groups(self) -> bool:
-        """Whether that backend runs the members of a group on one host."""
-        return isinstance(self._places.remote, RunsGroups) and self._places.remote.runs_groups
+    def groups(self) -> RunsGroups | None:
+        """That backend, if it runs the members of a group on one host."""
+        return self._places.remote if isinstance(self._places.remote, RunsGroups) else None
 
     def isolation_line(self) -> str:
         """The line that says what encloses the jobs of this run."""

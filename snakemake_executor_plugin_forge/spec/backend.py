@@ -27,7 +27,8 @@ class Leaves(Protocol):
 class RunsGroups(Protocol):
     """A backend that runs jobs with the same :attr:`..spec.job.LaunchSpec.group` on one host, side by side."""
 
-    runs_groups: bool
+    def has_begun(self, name: str) -> bool:
+        """Return whether an attempt has begun, or is not there any more."""
 
 
 class Backend(Protocol):

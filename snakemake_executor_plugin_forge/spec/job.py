@@ -416,3 +416,4 @@ class LaunchSpec:
     asked: float = field(default=0.0, compare=False)  # see JobRequest
     planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown
     group: JobGroup | None = None  # see JobRequest
+    slurm_job: str | None = None  # the id of the Slurm job in which it runs: "12", or "12_3" in an array

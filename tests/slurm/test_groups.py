@@ -84,7 +84,8 @@ def test_a_group_is_one_slurm_job(session: Session) -> None:
     done = session.finish()
     found = by_rule(done)
     assert {rule: attempt["outcome"] for rule, attempt in found.items()} == dict.fromkeys(
-        ("a", "b", "c", "d", "seed", "fine", "says", "hears"), "succeeded") | {"bad": "oom"}, done.output
+        ("a", "b", "c", "d", "seed", "fine", "says", "hears"), "succeeded"
+    ) | {"bad": "oom"}, done.output
     first, *others = done.read("d.txt").split()
     assert others == [first, str(150 << 20), first, str(100 << 20)], "one Slurm job, and each member has its own limit"
     assert "NumCPUs=3 " in job, job
@@ -92,6 +93,10 @@ def test_a_group_is_one_slurm_job(session: Session) -> None:
     assert "TimeLimit=00:07:00" in job, job
     assert "Comment=forge_group_diamond:_a" in job.replace(" ", "_"), job
     assert found["bad"]["evidence"]["scope"] == "job"
+    assert {found[rule]["slurm_job"] for rule in "abcd"} == {found["b"]["slurm_job"]}
+    why = Session(session.cluster, session.directory)
+    why.execute([*FORGE, "why", "bad"], {})
+    assert f"Slurm job {found['bad']['slurm_job']}" in why.finish().output
     assert len(set(done.read("fine.txt").split())) == 1, "its sibling's end was none of its affairs"
     piped = done.read("piped.txt").split()
     assert piped[2] == piped[5], done.read("piped.txt")
@@ -135,7 +140,77 @@ def test_members_of_a_killed_snakemake_are_taken_over(session: Session) -> None:
     (session.directory / "signs" / "go").touch()
     done = session.finish()
     assert done.code == 0, done.output
-    assert [len((session.directory / "signs" / name).read_text().split()) for name in ("first", "beside")] == [1, 1], "nothing ran twice"
+    assert [len((session.directory / "signs" / name).read_text().split()) for name in ("first", "beside")] == [1, 1], (
+        "nothing ran twice"
+    )
     first, beside, last = done.read("last.txt").split()
     assert first == beside != last, "the old worker takes no orders from others"
+    session.wait(lambda: not any(row.endswith(("RUNNING", "PENDING", "COMPLETING")) for row in session.cluster.queue()))
+
+
+FAULTS = """
+    rule all:
+        input: "u.txt", "v.txt", "held.txt", "later.txt", expand("big{n}.txt", n=range(3))
+    rule serves:
+        output: service("place/socket")
+        group: "served"
+        resources: mem_mb=60
+        shell: "echo $SLURM_JOB_ID > {output}; while true; do sleep 0.1; done"
+    rule u:
+        input: "place/socket"
+        output: "u.txt"
+        group: "served"
+        resources: mem_mb=60
+        shell: "cat {input} > {output}; echo $SLURM_JOB_ID >> {output}"
+    rule v:
+        input: "u.txt"
+        output: "v.txt"
+        group: "served"
+        resources: mem_mb=60
+        shell: "cat {input} > {output}; echo $SLURM_JOB_ID >> {output}"
+    rule seed:
+        output: "seed.txt"
+        group: "cancelled"
+        resources: mem_mb=60
+        shell: "touch {output}"
+    rule held:
+        input: "seed.txt"
+        output: "held.txt"
+        group: "cancelled"
+        resources: mem_mb=60
+        shell: "echo ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}} > signs/held; sleep 600; touch {output}"
+    rule outside:
+        output: "outside.txt"
+        shell: "while [ ! -e signs/go ]; do sleep 0.1; done; touch {output}"
+    rule later:
+        input: "seed.txt", "outside.txt"
+        output: "later.txt"
+        group: "cancelled"
+        resources: mem_mb=60
+        shell: "echo $SLURM_JOB_ID > {output}"
+    rule big:
+        output: "big{n}.txt"
+        group: "big"
+        resources: mem_mb=1800
+        shell: "echo $SLURM_JOB_ID > {output}"
+"""
+
+
+def test_what_a_group_survives(session: Session) -> None:
+    """A service that ends before the others, a Slurm job that is cancelled, a sum that no node has."""
+    session.start(FAULTS, "--group-components", "big=3")
+    held = session.wait_file("signs/held").strip()
+    assert session.cluster.run("scancel", held).returncode == 0
+    session.wait(lambda: any(a["rule"] == "held" for a in attempts(session)))
+    (session.directory / "signs" / "go").touch()
+    done = session.finish()
+    outcomes = {rule: attempt["outcome"] for rule, attempt in by_rule(done).items()}
+    assert outcomes == dict.fromkeys(("u", "v", "seed", "outside", "later", "big"), "succeeded") | {
+        "serves": "cancelled",
+        "held": "cancelled",
+    }, done.output
+    assert by_rule(done)["held"]["seconds"] > 0, "it was told, and has left a verdict of its own"
+    assert len(set(done.read("v.txt").split())) == 1, "the Slurm job has outlived its service"
+    assert "group big cannot be one Slurm job" in done.output
+    assert len({done.read(f"big{n}.txt") for n in range(3)}) == 3
     session.wait(lambda: not any(row.endswith(("RUNNING", "PENDING", "COMPLETING")) for row in session.cluster.queue()))

@@ -23,7 +23,7 @@ from ...spec.job import LaunchSpec
 from ...spec.slurm import AUTO, SlurmSettings
 from ...spec.verdict import EndedBy, Order, Verdict
 from ..registry import Services
-from . import exchange
+from . import exchange, fence
 from .client import SlurmClient, Unanswered
 from .dispatcher import CLOSE_SECONDS, Dispatcher
 from .groups import whole
@@ -39,7 +39,6 @@ class SlurmBackend:
     """Runs jobs in the cluster of SLURM_CONF."""
 
     name = "slurm"
-    runs_groups = True  # in one allocation: see ...spec.backend.RunsGroups
 
     def __init__(self, services: Services, client: SlurmClient | None = None) -> None:
         """Find the cluster and start the threads.
@@ -77,9 +76,15 @@ class SlurmBackend:
         own, group = shape(spec, self._settings), spec.group
         of_group = shape(whole(spec, group), self._settings) if group is not None else ()
         alone = (spec.together and group is None) or is_mpi(spec.resources)
+        alone = alone or (group is not None and group.key in self._dispatcher.groups.dissolved)
         self._table.add(
             Job(spec, payload, noted, own, time.monotonic(), alone=alone, group=group, group_shape=of_group)
         )
+
+    def has_begun(self, name: str) -> bool:
+        """See :class:`...spec.backend.RunsGroups`."""
+        job = self._table.find(name)
+        return job is None or (bool(job.attempt) and fence.latest(job.attempt) > 0)
 
     def cancel(self, name: str, order: Order) -> None:
         """See :class:`...spec.backend.Backend`. This would end a whole pack, but no member of one gets here.

@@ -97,6 +97,9 @@ class Dispatcher:
         now = time.monotonic()
         for job in self.groups.step(now):
             self._conclude(job, job.row)
+        if self.groups.has_news:
+            self.groups.has_news = False
+            self._polling = self._polling.at_latest(now + polling.MIN_POLL_SECONDS)
         demand = self._demand()
         call = demand.next_call(now)
         if call is None or not self._limiter.take(now):

@@ -102,8 +102,10 @@ class Groups:
         self._workers: dict[str, GroupWorker] = {}  # those that take orders, by group
         self._succeeded: dict[str, set[tuple[str, tuple[tuple[str, str], ...]]]] = {}
         self._failed: set[str] = set()
+        self.dissolved: set[str] = set()  # groups that cannot be one Slurm job
         self._exits: dict[str, float] = {}  # when a process was seen to have ended, by attempt
         self._looked = 0.0
+        self.has_news = False  # a process has ended, and Slurm may say why
 
     @property
     def pause_seconds(self) -> float | None:
@@ -116,7 +118,7 @@ class Groups:
 
     def note(self, spec: LaunchSpec, verdict: Verdict) -> None:
         """Remember how a member has ended. Called in any thread."""
-        if spec.group is not None and verdict.ok:
+        if spec.group is not None and (verdict.ok or verdict.ended_by is EndedBy.FORGE):  # a service that was needed
             done = (spec.rule, tuple(sorted(spec.wildcards.items())))
             self._succeeded.setdefault(spec.group.key, set()).add(done)
         elif spec.group is not None:
@@ -246,6 +248,7 @@ class Groups:
             return []
         self._looked = now
         seen = {job.spec.name: job for job in jobs if exchange.has_exited(job.attempt)}
+        self.has_news = not seen.keys() <= self._exits.keys()
         self._exits = {name: self._exits.get(name, now) for name in seen}
         return [job for name, job in seen.items() if now - self._exits[name] >= _patience(job)]
 
@@ -269,10 +272,12 @@ class Groups:
         """Dissolve groups whose workers sbatch has refused; their members run alone. False if pipes connect them."""
         if any(job.spec.together for job in jobs):
             return False
-        names = ", ".join(dict.fromkeys(job.grouped.name for job in jobs if job.grouped is not None))
+        groups = {job.group.key: job.group.name for job in jobs if job.group is not None}
+        names = ", ".join(dict.fromkeys(groups.values()))
         self._notice(f"Forge: group {names} cannot be one Slurm job ({error}); its members are submitted one by one.")
-        for job in jobs:
-            job.alone = True
+        self.dissolved |= groups.keys()
+        for job in self._table.jobs():
+            job.alone = job.alone or (job.group is not None and job.group.key in groups)
         return True
 
     def end_all(self) -> None:

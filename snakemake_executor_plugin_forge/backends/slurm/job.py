@@ -181,7 +181,8 @@ def verdict_without_result(job: Job, row: QueueRow | None, used: Used | None = N
         row: its row in the queue; None if Slurm does not know the job.
         used: its usage by the accounting; None if there is none.
     """
-    spec = replace(job.spec, job_dir=exchange.copy_directory(job.spec.job_dir, max(1, fence.latest(job.attempt))))
+    directory = exchange.copy_directory(job.spec.job_dir, max(1, fence.latest(job.attempt)))
+    spec = replace(job.spec, job_dir=directory, slurm_job=job.slurm_id or None)
     try:
         published = clear_copies(job.spec, job.attempt)
         notes = [words.PUBLISHED_TO_THE_END.format(", ".join(published))] if published else []

@@ -59,6 +59,11 @@ class JobTable:
         with self.changed:
             return list(self._jobs.values())
 
+    def find(self, name: str) -> Job | None:
+        """An unfinished job."""
+        with self.changed:
+            return self._jobs.get(name)
+
     def unsent(self) -> list[Job]:
         """Jobs that are to be submitted."""
         return [job for job in self.jobs() if job.unsent]

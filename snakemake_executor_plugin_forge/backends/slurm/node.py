@@ -252,7 +252,20 @@ def own_spec(spec: LaunchSpec, run_id: str, mine: fence.CopyClaim) -> LaunchSpec
     # Each copy has its own base, after which its layers are named: a process id is unique on one node only.
     scratch_base = f"{base}/{exchange.copy_name(run_id, mine.directory, mine.number)}"
     exposed = tuple(path for path in spec.exposed if os.path.exists(path))
-    return replace(spec, job_dir=job_dir, environment=environment, scratch_base=scratch_base, exposed=exposed)
+    return replace(
+        spec,
+        job_dir=job_dir,
+        environment=environment,
+        scratch_base=scratch_base,
+        exposed=exposed,
+        slurm_job=slurm_job(os.environ),
+    )
+
+
+def slurm_job(environment: Mapping[str, str]) -> str | None:
+    """Return the id of the Slurm job of this process, as squeue shows it: sbatch(1)."""
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID")
 
 
 def enclosed(spec: LaunchSpec, host: Host, mounts: Iterable[str], home: str | None) -> LaunchSpec:

@@ -18,13 +18,27 @@ def main() -> None:
     """Run as the process of the batch job."""
     directory, orders = os.path.abspath(sys.argv[1]), sys.argv[2:]
     ended: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    running: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        """Slurm tells the process of the batch script only (22.05)."""
+        del frame
+        ended.append(number)
+        for child in running:
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, end)
     warm_up()
     status = 0
     for place, checksum in zip(orders[::2], orders[1::2], strict=True):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child can take it for its own
         child = os.fork()
         if child == 0:
             run_attempt(f"{directory}/{place}", checksum)
+        running.append(child)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        running.clear()  # before it is reaped, and its number may be that of another process
         _, waited = os.waitpid(child, 0)
         status = status or os.waitstatus_to_exitcode(waited)
         if ended:  # Slurm ends this batch job; what has not begun is submitted again

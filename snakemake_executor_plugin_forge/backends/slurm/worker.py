@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 
 from . import exchange, orders
-from .node import run_attempt
+from .node import run_attempt, warm_up
 
 LEASE_SECONDS = 120.0
 """How long a worker without anything to do waits for a controller that says nothing: NFS remembers a file for 60 s."""
@@ -46,6 +46,7 @@ class NodeWorker:
     def run(self) -> int:
         """Work until the end, and return an exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
+        warm_up()
         while True:
             names = self._orders.names()
             for order in () if self._ended else self._orders.new():
@@ -58,7 +59,7 @@ class NodeWorker:
             time.sleep(_PAUSE_SECONDS)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        """Slurm tells each process of the batch job: the attempts know."""
+        """Slurm tells the process of the batch script only (22.05), or all processes: twice does no harm."""
         del number, frame
         self._ended = True
 
@@ -80,9 +81,10 @@ class NodeWorker:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def _stop(self, names: set[str]) -> None:
-        """End the attempts of which the controller says so, once each."""
+        """End the attempts of which the controller says so, or all of them when Slurm does; once each."""
         for child, order in self._running.items():
-            if f"{orders.STOP}{order.number}" in names and order.number not in self._stopped:
+            to_end = self._ended or f"{orders.STOP}{order.number}" in names
+            if to_end and order.number not in self._stopped:
                 self._stopped.add(order.number)
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGTERM)
