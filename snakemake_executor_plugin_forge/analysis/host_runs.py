@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..kernel import process_tree
+from ..record.identity import user_name
 from ..record.index import Row, open_index
 from ..record.reader import read_run, state_directory
 from ..sandbox.cgroups.run_usage import RunUsage, run_directories, run_usage
@@ -32,6 +33,7 @@ class HostRun:
     """A run that is alive, at one moment."""
 
     directory: str
+    user: str  # whose processes they are
     record: Row  # its run.json
     usage: RunUsage  # of its jobs together, without Snakemake and Forge; what is used is None where it cannot be seen
     progress: Progress | None  # None: not known
@@ -63,7 +65,8 @@ def _found() -> Iterator[HostRun]:
             directory = os.readlink(f"/proc/{pid}/cwd")
             record = _record(directory, snakemake)
             if record is not None:
-                yield HostRun(directory, record, _usage(pid, record), _progress(directory, record))
+                user = user_name(os.stat(f"/proc/{pid}").st_uid)
+                yield HostRun(directory, user, record, _usage(pid, record), _progress(directory, record))
 
 
 def _record(directory: str, pid: int) -> Row | None:

@@ -30,7 +30,7 @@ def _cells(run: HostRun, weights: int, cores: float | None) -> tuple[str, ...]:
         cores = usage.cpu_seconds / run.seconds
     return (
         str(run.record.get("pid")),
-        str(run.record.get("user")),
+        run.user,
         _jobs(run),
         _of(usage.memory_bytes, usage.memory_limit_bytes, show_bytes),
         "-" if usage.memory_peak_bytes is None else show_bytes(usage.memory_peak_bytes),
@@ -67,7 +67,8 @@ def as_json(runs: Sequence[HostRun]) -> list[dict[str, object]]:
         {
             "run": run.name,
             "directory": run.directory,
-            **{name: run.record.get(name) for name in ("pid", "user", "started", "cores")},
+            "user": run.user,
+            **{name: run.record.get(name) for name in ("pid", "started", "cores")},
             "jobs": None if (found := run.progress) is None else {
                 "running": found.running, "done": found.done, "failed": found.failed, "pending": found.pending,
             },

@@ -45,12 +45,13 @@ def lives(pid: int, started: int, boot: str) -> bool:
         return False
 
 
-def user_name() -> str:
-    """The user's login name, or number if there is no name."""
+def user_name(uid: int | None = None) -> str:
+    """The login name of a user, this one by default, or the number if there is no name."""
+    uid = os.geteuid() if uid is None else uid
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(uid)
 
 
 def software_versions() -> dict[str, str]:

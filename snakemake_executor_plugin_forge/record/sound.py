@@ -16,6 +16,7 @@ DAMAGED = "damaged"
 """The key of a record that lists what was replaced in it."""
 
 _MOST = 2**62  # SQLite has 64 bits
+_MOST_FILE_TIME = 2**94  # nanoseconds: seconds have 64 bits
 _EPOCH = "1970-01-01T00:00:00+00:00"
 _YEARS = range(1970, 3000)
 _MOST_SECONDS = 1e10
@@ -135,6 +136,8 @@ _TIME = _kind(_is_time, _EPOCH)
 _NUMBER = _kind(_is_number, 0)
 _COUNT = _kind(lambda value: isinstance(value, int) and _is_number(value), 0)
 _CODE = _kind(lambda value: isinstance(value, int) and _is_number(value, -_MOST), None)
+# A job can give a file any time that its file system takes: XFS until 2486, Btrfs and ZFS much longer; not in an index.
+_FILE_TIME = _kind(lambda value: type(value) is int and abs(value) < _MOST_FILE_TIME, 0)
 _FLAG = _kind(lambda value: isinstance(value, bool), False)
 _TEXTS = _list_of(_TEXT)
 _OUTCOMES = frozenset((*map(str, Outcome), "running"))
@@ -152,7 +155,7 @@ _ISOLATION = _object({
     **dict.fromkeys(("limits", "files", "network"), _TEXT), "mechanisms": _TEXTS, "not_enforced": _TEXTS,
 })  # fmt: skip
 _OUTPUT = _object(
-    {"path": _PATH, "kind": _TEXT, "bytes": _COUNT, "mtime_ns": _null_or(_CODE), "checksum": _null_or(_TEXT),
+    {"path": _PATH, "kind": _TEXT, "bytes": _COUNT, "mtime_ns": _null_or(_FILE_TIME), "checksum": _null_or(_TEXT),
      "covers": _null_or(_TEXT), "temporary": _FLAG}
 )  # fmt: skip
 _ATTEMPT = {

@@ -152,7 +152,7 @@ class FilesBefore:
 
     def named(self, path: str) -> str:
         """Return a path as the author of the rule would write it."""
-        return path.removeprefix(self.spec.workdir + "/")
+        return path.removeprefix(self.spec.workdir + "/") or "."
 
     def staged(self, path: str) -> str:
         """Return where a file of the job is before it is published.

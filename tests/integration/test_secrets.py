@@ -91,10 +91,8 @@ SECRETS = {"MY_SECRET": "forge-canary-1", "AWS_SESSION_TOKEN": "forge-canary-2 w
 def test_no_job_finds_a_secret_in_any_process_that_it_can_read(user: str, tmp_path: Path) -> None:
     write_workflow(tmp_path, WORKFLOW)
     (tmp_path / "search.py").write_text(SEARCH)
-    if user == "user":
-        ordinary.hand_over(tmp_path)
     # A process of its own from the start: one forked from a warm Snakemake has what that was sent, the environment too.
-    before = ordinary.prefix() if user == "user" else []
+    before = ordinary.given_to(user, tmp_path)
     done = subprocess.run([*before, sys.executable, "-P", "-m", "snakemake", "--executor", "forge", "--scheduler", "greedy", "-j2"], cwd=tmp_path,
                           capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False, timeout=DEADLINE, env=os.environ | SECRETS)
     result = Result(done.returncode, done.stdout + done.stderr, tmp_path)

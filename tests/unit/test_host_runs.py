@@ -19,11 +19,11 @@ from snakemake_executor_plugin_forge.sandbox.cgroups.run_usage import (
 )
 from snakemake_executor_plugin_forge.spec.progress import Planned, Progress, RuleProgress
 
-RECORD = {"run": "20260131-120000-7-abcd", "pid": 7, "user": "eve", "cores": 8, "started": "2026-01-31T12:00:00+00:00"}
+RECORD = {"run": "20260131-120000-7-abcd", "pid": 7, "cores": 8, "started": "2026-01-31T12:00:00+00:00"}
 PROGRESS = Progress({"a": RuleProgress(Planned(9), done=3, failed=1, running=(1.0, 2.0))})
-NICE = HostRun("/nice", RECORD, RunUsage(290 << 20, 295 << 20, 300 << 20, 12, 200, 60.0, 50), PROGRESS)
-USUAL = HostRun("/usual", RECORD | {"run": "20260131-120000-8-abcd"}, RunUsage(1 << 30, None, 4 << 30, 3, None, 1.0, 100), None)
-POLLED = HostRun("/polled", RECORD | {"run": "20260131-120000-9-abcd", "cores": None}, RunUsage(memory_bytes=5 << 20, processes=2), None)
+NICE = HostRun("/nice", "eve", RECORD, RunUsage(290 << 20, 295 << 20, 300 << 20, 12, 200, 60.0, 50), PROGRESS)
+USUAL = HostRun("/usual", "eve", RECORD | {"run": "20260131-120000-8-abcd"}, RunUsage(1 << 30, None, 4 << 30, 3, None, 1.0, 100), None)
+POLLED = HostRun("/polled", "1001", RECORD | {"run": "20260131-120000-9-abcd", "cores": None}, RunUsage(memory_bytes=5 << 20, processes=2), None)
 
 
 def test_rows_have_what_is_used_and_the_budget() -> None:

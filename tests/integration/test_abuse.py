@@ -1,0 +1,161 @@
+"""What a session of attackers thought of beside the lists of issues: each attack is a job, and all are in one workflow."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Result, residue, run
+from ..ordinary import given_to
+from ..side_by_side import USERS
+
+ATTACKS = Path(__file__).with_name("abuse.py")
+OUTSIDE = f"forge-abuse-{os.getpid()}"
+FILES = """
+import os
+rule all:
+    input: "after"
+rule made:
+    output: "made"
+    shell: "echo RIGHT > made"
+"""
+RULE = """
+rule {name}:
+    input: {input}
+    output: "{name}.out"
+    resources: {resources}
+    shell: "{python} {script} {attack} {argument} > {{output}}"
+"""
+# An attack, the resources of its rule, and its outcome.
+CASES = {
+    "code_in_home": ("", "succeeded"),
+    "system": ("", "succeeded"),
+    "system_nested": ('forge_nested="on"', "succeeded"),
+    "processes": ("", "succeeded"),
+    "renames": ("", "succeeded"),
+    "calls": ("", "succeeded"),
+    "sockets": ("", "succeeded"),
+    "loopback": ('forge_network="off"', "succeeded"),
+    "daemons": ("", "succeeded"),
+    "locks": ("", "succeeded"),
+    "queues": ("", "succeeded"),
+    "allocated": ("disk_mb=20", "disk"),
+    "attributes": ("", "succeeded"),
+    "names": ("", "succeeded"),
+}
+# Outputs that are not what they seem: a rule's command, and the outcome.
+OUTPUTS = {
+    "hard_link": ("ln input.txt {output}", "failed"),
+    "hard_link_of_output": ("ln made {output} && chmod 600 {output}; exit 0", "failed"),
+    "dangling": ("ln -s /nowhere {output}", "succeeded"),  # as with local: only who needs it misses it
+    "device": ("mknod {output} c 1 3", "failed"),
+    "terabyte": ("truncate -s 1T {output}", "succeeded"),
+    "terabyte_limited": ("truncate -s 1T {output}", "disk"),
+    "far_times": ("echo > {output}; touch -d 2200-01-01 {output}", "succeeded"),
+    "early_times": ("echo > {output}; touch -d 1970-01-01 {output}", "succeeded"),
+    "capable": ("cp /bin/true {output}; chmod 6755 {output}; setcap cap_sys_admin+ep {output} 2>&- || true", "succeeded"),
+}
+
+
+def _snakefile(port: int) -> str:
+    text, finished = FILES, ["input.txt", "made"]
+    for name, (resources, outcome) in CASES.items():
+        attack, argument = name.removesuffix("_nested"), {"sockets": OUTSIDE, "loopback": str(port)}.get(name, "")
+        text += RULE.format(name=name, input="'input.txt', 'made'", resources=resources or "mem_mb=500", python=sys.executable, script=ATTACKS, attack=attack, argument=argument)
+        finished += [f"{name}.out"] if outcome == "succeeded" and name != "code_in_home" else []
+    for name, (command, outcome) in OUTPUTS.items():
+        resources = "disk_mb=20" if name.endswith("_limited") else "mem_mb=500"
+        text += f"rule {name}:\n    input: 'input.txt', 'made'\n    output: '{name}.out'\n    resources: {resources}\n    shell: {command!r}\n"
+        finished += [f"{name}.out"] if outcome == "succeeded" and name != "dangling" else []
+    names = ", ".join(repr(name) for name in finished)
+    return text + f"rule after:\n    input: {names}\n    output: 'after'\n    shell: 'echo RIGHT > after'\n"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What is left of one run of all attacks."""
+
+    result: Result
+    home: list[tuple[str, int, int]]  # of the user: names, times and sizes, before
+    work: Path
+    is_ordinary: bool
+
+    def state(self) -> list[tuple[str, int, int]]:
+        return _state(self.work.parent / "home")
+
+
+def _state(directory: Path) -> list[tuple[str, int, int]]:
+    found = ((path, path.lstat()) for path in directory.rglob("*"))
+    own = (".cache", ".local")  # Snakemake's, and the tokens of Forge
+    return sorted((str(path), status.st_mtime_ns, status.st_size) for path, status in found if path.relative_to(directory).parts[0] not in own)
+
+
+@pytest.fixture(scope="module", params=USERS)
+def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    base = tmp_path_factory.mktemp("abuse")
+    work, home = base / "work", base / "home"
+    for name in (".bashrc", ".profile", ".ssh/authorized_keys", ".gitconfig"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("the user's\n")
+    work.mkdir()
+    (work / "input.txt").write_text("RIGHT\n")
+    with ExitStack() as stack:
+        abstract, agent, port = (stack.enter_context(socket.socket(family)) for family in (socket.AF_UNIX, socket.AF_UNIX, socket.AF_INET))
+        abstract.bind(f"\0{OUTSIDE}")
+        (home / ".gnupg").mkdir()
+        os.chdir(home / ".gnupg")  # the path may be too long for a socket
+        agent.bind("S.gpg-agent")
+        os.chdir(ATTACKS.parent)
+        port.bind(("127.0.0.1", 0))
+        for one in (abstract, agent, port):
+            one.listen()
+        (work / "Snakefile").write_text(_snakefile(port.getsockname()[1]))
+        before = given_to(request.param, work, home)
+        known = _state(home)
+        result = run(work, "-j6", "-k", *[f"{name}.out" for name in (*CASES, *OUTPUTS)], "after", before=before, env={"HOME": str(home)})
+    yield Attacked(result, known, work, bool(before))
+    shutil.rmtree(work, ignore_errors=True)  # a terabyte looks large to whoever copies it
+
+
+@pytest.mark.parametrize("name", [*CASES, *OUTPUTS])
+def test_an_attack(attacked: Attacked, name: str) -> None:
+    _, outcome = {**CASES, **OUTPUTS}[name]
+    if name == "code_in_home" and attacked.is_ordinary:  # whose home is the working directory: see tests/ordinary.py
+        outcome = "violation"
+    attempt = attacked.result.attempt(name)
+    said = Path(attempt["directory"], "stderr.log").read_text()
+    assert attempt["outcome"] == outcome, (attempt["reason"], said)
+    if name in CASES and outcome == "succeeded":
+        worked = attacked.result.read(f"{name}.out").split("\n")
+        if name.endswith("_nested") and os.geteuid() == 0:  # docs/explanation/security.md: root's, and /proc is whole
+            worked = [line for line in worked if not line.startswith("/proc/sys")]
+        assert worked == [""]
+
+
+def test_nothing_is_left_of_them(attacked: Attacked) -> None:
+    """Neither in the home, nor on inputs and outputs, nor of processes, marks and objects that outlive processes."""
+    work = attacked.work
+    assert attacked.state() == attacked.home
+    assert (work / "input.txt").read_text() == (work / "made").read_text() == "RIGHT\n"
+    assert (work / "made").stat().st_mode & 0o777 == 0o644
+    assert (work / "input.txt").stat().st_nlink == 1
+    assert attacked.result.read("after") == "RIGHT\n", attacked.result.output
+    for path in (work / "marked", work / "marked/file"):
+        assert [name for name in os.listxattr(path) if "overlay" in name] == []
+    assert not (work / "pwned").exists()
+    capable = work / "capable.out"
+    assert not capable.stat().st_mode & 0o6000 and "security.capability" not in os.listxattr(capable)
+    assert (work / "terabyte.out").stat().st_blocks < 1000
+    objects = subprocess.run(["ipcs", "-a"], check=True, capture_output=True, text=True).stdout
+    assert "0x00001234" not in objects
+    assert "forge-abuse" not in Path("/proc/keys").read_text()
+    assert residue(work) == []
