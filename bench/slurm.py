@@ -46,7 +46,8 @@ EXECUTORS: dict[str, tuple[str, ...]] = {
     AUTO: ("--executor", "forge", "--forge-backend", "slurm", *RESOURCES),
     "slurm, every second": (*PLUGIN, *EVERY_SECOND),
     "slurm, as it comes": PLUGIN,
-    "slurm, arrays": (*PLUGIN, "--slurm-array-jobs", "all"),
+    # Version 2.8 hands larger arrays to sbatch as a script, of which each task runs the first job.
+    "slurm, arrays": (*PLUGIN, "--slurm-array-jobs", "all", "--slurm-array-limit", "40"),
 }
 LIMITS = {"slurm, as it comes": 0.25, "slurm, every second": 0.5}
 PACK_LIMITS = {"forge": 0.25, "slurm, arrays": 0.1}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,9 @@ def _expanded(job: Any) -> dict[str, object]:
 
     Not ``job.resources``, which keeps what it could not evaluate.
     """
-    found = job.rule.expand_resources(job.wildcards_dict, job.input, job.attempt, skip_evaluation={"tmpdir"})
+    found: dict[str, object] = {"_cores": 1}
+    with suppress(Exception):  # Snakemake says so itself, in its own words, when it comes to the job
+        found = job.rule.expand_resources(job.wildcards_dict, job.input, job.attempt, skip_evaluation={"tmpdir"})
     values = {key: math.ceil(value) if isinstance(value, float) else value for key, value in found.items()}
     return {
         key: value for key, value in values.items()

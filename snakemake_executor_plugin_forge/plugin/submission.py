@@ -79,7 +79,10 @@ class Submitter:
         jobs = list(jobs)
         self.declarations.update(jobs)
         if self.groups is not None:
-            self.groups.update(jobs)
+            try:
+                self.groups.update(jobs)
+            except UsageError as error:
+                self._executor.logger.warning(f"Forge: {error} For now they are submitted one by one.")
 
     def runs_elsewhere(self, job: Any) -> bool:
         """Whether a job runs on another host than this one."""

@@ -47,7 +47,13 @@ class Probe:
 
 
 def probe_host(
-    name: str, workdir: str, memory_bytes: int, pids: int | None, priority: Priority, gpus: tuple[str, ...]
+    name: str,
+    workdir: str,
+    memory_bytes: int,
+    pids: int | None,
+    priority: Priority,
+    gpus: tuple[str, ...],
+    namespaces: Namespaces | None = None,
 ) -> Probe:
     """Probe the host and make the cgroup of the run, or a polled substitute where the host allows no cgroup.
 
@@ -57,8 +63,9 @@ def probe_host(
         memory_bytes: the memory limit of the whole run.
         pids: the limit of processes of the whole run.
         gpus: the device nodes that the run may give to its jobs.
+        namespaces: what :func:`try_namespaces` has found on this host before; None: it tries.
     """
-    namespaces = try_namespaces(name, workdir)
+    namespaces = namespaces or try_namespaces(name, workdir)
     cgroup, tried = open_run_cgroup(name, memory_bytes, pids, priority)
     group: RunCgroup = cgroup or PolledRun(memory_bytes, namespaced=namespaces.kind != "none")
     refusals = "; ".join(f"{rung.name}: {rung.refusal}" for rung in tried if rung.refusal)

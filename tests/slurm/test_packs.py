@@ -45,8 +45,8 @@ def test_a_pack_that_reaches_its_time_limit_fails_no_job_that_is_within_its_own(
 
 
 def test_a_pack_that_slurm_refuses_is_submitted_job_by_job(session: Session) -> None:
-    """The partition takes an hour: the job with its 59 minutes, but not with what the others may take."""
-    session.start(PACKED.replace("runtime=5", "runtime=59"), "--forge-slurm-pack", "6")
+    """The partition takes an hour: the job with its 60 minutes, but not with what the others may take."""
+    session.start(PACKED.replace("runtime=5", "runtime=60"), "--forge-slurm-pack", "6")
     (session.directory / "signs" / "go").touch()
     done = session.finish()
     assert done.code == 0, done.output

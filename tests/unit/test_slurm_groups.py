@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.backends.slurm import orders
+from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, orders, worker
 from snakemake_executor_plugin_forge.backends.slurm.groups import Size, fits
 from snakemake_executor_plugin_forge.backends.slurm.orders import OrderBook, OrderReader, RunOrder
 
@@ -68,3 +69,30 @@ def test_members_fit_side_by_side() -> None:
     assert not fits(whole, [Size(2, 500)], Size(1, 501))
     assert not fits(whole, [Size(1, 1, 1)], Size(1, 1, 1))
     assert fits(Size(4, None), [Size(2, 500)], Size(2, 5000)), "nobody has said how much memory it has"
+
+
+def test_a_worker_ends_without_its_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lease is what it goes by; an attempt that was stopped before it began only gets its sign."""
+    monkeypatch.setattr(worker, "LEASE_SECONDS", 0.3)
+    book = OrderBook(orders.directory(str(tmp_path), "b1", 0))
+    attempt = tmp_path / "b1" / "0.0"
+    attempt.mkdir(parents=True)
+    orders.stop(book.path, 0)
+    book.run("0.0", "abc", first_only=False)
+    assert orders.of_attempt(str(attempt)) == (book.path, 0)
+    term = signal.getsignal(signal.SIGTERM)
+    try:
+        assert worker.NodeWorker(f"{tmp_path}/b1", 0, book.public).run() == 0
+    finally:
+        signal.signal(signal.SIGTERM, term)
+    assert exchange.has_exited(str(attempt))
+
+
+def test_the_end_of_a_copy_is_not_that_of_the_next(tmp_path: Path) -> None:
+    """Slurm may run a worker again, which claims its attempts anew."""
+    attempt = str(tmp_path)
+    assert fence.claim(attempt, "first") is not None
+    exchange.write_exit(attempt)
+    assert exchange.has_exited(attempt)
+    assert fence.claim(attempt, "second") is not None
+    assert not exchange.has_exited(attempt)

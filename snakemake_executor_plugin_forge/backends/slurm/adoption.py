@@ -310,5 +310,8 @@ def forbid_earlier(runs: str, own: str) -> int:
     Raises:
         OSError: if an attempt directory cannot be written.
     """
-    left = [attempt for run in unclosed_runs(runs, own) for attempt in _attempts(f"{runs}/{run}/slurm")]
+    states = [f"{runs}/{run}/slurm" for run in unclosed_runs(runs, own)]
+    for state in states:
+        orders.say_all_over(state)
+    left = [attempt for state in states for attempt in _attempts(state)]
     return sum(fence.holder(attempt) is None and fence.forbid(attempt, f"run {own}") for attempt in left)

@@ -26,7 +26,6 @@ from ..registry import Services
 from . import exchange, fence
 from .client import SlurmClient, Unanswered
 from .dispatcher import CLOSE_SECONDS, Dispatcher
-from .groups import whole
 from .job import Job
 from .job_table import JobTable
 from .mpi import is_mpi
@@ -74,9 +73,8 @@ class SlurmBackend:
             done(verdict)
 
         own, group = shape(spec, self._settings), spec.group
-        of_group = shape(whole(spec, group), self._settings) if group is not None else ()
-        alone = (spec.together and group is None) or is_mpi(spec.resources)
-        alone = alone or (group is not None and group.key in self._dispatcher.groups.dissolved)
+        of_group = self._dispatcher.groups.shape(spec, self._settings) if group is not None else ()
+        alone = (spec.together or is_mpi(spec.resources)) if group is None else not of_group
         self._table.add(
             Job(spec, payload, noted, own, time.monotonic(), alone=alone, group=group, group_shape=of_group)
         )

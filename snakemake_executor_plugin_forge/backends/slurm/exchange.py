@@ -6,7 +6,7 @@
         launch                       from the controller, before it is submitted
         claims/  taken
         terminated.<copy>            the verdict of a copy that Slurm has ended, which may be run again
-        exited                       its process in a worker has ended, or was never begun
+        exited.<copy>                the process of that copy in a worker has ended; 0: nothing was begun
         batch-<job id>.out           the output of the batch script itself; empty after success
     <run>/slurm/results/             verdicts that the controller has not seen yet: <batch>.<place>.json
 
@@ -35,7 +35,7 @@ from ...spec.paths import COPY_SIGN, run_name
 from ...spec.verdict import Verdict
 from . import fence
 
-LAUNCH, RESULTS, TERMINATED_COPY, EXITED = "launch", "results", "terminated.", "exited"
+LAUNCH, RESULTS, TERMINATED_COPY, EXITED = "launch", "results", "terminated.", "exited."
 NODE_PROCESS = "forge-node"
 """The name of the process that runs an attempt on a node; it is the ancestor of the attempt's processes."""
 
@@ -177,14 +177,14 @@ def write_terminated(attempt: str, copy: int, verdict: Verdict) -> None:
 
 
 def write_exit(attempt: str) -> None:
-    """Say that the process of an attempt has ended; a result of it was there before."""
-    with suppress(OSError), open(f"{attempt}/{EXITED}", "w", encoding="ascii"):
+    """Say that the process of the newest copy has ended; a result of it was there before."""
+    with suppress(OSError), open(f"{attempt}/{EXITED}{fence.latest(attempt)}", "w", encoding="ascii"):
         pass
 
 
 def has_exited(attempt: str) -> bool:
-    """Return whether :func:`write_exit` has said so."""
-    return os.path.exists(f"{attempt}/{EXITED}")
+    """Return whether :func:`write_exit` has said so of the newest copy."""
+    return os.path.exists(f"{attempt}/{EXITED}{fence.latest(attempt)}")
 
 
 def _text(verdict: Verdict) -> str:

@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ...kernel.imports import own_command
+from ...spec.errors import UsageError
 from ...spec.job import LaunchSpec
 from ...spec.job_group import JobGroup
+from ...spec.slurm import SlurmSettings
 from ...spec.units import MEBIBYTE
 from ...spec.verdict import EndedBy, Verdict
-from . import exchange, orders
+from . import exchange, orders, sbatch
 from .job import Job, batch_name
 from .job_table import JobTable
 from .parse import QueueRow
 from .polling import RESULT_SECONDS, WRITTEN_RESULT_SECONDS
-from .sbatch import gpu_count
 from .states import SlurmState
 
 _STEP_SECONDS = 1.0
@@ -70,7 +71,7 @@ def whole(spec: LaunchSpec, group: JobGroup) -> LaunchSpec:
 
 def size_of(spec: LaunchSpec) -> Size:
     """What a job takes."""
-    return Size(spec.limits.cpus, spec.limits.memory_bytes, gpu_count(spec.rule, spec.resources))
+    return Size(spec.limits.cpus, spec.limits.memory_bytes, sbatch.gpu_count(spec.rule, spec.resources))
 
 
 @dataclass(slots=True)
@@ -111,6 +112,30 @@ class Groups:
     def pause_seconds(self) -> float | None:
         """How long nothing has to be done; None if there are no workers."""
         return _STEP_SECONDS if self._workers else None
+
+    def shape(self, spec: LaunchSpec, settings: SlurmSettings) -> tuple[str, ...]:
+        """Return the arguments of sbatch for the group of a job; () if it cannot be one Slurm job. In any thread.
+
+        Raises:
+            UsageError: if it cannot, and a pipe connects this job with others.
+        """
+        group = spec.group
+        if group is None or group.key in self.dissolved:
+            return ()
+        try:
+            return sbatch.shape(whole(spec, group), settings)
+        except UsageError as error:
+            if spec.together:
+                raise
+            self._dissolve({group.key: group.name}, error)
+            return ()
+
+    def _dissolve(self, groups: Mapping[str, str], error: Exception) -> None:
+        names = ", ".join(dict.fromkeys(groups.values()))
+        self._notice(f"Forge: group {names} cannot be one Slurm job ({error}); its members are submitted one by one.")
+        self.dissolved |= groups.keys()
+        for job in self._table.jobs():
+            job.alone = job.alone or (job.group is not None and job.group.key in groups)
 
     def has_worker(self, job: Job) -> bool:
         """Whether a job needs no call of sbatch, because its group has a worker."""
@@ -249,8 +274,10 @@ class Groups:
         self._looked = now
         seen = {job.spec.name: job for job in jobs if exchange.has_exited(job.attempt)}
         self.has_news = not seen.keys() <= self._exits.keys()
-        self._exits = {name: self._exits.get(name, now) for name in seen}
-        return [job for name, job in seen.items() if now - self._exits[name] >= _patience(job)]
+        # While Slurm says anything else, it may be about to run the worker again: its next state decides.
+        running = {name for name, job in seen.items() if job.row is not None and job.row.state is SlurmState.RUNNING}
+        self._exits = {name: self._exits.get(name, now) if name in running else now for name in seen}
+        return [job for name, job in seen.items() if name in running and now - self._exits[name] >= _patience(job)]
 
     # -- what Slurm says ---------------------------------------------------------------------------------------------
 
@@ -272,12 +299,7 @@ class Groups:
         """Dissolve groups whose workers sbatch has refused; their members run alone. False if pipes connect them."""
         if any(job.spec.together for job in jobs):
             return False
-        groups = {job.group.key: job.group.name for job in jobs if job.group is not None}
-        names = ", ".join(dict.fromkeys(groups.values()))
-        self._notice(f"Forge: group {names} cannot be one Slurm job ({error}); its members are submitted one by one.")
-        self.dissolved |= groups.keys()
-        for job in self._table.jobs():
-            job.alone = job.alone or (job.group is not None and job.group.key in groups)
+        self._dissolve({job.group.key: job.group.name for job in jobs if job.group is not None}, error)
         return True
 
     def end_all(self) -> None:

@@ -32,7 +32,7 @@ from ...sandbox.filesystem.kept import HeldHome, hold_home
 from ...sandbox.filesystem.mounts import mount_points
 from ...sandbox.filesystem.overlay import may_cover
 from ...sandbox.filesystem.scratch import ScratchPool, hold, remove_abandoned
-from ...sandbox.probe import probe_host
+from ...sandbox.probe import Namespaces, probe_host, try_namespaces
 from ...sandbox.standby import Standby
 from ...spec import words
 from ...spec.errors import ForgeError
@@ -60,18 +60,30 @@ def main() -> None:
     run_attempt(os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
 
 
-def warm_up() -> None:
-    """Compute what is the same for all attempts of a batch job, before each gets a fork of this process."""
+def warm_up(attempt: str) -> Namespaces | None:
+    """Find out what is the same for all attempts of a batch job, before each gets a fork of this process.
+
+    Args:
+        attempt: the directory of the first, which names the scratch of the trial.
+
+    Returns:
+        The namespaces of this node; None if it is short of something now, and the attempts have to find out.
+    """
     withheld(os.environ, ())
     seccomp.steps(nested=False)
+    run_id = os.path.basename(os.path.dirname(exchange.state_of(attempt)))
+    with suppress(ForgeError, OSError):
+        return try_namespaces(exchange.copy_name(run_id, attempt, 0), os.getcwd())  # sbatch --chdir
+    return None
 
 
-def run_attempt(attempt: str, checksum: str) -> NoReturn:
+def run_attempt(attempt: str, checksum: str, namespaces: Namespaces | None = None) -> NoReturn:
     """Run one attempt as this process, which ends.
 
     Args:
         attempt: the directory of the attempt.
         checksum: of its launch.
+        namespaces: of this node, if :func:`warm_up` has found out.
     """
     begin = time.monotonic()
     signals = Signals()
@@ -82,7 +94,7 @@ def run_attempt(attempt: str, checksum: str) -> NoReturn:
         if mine is None:
             print(f"Nothing to do: {attempt} is taken ({fence.holder(attempt)}).", file=sys.stderr)
         else:
-            Node(launch, mine, signals, begin).run()
+            Node(launch, mine, signals, begin, namespaces).run()
     except (ForgeError, OSError) as error:
         print(f"Forge: {error}", file=sys.stderr)
         sys.exit(_EXIT_FORGE)
@@ -124,10 +136,18 @@ class Signals:
 class Node:
     """One copy of one attempt."""
 
-    def __init__(self, launch: exchange.Launch, mine: fence.CopyClaim, signals: Signals, begin: float) -> None:
+    def __init__(
+        self,
+        launch: exchange.Launch,
+        mine: fence.CopyClaim,
+        signals: Signals,
+        begin: float,
+        namespaces: Namespaces | None = None,
+    ) -> None:
         self._launch, self._mine, self._signals, self._begin = launch, mine, signals, begin
         self._state = node_state.CopyState()
         self._home: HeldHome | None = None
+        self._namespaces = namespaces
         own = own_spec(launch.spec, os.path.basename(os.path.dirname(launch.state)), mine)
         self._spec = mpi.fitted(own, os.environ)
 
@@ -209,7 +229,8 @@ class Node:
         limits = self._spec.limits  # the run is this one job, so its priority is that of the run
         priority = Priority(limits.nice, limits.io_weight, limits.io_weight != DEFAULT_IO_WEIGHT)
         gpus = gpu_nodes.find(launch.gpus, os.environ) if _wants_gpus(self._spec) else ()
-        probe = probe_host(name, self._spec.workdir, host_memory_bytes(), launch.run_pids, priority, gpus)
+        memory, pids = host_memory_bytes(), launch.run_pids
+        probe = probe_host(name, self._spec.workdir, memory, pids, priority, gpus, self._namespaces)
         host = within_slurm(probe.host, slurm_step.read_step(), limits.cpus, shares=launch.shares)
         if not host.layers_note:
             place = os.path.dirname(self._spec.scratch_base)

@@ -28,21 +28,21 @@ def main() -> None:
             os.kill(child, number)
 
     signal.signal(signal.SIGTERM, end)
-    warm_up()
+    namespaces = warm_up(f"{directory}/{orders[0]}") if orders else None
     status = 0
     for place, checksum in zip(orders[::2], orders[1::2], strict=True):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child can take it for its own
+        if ended:  # Slurm ends this batch job; what has not begun is submitted again
+            break
         child = os.fork()
         if child == 0:
-            run_attempt(f"{directory}/{place}", checksum)
+            run_attempt(f"{directory}/{place}", checksum, namespaces)
         running.append(child)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         running.clear()  # before it is reaped, and its number may be that of another process
         _, waited = os.waitpid(child, 0)
         status = status or os.waitstatus_to_exitcode(waited)
-        if ended:  # Slurm ends this batch job; what has not begun is submitted again
-            break
     sys.exit(abs(status))
 
 

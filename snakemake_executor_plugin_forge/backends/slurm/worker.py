@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 
+from ...sandbox.probe import Namespaces
 from . import exchange, orders
 from .node import run_attempt, warm_up
 
@@ -34,19 +35,20 @@ class NodeWorker:
             public: of the first order: see :class:`.orders.OrderReader`.
         """
         state, batch = os.path.split(directory)
-        self._directory = directory
+        self._directory, self._first = directory, f"{directory}/{index}.0"
         self._orders = orders.OrderReader(orders.directory(state, batch, index), public)
         self._again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
         self._running: dict[int, orders.RunOrder] = {}
         self._stopped: set[int] = set()
         self._ended = False  # by Slurm
+        self._namespaces: Namespaces | None = None
         self._status = 0
         self._lease, self._seen = self._orders.lease(), time.monotonic()
 
     def run(self) -> int:
         """Work until the end, and return an exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
-        warm_up()
+        self._namespaces = warm_up(self._first)
         while True:
             names = self._orders.names()
             for order in () if self._ended else self._orders.new():
@@ -72,7 +74,7 @@ class NodeWorker:
         try:
             child = os.fork()
             if child == 0:
-                run_attempt(attempt, order.checksum)
+                run_attempt(attempt, order.checksum, self._namespaces)
             self._running[child] = order
         except OSError as error:
             print(f"Forge: {attempt}: {error}", file=sys.stderr)

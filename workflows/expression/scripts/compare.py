@@ -60,6 +60,7 @@ def main(paths: list[str], output: str, picture: str) -> None:
     axes.set_yticks(range(len(found)), [f"{model}, {features} genes" for model, features in sorted(found)])
     axes.axvline(0.5, color="#222222", linewidth=0.6, linestyle=":")
     axes.set_xlim(-0.05, 1.08)
+    axes.set_ylim(-0.6, len(found) - 0.4)
     axes.set_xlabel("samples of an unseen donor that were predicted right (share)")
     axes.set_title("Dexamethasone or not, one donor left out", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
