@@ -161,7 +161,7 @@ class Inside:
             Whether that was possible; False if a process has a file open for writing, None if the kernel cannot tell.
         """
         try:
-            mounted = self._receive_layers()
+            mounted = self._receive_layers(socket.MSG_DONTWAIT)  # they are here if it got so far
             return freeze(mounted) if len(mounted) == len(self.layers) else None
         except OSError:
             return None

@@ -126,7 +126,8 @@ class Runtimes:
         Raises:
             ForgeError: names the runtime, its problem, and the command that helps.
         """
-        wanted = [r for r in {r.name: r for r in runtimes}.values() if r.name not in self._activations]
+        named = sorted({r.name: r for r in runtimes}.items())  # in an order that every run has
+        wanted = [runtime for name, runtime in named if name not in self._activations]
         said: list[str] = []
         try:
             self.build([r for r in wanted if self.state(r).word == "missing"], report)

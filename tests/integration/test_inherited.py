@@ -55,7 +55,7 @@ STARTS = {
     ],
     "many files, signals blocked": [
         sys.executable, "-c", SIGNALS, "block",
-        "bash", "-c", 'for i in {10..1100}; do eval "exec $i</etc/passwd"; done; exec "$@" 2>&-', "bash",
+        "bash", "-c", 'ulimit -n 4096; for i in {10..1100}; do eval "exec $i</etc/passwd"; done; exec "$@" 2>&-', "bash",
     ],
 }  # fmt: skip
 

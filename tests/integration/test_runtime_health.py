@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from snakemake_executor_plugin_forge.software import venv
 from snakemake_executor_plugin_forge.software.health import Built, verify
-from snakemake_executor_plugin_forge.spec.catalog import RuntimeKind
+from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
+from snakemake_executor_plugin_forge.spec.errors import BrokenRuntimeError
 
 from ..conda.channel import environment_file, make_channel, packages
 from ..conftest import FORGE, Result, forge, residue, run, write_workflow
@@ -151,3 +153,12 @@ def test_the_environment_of_snakemake_itself_is_read_when_asked_for(place: Path,
     assert found.returncode == 1
     assert f"{site}/forgetool.py is not as it was installed" in found.stdout, found.stdout + found.stderr
     assert f"{own}/bin/python -m pip install --force-reinstall --no-deps forgetool==1.0" in found.stdout
+
+
+def test_a_wheel_that_is_not_the_one_of_the_requirements_is_named(tmp_path: Path) -> None:
+    make_wheel(tmp_path, "forgetool", "1.0", TOOL.format(version="1.0"))
+    source = tmp_path / "requirements.txt"
+    source.write_text(f"--no-index\n--find-links {tmp_path}\nforgetool==1.0 --hash=sha256:{'0' * 64}\n")
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path / "there"), "-r", str(source)]
+    with pytest.raises(BrokenRuntimeError, match=r"forgetool==1\.0 from file:.*Expected sha256 000.*Got"):
+        venv.run_tool(words, Runtime("py", RuntimeKind.VENV, str(source)), "pip cannot install its requirements")
