@@ -389,7 +389,7 @@ UnkillableStepTimeout=30
 SlurmctldTimeout=30
 SlurmdTimeout={shape.node_timeout_seconds}
 # a node that takes longer to answer a launch has its job ended or started once more, running or not (default 10 s)
-MessageTimeout=30
+MessageTimeout=20
 JobRequeue=1
 PrologFlags=Alloc
 DefMemPerCPU=200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, orders, worker
-from snakemake_executor_plugin_forge.backends.slurm.groups import Size, fits
+from snakemake_executor_plugin_forge.backends.slurm.groups import Groups, Size, fits
+from snakemake_executor_plugin_forge.backends.slurm.job import Job
+from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
 from snakemake_executor_plugin_forge.backends.slurm.orders import OrderBook, OrderReader, RunOrder
+from snakemake_executor_plugin_forge.spec.job_group import JobGroup
+from tests.property.specs import spec
 
 
 def test_orders_arrive_in_their_order_and_again_after_a_restart(tmp_path: Path) -> None:
@@ -96,3 +101,35 @@ def test_the_end_of_a_copy_is_not_that_of_the_next(tmp_path: Path) -> None:
     assert exchange.has_exited(attempt)
     assert fence.claim(attempt, "second") is not None
     assert not exchange.has_exited(attempt)
+
+
+def test_an_order_that_cannot_be_written_is_given_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker is left that Slurm does not know, and no job that no worker knows."""
+    table = JobTable()
+
+    def send(job: Job, batch: str, index: int, part: int | None) -> bool:
+        job.attempt = exchange.attempt_directory(str(tmp_path), batch, index, part)
+        job.batch, job.index, job.part, job.submissions = batch, index, part, job.submissions + 1
+        table.was_sent(job)
+        return True
+
+    groups = Groups("run", str(tmp_path), table, print, send)
+    group = JobGroup("g1", "g", 2, {"_cores": 2})
+    grouped = replace(spec("a", None), group=group)
+    members = [Job(replace(grouped, name=name), b"", lambda _: None, (), 0.0, group=group) for name in ("a", "b")]
+    for job in members:
+        table.add(job)
+    run = OrderBook.run
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(OrderBook, "run", fail)
+    with pytest.raises(OSError, match="No space"):
+        groups.place(members, "b1", None)
+    assert [job.unsent for job in members] == [True, True]
+    assert not groups.has_worker(members[0])
+    monkeypatch.setattr(OrderBook, "run", run)
+    ready, is_array = groups.place(members, "b2", None)
+    assert ([job.part for job in ready], is_array) == ([0, 1], False)
+    assert groups.has_worker(members[0])

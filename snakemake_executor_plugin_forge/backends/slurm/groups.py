@@ -21,7 +21,7 @@ from ...spec.job_group import JobGroup
 from ...spec.slurm import SlurmSettings
 from ...spec.units import MEBIBYTE
 from ...spec.verdict import EndedBy, Verdict
-from . import exchange, orders, sbatch
+from . import exchange, fence, orders, sbatch
 from .job import Job, batch_name
 from .job_table import JobTable
 from .parse import QueueRow
@@ -172,7 +172,12 @@ class Groups:
             size = size_of(whole(of_group[0].spec, group))
             worker = GroupWorker(group, (batch_name(self._run_id, batch), index), batch, size, book)
             self._workers[key] = worker
-            self._order(worker, of_group, [])
+            try:
+                self._order(worker, of_group, [])
+            except OSError:
+                self._take_back([job for job in jobs if job.attempt])
+                self.forget(batch)
+                raise
             if not any(job.attempt for job in of_group):  # none could be handed over
                 del self._workers[key]
         ready = [job for _, of_group in chosen for job in of_group if job.attempt]
@@ -207,8 +212,18 @@ class Groups:
                 return
             number = worker.book.count
             if self._send(job, worker.batch, worker.key[1], number):
-                worker.book.run(os.path.basename(job.attempt), job.checksum, first_only=job.spec.together)
+                try:
+                    worker.book.run(os.path.basename(job.attempt), job.checksum, first_only=job.spec.together)
+                except OSError:  # a full disk, say: the next round tries again
+                    self._take_back([job])
+                    raise
                 beside.append(own)
+
+    def _take_back(self, jobs: Iterable[Job]) -> None:
+        """Order later what could not be ordered."""
+        for job in jobs:
+            job.submissions -= 1
+            self._table.is_again_unsent(job, job.since)
 
     # -- each round ----------------------------------------------------------------------------------------------------
 
@@ -242,7 +257,10 @@ class Groups:
         to_cancel = {job.spec.name for job in self._table.to_cancel()}
         ended = [job for job in running if job.spec.name in to_cancel]
         alone = [job for job in ended if job.cancelled is not None and job.cancelled.ended_by is EndedBy.FORGE]
-        if not alone or (len(ended) == len(running) and not worker.began):
+        if not alone:
+            return
+        worker.began = worker.began or any(fence.latest(job.attempt) > 0 for job in ended)  # Slurm may say so later
+        if len(ended) == len(running) and not worker.began:
             return
         for job in alone:
             if job.part is not None:
