@@ -238,7 +238,8 @@ _DIRECTORIES = (
     "/run/screen", "/run/uscreens",
 )  # fmt: skip
 _SOCKETS = (
-    "/run/docker.sock", "/run/systemd/private", "/run/snapd.socket",
+    "/run/docker.sock", "/run/systemd/private", "/run/systemd/notify", "/run/snapd.socket", "/run/udev/control",
+    "/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log",
     "/var/lib/lxd/unix.socket", "/var/snap/lxd/common/lxd/unix.socket", "/var/lib/incus/unix.socket",
 )  # fmt: skip
 VARIABLES = (
