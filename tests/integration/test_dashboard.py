@@ -135,6 +135,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
             (directory / "go").touch()
         assert [run.wait(DEADLINE) for run in runs] == [1, 0]
         wait_until(lambda: prometheus.number("count(forge_last_run_end_timestamp_seconds)") == 2, server)
+        wait_until(lambda: prometheus.number("sum(rate(forge_written_bytes_total[30s]))") >= 0, server)  # seen twice
         records = [record for directory in (one, two) for record in Result(0, "", directory).attempts()]
         yield Scraped(prometheus, metrics, live, killed, prometheus.panels(), records)
 
