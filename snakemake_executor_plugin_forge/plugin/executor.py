@@ -6,15 +6,15 @@ when an Executor starts a run, not before.
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import os
 import shlex
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +84,14 @@ class _InnerSnakemake(RealExecutor):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The parts of a run that has begun."""
+    """The parts of a run that has begun. What may block runs in a pool; a group's service may wait for hours."""
 
     engine: Engine
     submitter: Submitter
     plan: RunPlan
-    threads: concurrent.futures.ThreadPoolExecutor  # for everything that may block and the scheduler must not wait for
     crates: str | None  # the directory in which this run leaves its crate
+    threads: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 4, "forge"))
+    group_threads: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1 << 16, "forge-group"))
 
 
 class _PrintableLogger:
@@ -175,9 +176,7 @@ class Executor(_InnerSnakemake):
         )
         engine = parts.Engine(request)
         submitter = parts.Submitter(self, engine, deployment, starts)
-        threads = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="forge")
-        plan = parts.RunPlan(self.dag, engine.directory, engine.write_plan)
-        self._run = _Run(engine, submitter, plan, threads, crates)
+        self._run = _Run(engine, submitter, parts.RunPlan(self.dag, engine.directory, engine.write_plan), crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
         parts.protect_only_own()
         jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
@@ -211,7 +210,7 @@ class Executor(_InnerSnakemake):
             from .parts import Group
 
             group = Group(run.submitter, job, partial(self._conclude_group, info))
-            run.threads.submit(group.start)  # not here: it may have to wait for a service
+            run.group_threads.submit(group.start)  # not here: it may have to wait for a service
             return
         prepared = run.submitter.prepare(job)
         # Staged outputs are never half-written at their places, and need no mark for that; but not every node of a
@@ -354,6 +353,7 @@ class Executor(_InnerSnakemake):
         run, self._run = self._run, None
         if run is None:
             return
+        run.group_threads.shutdown()
         run.threads.shutdown()
         run.plan.close()
         run.engine.close()

@@ -37,6 +37,7 @@ class Group:
         self._waiting = sorted(jobs, key=lambda job: not job.is_service)
         self._consumers = sum(not job.is_service for job in self._waiting)
         self._failure: Failure | None = None
+        self._reported = False
 
     def start(self) -> None:
         """Start every member, services first: preparing a job that uses a service waits for that service."""
@@ -47,6 +48,8 @@ class Group:
                 job = self._waiting[0]
                 prepared = self._submitter.prepare(job)
                 with self._lock:  # so that a verdict finds its job among the running ones
+                    if self._failure is not None:  # meanwhile
+                        return
                     self._waiting.pop(0)
                     done = partial(self._done, job)
                     name = self._submitter.submit(job, prepared, done)
@@ -56,10 +59,9 @@ class Group:
         except Exception as error:  # Snakemake's or ours: it fails this group, and no other job
             with self._lock:
                 failure = error.verdict if isinstance(error, RefusedError) else str(error)
-                self._fail(failure, f"{job.rule.name}, a member of the same group, could not be started")
-                finished = not self._running
-            if finished:
-                self._report(self._failure)
+                if self._failure is None:
+                    self._fail(failure, f"{job.rule.name}, a member of the same group, could not be started")
+            self._report_end()
 
     def _await(self, name: str) -> None:
         """Wait for a service that waits itself, in the queue of a cluster: the time for its file begins after that."""
@@ -77,9 +79,15 @@ class Group:
                 self._consumers -= 1
                 if self._consumers == 0 and self._failure is None:
                     self._end("all jobs that use this service are done")
-            finished = not self._running and not self._waiting
-        if finished:
-            self._report(self._failure)
+        self._report_end()
+
+    def _report_end(self) -> None:
+        """Report once, when no member runs or waits."""
+        with self._lock:
+            if self._reported or self._running or self._waiting:
+                return
+            self._reported = True
+        self._report(self._failure)
 
     def _fail(self, failure: Failure, reason: str) -> None:
         self._failure = failure

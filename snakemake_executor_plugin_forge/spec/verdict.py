@@ -65,6 +65,7 @@ class Cause(enum.StrEnum):
     FENCED = "fenced"  # this copy of a Slurm job may not publish
     UNKNOWN_TO_SLURM = "unknown to Slurm"
     PROCESS_KILLED = "process killed"  # of one attempt, in a Slurm job that runs on
+    NOT_BEGUN = "not begun"  # of one attempt, in a Slurm job that runs on
     # any outcome
     SLURM_LIMIT = "Slurm limit"
     SLURM_STATE = "Slurm state"  # the state of the Slurm job is all that is known

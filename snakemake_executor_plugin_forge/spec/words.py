@@ -108,6 +108,7 @@ _UNSEEN = {
     Cause.FENCED: "lost: this copy may not publish what it has written: {}; by itself it was: {}",
     Cause.UNKNOWN_TO_SLURM: "lost: Slurm does not know job {} any more, and it has left no verdict",
     Cause.PROCESS_KILLED: "lost: its process in Slurm job {} was killed, and has left no verdict",
+    Cause.NOT_BEGUN: "lost: Slurm job {} could not begin it, and nothing of it was run{}",
     Cause.UNPUBLISHED: "its outputs, staged by run {}, could not be published, and none was: {}",
     Cause.NEVER_STARTED: "cancelled, nothing of it was run: {}",
     Cause.STILL_WAITING: "cancelled, nothing of it was run: {}, while it waited for {}",
@@ -124,7 +125,7 @@ def unseen(cause: Cause, *details: object) -> Words:
     """
     return Words(
         _UNSEEN[cause].format(*details),
-        "run it again" if cause in (Cause.UNKNOWN_TO_SLURM, Cause.PROCESS_KILLED) else "",
+        "run it again" if cause in (Cause.UNKNOWN_TO_SLURM, Cause.PROCESS_KILLED, Cause.NOT_BEGUN) else "",
     )
 
 

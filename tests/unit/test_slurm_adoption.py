@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_forge.backends.slurm import exchange, fence
+from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, orders
 from snakemake_executor_plugin_forge.backends.slurm.adoption import (
     TICKET,
     Earlier,
@@ -156,6 +156,27 @@ def test_a_pack_goes_on_without_what_is_not_wanted_any_more(tmp_path: Path) -> N
     assert earlier.blocking, "it may write its outputs in place"
     earlier = past.earlier()
     assert earlier.dismiss(queue("RUNNING")) == ["9_0"]
+
+
+def test_a_group_goes_on_without_a_member_that_is_not_wanted_any_more(tmp_path: Path) -> None:
+    """Its worker ends that member, and the others run on; new jobs wait until it has ended."""
+    past = Past(tmp_path)
+    past.submitted("0.0", "wanted")
+    begun = past.submitted("0.1", "begun")
+    path = orders.directory(str(past.runs / "old/slurm"), "b1", 0)
+    orders.OrderBook(path)
+    assert fence.claim(begun.attempt, "node") is not None
+    earlier = past.earlier()
+    assert earlier.meet(queue("RUNNING")) == []
+    assert earlier.claim(past.spec("wanted")) is not None
+    assert earlier.claim(past.spec("begun", recipe="other")) is None
+    assert Path(path, "stop.1").exists()
+    assert "the member of a group that run old has left is cancelled" in past.notices[-1]
+    assert earlier.meet(queue("RUNNING")) == []
+    assert earlier.blocking, "it may write its outputs in place"
+    exchange.write_exit(begun.attempt)
+    assert earlier.meet(queue("RUNNING")) == []
+    assert not earlier.blocking
 
 
 def test_what_succeeded_meanwhile_counts_by_result_or_record(tmp_path: Path) -> None:

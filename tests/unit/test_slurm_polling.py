@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.backends.slurm.dispatcher import remark
 from snakemake_executor_plugin_forge.backends.slurm.parse import QueueRow
 from snakemake_executor_plugin_forge.backends.slurm.polling import (
     ABSENT_SECONDS,
@@ -26,6 +25,7 @@ from snakemake_executor_plugin_forge.backends.slurm.polling import (
     is_complete,
     next_batch,
     next_step,
+    remark,
     step_after_accounting,
 )
 from snakemake_executor_plugin_forge.backends.slurm.states import TABLE, SlurmState, parse_state
@@ -184,6 +184,10 @@ def test_what_the_accounting_says_of_a_job_that_the_controller_forgot() -> None:
     assert step_after_accounting(None, RAN) is Step.ASK_USAGE
     assert step_after_accounting(row("TIMEOUT"), Traces()) is Step.ASK_USAGE
     assert step_after_accounting(row("TIMEOUT"), Traces(1, packed=True)) is Step.SUBMIT_AGAIN
+    for state in ("CANCELLED", "NODE_FAIL", "COMPLETED"):
+        assert step_after_accounting(row(state), Traces(packed=True)) is Step.SUBMIT_AGAIN, "its turn had not come"
+        assert step_after_accounting(row(state), Traces(1, packed=True)) is Step.ASK_USAGE
+    assert step_after_accounting(row("RUNNING"), Traces(packed=True)) is Step.WAIT
     assert step_after_accounting(row("RUNNING"), RAN) is Step.WAIT
 
 

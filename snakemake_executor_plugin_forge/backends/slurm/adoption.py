@@ -90,13 +90,14 @@ class Earlier:
         self._runs = unclosed_runs(runs, own)
         self._kept: dict[str, Orphan] = {}
         self._to_end: set[tuple[str, int]] = set()
+        self._stopped: dict[str, tuple[str, int]] = {}  # attempts that end in Slurm jobs which go on for others
         self._waited_for: set[tuple[str, int]] = set()  # Slurm jobs of what this run has adopted
         self._met = not self._runs
 
     @property
     def blocking(self) -> bool:
         """Whether nothing may be submitted yet: an attempt of a dead run might write the same files in place."""
-        return not self._met or bool(self._to_end)
+        return not self._met or bool(self._to_end) or bool(self._stopped)
 
     @property
     def open(self) -> bool:
@@ -120,6 +121,8 @@ class Earlier:
             self._to_end = set(alive) - {orphan.key for orphan in self._kept.values()}
             self._tell(len(alive) - len(self._to_end))
         self._to_end &= set(alive)
+        running = {attempt for attempt, key in self._stopped.items() if key in alive}
+        self._stopped = {name: self._stopped[name] for name in running if not exchange.has_exited(name)}
         return [alive[key].job_id for key in sorted(self._to_end)]
 
     def _tell(self, alive: int) -> None:
@@ -184,11 +187,17 @@ class Earlier:
     def _end(self, orphan: Orphan, why: str, *, spare_others: bool = False) -> None:
         free = fence.forbid(orphan.attempt, f"run {self._own}")
         runs = free and fence.latest(orphan.attempt) > 0
-        if runs or not (spare_others and self._is_shared(orphan)):
+        order = orders.of_attempt(orphan.attempt)
+        shared, what = spare_others and self._is_shared(orphan), "the Slurm job"
+        if shared and order is not None:  # of a worker: the others may run beside it
+            if free:
+                orders.stop(*order)
+            what = "the member of a group"
+            if runs:
+                self._stopped[orphan.attempt] = orphan.key
+        elif runs or not shared:
             self._to_end.add(orphan.key)  # else its Slurm job skips it or is done with it, and does the others
-        self._notice(
-            f"Forge: rule {orphan.identity.rule}: the Slurm job that run {orphan.run} has left is cancelled: {why}."
-        )
+        self._notice(f"Forge: rule {orphan.identity.rule}: {what} that run {orphan.run} has left is cancelled: {why}.")
 
     def spare(self) -> None:
         """Leave the jobs to the next run, and say so."""

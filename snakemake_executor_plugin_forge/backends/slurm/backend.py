@@ -48,7 +48,7 @@ class SlurmBackend:
         client = client or SlurmClient()
         self.facts = client.facts()
         self._settings = with_account(services.config.slurm, client, services.notice)
-        self._require = services.config.require
+        self._require, self._network = services.config.require, services.config.network
         self.host = _host(self.facts)
         os.makedirs(f"{services.run_dir}/slurm/{exchange.RESULTS}", exist_ok=True)
         self._table = JobTable()
@@ -61,7 +61,7 @@ class SlurmBackend:
             thread.start()
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        check(rule, resources, self._settings, self._require)
+        check(rule, {"forge_network": self._network, **resources}, self._settings, self._require)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         del is_command

@@ -22,7 +22,7 @@ from .adoption import Earlier, adopt, success, write_ticket
 from .client import Full, SlurmClient, Unanswered
 from .copies import clear_copies, put_aside
 from .groups import Groups
-from .job import Job, batch_name, hand_over, own_arguments, script, verdict_without_result
+from .job import Job, batch_name, hand_over, has_begun, is_streamed, own_arguments, script, verdict_without_result
 from .job_table import JobTable
 from .parse import ClusterFacts, QueueRow, Used
 from .sbatch import asks_for
@@ -244,9 +244,11 @@ class Dispatcher:
         self.groups.saw(found)
         news, unknown, over = False, [], list[tuple[Job, QueueRow | None]]()
         for job in self._table.sent():
+            if not job.attempt:
+                continue  # taken back by _again with another member of its pipe
             row = found.get((job.name, job.index))
             news |= job.note(row, begun)
-            self._tell(remark(row, job.spec.rule))
+            self._tell(polling.remark(row, job.spec.rule))
             traces = job.traces() if row is not None and row.ended else polling.Traces()
             step = polling.next_step(row, begun - job.same_since, traces, cancelled=job.cancelled is not None)
             match step:
@@ -284,7 +286,7 @@ class Dispatcher:
             row = rows.get((job.name, job.index))
             match polling.step_after_accounting(row, job.traces()):
                 case polling.Step.SUBMIT_AGAIN:
-                    self._again(job, None)
+                    self._again(job, row)
                 case polling.Step.ASK_USAGE:
                     over.append((job, row))
         self._conclude_all(over)
@@ -331,15 +333,27 @@ class Dispatcher:
             )
 
     def _again(self, job: Job, row: QueueRow | None) -> None:
-        """Submit once more a job that Slurm has lost before it could run, so that the lost one never can."""
+        """Submit once more a job that Slurm has lost before it could run, so that the lost one never can.
+
+        Members of a pipe are taken back together: in two Slurm jobs they would wait for each other without end.
+        """
+        if not job.attempt:
+            return  # taken back already, with another member
         self.groups.lost(job)
-        streamed = job.spec.together and job.grouped is not None  # the others have seen the pipe
-        if job.submissions >= polling.MAX_SUBMISSIONS or job.cancelled is not None or streamed:
+        streamed, lost = is_streamed([job]), [job]
+        if streamed:
+            own = [other for other in self._table.sent() if (other.name, other.index) == (job.name, job.index)]
+            lost = [other for other in own if is_streamed([other]) and other.cancelled is None]
+        over = job.submissions >= polling.MAX_SUBMISSIONS or job.cancelled is not None
+        over = over or (streamed and has_begun(job))  # what has gone through a pipe is gone
+        free = [not over and fence.forbid(other.attempt, "the controller: submitted again") for other in lost]
+        if not all(free) or over or (streamed and has_begun(job)):  # a copy has published, or one has begun just now
             self._conclude(job, row)
-        elif fence.forbid(job.attempt, "the controller: submitted again"):
-            begun = put_aside(job.spec, job.attempt, job.submissions)
-            job.alone = job.alone or (job.part is not None and (begun or job.submissions > 1))
-            self._table.is_again_unsent(job, time.monotonic())
+            return
+        for other in lost:
+            begun = put_aside(other.spec, other.attempt, other.submissions)
+            other.alone = other.alone or (other.part is not None and not streamed and (begun or other.submissions > 1))
+            self._table.is_again_unsent(other, time.monotonic())
 
     # -- cancelling ------------------------------------------------------------------------------------------------
 
@@ -347,7 +361,9 @@ class Dispatcher:
         """End exactly the jobs that are to be ended: by ids that Slurm has just named together with our names."""
         if not self._query():
             return
-        seen = [job for job in self._table.to_cancel() if job.row is not None]
+        due = {job.spec.name for job in self._table.to_cancel()}
+        self.groups.step(time.monotonic())  # orders the end of single members: what is left ends with its Slurm job
+        seen = [job for job in self._table.to_cancel() if job.spec.name in due and job.row is not None]
         ids = list(dict.fromkeys(job.row.job_id for job in seen if job.row is not None and not job.row.ended))
         if ids and not self._scancel(ids):
             return
@@ -432,16 +448,3 @@ class Dispatcher:
         if text is not None and text not in self._told:
             self._told.add(text)
             self._services.notice(text)
-
-
-def remark(row: QueueRow | None, rule: str) -> str | None:
-    """Say what only a person can change about a job; None if there is nothing to say. Pure."""
-    if row is not None and row.state is None:
-        return (
-            f"Forge: Slurm says that job {row.job_id} is {row.state_text}, a state that this version of Forge does not "
-            "know; Forge takes the job to be alive."
-        )
-    if row is not None and row.held:
-        why = row.reason or row.state_text
-        return f"Forge: rule {rule}: Slurm job {row.job_id} is held ({why}); release it: scontrol release {row.job_id}"
-    return None

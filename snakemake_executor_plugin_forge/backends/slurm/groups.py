@@ -216,6 +216,8 @@ class Groups:
                     worker.book.run(os.path.basename(job.attempt), job.checksum, first_only=job.spec.together)
                 except OSError:  # a full disk, say: the next round tries again
                     self._take_back([job])
+                    if not any(other.spec.together for other in (job, *running)):
+                        self._end(worker)  # another order would be signed with the key of this one; pipes cannot move
                     raise
                 beside.append(own)
 

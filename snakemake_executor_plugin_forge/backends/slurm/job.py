@@ -144,6 +144,14 @@ def is_streamed(jobs: list[Job]) -> bool:
     return any(job.spec.together and job.grouped is not None for job in jobs)
 
 
+def has_begun(job: Job) -> bool:
+    """Return whether a copy of any attempt has begun in the Slurm job of one, also of those that have ended since."""
+    directory, place = os.path.split(job.attempt)
+    index = place.partition(".")[0]
+    places = [name for name in os.listdir(directory) if name.partition(".")[0] == index]
+    return any(fence.latest(f"{directory}/{name}") > 0 for name in places)
+
+
 def _comment(jobs: list[Job]) -> str:
     """Return what ``squeue -o %k`` shows: groups, rules and wildcards, shortened."""
     each = [" ".join((job.spec.rule, *(f"{k}={v}" for k, v in job.spec.wildcards.items()))) for job in jobs]
@@ -214,8 +222,12 @@ def _verdict(job: Job, spec: LaunchSpec, row: QueueRow | None, used: Used | None
         facts = {"by": by} if state is None else {"by": by, "slurm_state": str(state)}
         return ended(spec, Outcome.CANCELLED, cause, said, facts, ended_by=job.cancelled.ended_by)
     if row is not None and meaning is not None and meaning.outcome is None and job.part is not None:
-        cause = Cause.PROCESS_KILLED
         facts = {"slurm_job": job.slurm_id, "nodes": row.nodes}
+        if fence.latest(job.attempt) == 0:
+            cause, last = Cause.NOT_BEGUN, _last_line(job.attempt)
+            said = words.unseen(cause, job.slurm_id, f": {last[0]} ({last[1]})" if last is not None else "")
+            return ended(spec, Outcome.LOST, cause, said, facts)
+        cause = Cause.PROCESS_KILLED
         return ended(spec, Outcome.LOST, cause, words.unseen(cause, job.slurm_id), facts)
     if row is None or meaning is None:
         cause = Cause.UNKNOWN_TO_SLURM

@@ -33,6 +33,9 @@ def is_mpi(resources: Mapping[str, object]) -> bool:
 def check(rule: str, resources: Mapping[str, object], require: Require) -> None:
     """Refuse numbers of tasks and nodes that contradict each other, and MPI where it cannot be had.
 
+    Args:
+        resources: with the ``forge_network`` of the run, unless the rule has its own.
+
     Raises:
         RequirementError: for ``--forge-require full``, which no rank could meet.
         UsageError: names the rule, the resource and its value.
@@ -52,7 +55,10 @@ def check(rule: str, resources: Mapping[str, object], require: Require) -> None:
     if not any(resources.get(key) for key in ("tasks", "tasks_per_node", "tasks_per_gpu")):
         raise UsageError(f"Rule {rule}: mpi={mpi!r} needs tasks or tasks_per_node: the number of ranks.")
     if str(resources.get("forge_network")) == Network.OFF:
-        raise UsageError(f"Rule {rule}: mpi={mpi!r} with forge_network='off': its ranks talk over the network.")
+        raise UsageError(
+            f"Rule {rule}: mpi={mpi!r} with forge_network='off' (of the rule, or --forge-network of the run): its "
+            "ranks talk over the network. Give the rule forge_network='on'."
+        )
     if require is Require.FULL and mpi != UNKNOWN_YET:
         raise RequirementError(
             f"--forge-require=full: Rule {rule}: mpi={mpi!r}: Slurm starts the ranks, out of Forge's sandbox. "

@@ -89,8 +89,12 @@ class OrderBook:
         signature = _sign(self._secrets(order.number), _message(order, following))
         text = json.dumps({"place": place, "checksum": checksum, "first_only": first_only, "next": following,
                            "signature": signature.hex()})  # fmt: skip
-        replace_file(f"{self.path}/{order.number}", text, durable=True)
-        self.count += 1
+        try:
+            replace_file(f"{self.path}/{order.number}", text, durable=True)
+        except OSError:
+            if not os.path.lexists(f"{self.path}/{order.number}"):
+                raise
+        self.count += 1  # also if only fsync of the directory has failed: the worker may have read it
 
     def renew(self) -> None:
         """Say that the controller lives."""

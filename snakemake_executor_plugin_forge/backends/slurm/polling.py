@@ -243,6 +243,20 @@ def _reached_limit_of_pack(row: QueueRow | None, traces: Traces) -> bool:
 
 def step_after_accounting(row: QueueRow | None, traces: Traces) -> Step:
     """Decide on a job that the controller does not know, by what the accounting says of it (None: nothing)."""
-    if (row is None and traces.claims == 0) or _reached_limit_of_pack(row, traces):
+    never_began = traces.claims == 0 and (row is None or (traces.packed and row.ended))
+    if never_began or _reached_limit_of_pack(row, traces):
         return Step.SUBMIT_AGAIN
     return Step.ASK_USAGE if row is None or row.ended else Step.WAIT
+
+
+def remark(row: QueueRow | None, rule: str) -> str | None:
+    """Say what only a person can change about a job; None if there is nothing to say. Pure."""
+    if row is not None and row.state is None:
+        return (
+            f"Forge: Slurm says that job {row.job_id} is {row.state_text}, a state that this version of Forge does not "
+            "know; Forge takes the job to be alive."
+        )
+    if row is not None and row.held:
+        why = row.reason or row.state_text
+        return f"Forge: rule {rule}: Slurm job {row.job_id} is held ({why}); release it: scontrol release {row.job_id}"
+    return None

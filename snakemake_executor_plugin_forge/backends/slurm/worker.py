@@ -12,10 +12,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
+from typing import NoReturn
 
 from ...sandbox.probe import Namespaces
-from . import exchange, orders
+from . import exchange, fence, orders
 from .node import run_attempt, warm_up
 
 LEASE_SECONDS = 120.0
@@ -67,20 +69,24 @@ class NodeWorker:
 
     def _begin(self, order: orders.RunOrder, names: set[str]) -> None:
         attempt = f"{self._directory}/{order.place}"
-        if f"{orders.STOP}{order.number}" in names or (order.first_only and self._again):
+        if f"{orders.STOP}{order.number}" in names or self._is_repeated(order, attempt):
             exchange.write_exit(attempt)
             return
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child can take it for its own
         try:
             child = os.fork()
             if child == 0:
-                run_attempt(attempt, order.checksum, self._namespaces)
+                _be(attempt, order.checksum, self._namespaces)
             self._running[child] = order
         except OSError as error:
             print(f"Forge: {attempt}: {error}", file=sys.stderr)
             exchange.write_exit(attempt)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def _is_repeated(self, order: orders.RunOrder, attempt: str) -> bool:
+        """Whether an attempt that runs only once has begun before Slurm ran this worker again."""
+        return order.first_only and self._again and fence.latest(attempt) > 0
 
     def _stop(self, names: set[str]) -> None:
         """End the attempts of which the controller says so, or all of them when Slurm does; once each."""
@@ -106,6 +112,16 @@ class NodeWorker:
         if (lease := self._orders.lease()) != self._lease:
             self._lease, self._seen = lease, time.monotonic()
         return time.monotonic() - self._seen > LEASE_SECONDS
+
+
+def _be(attempt: str, checksum: str, namespaces: Namespaces | None) -> NoReturn:
+    """Run an attempt as this process, a fork of the worker, which must not continue as a second one."""
+    try:
+        run_attempt(attempt, checksum, namespaces)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def main() -> None:

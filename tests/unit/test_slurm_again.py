@@ -1,0 +1,105 @@
+"""Jobs that Slurm has lost: submitted once more, or concluded on, but never waited for without end. No cluster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from snakemake_executor_plugin_forge.backends.registry import Services
+from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, orders, worker
+from snakemake_executor_plugin_forge.backends.slurm.client import SlurmClient
+from snakemake_executor_plugin_forge.backends.slurm.dispatcher import CLOSE_SECONDS, Dispatcher
+from snakemake_executor_plugin_forge.backends.slurm.job import Job
+from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
+from snakemake_executor_plugin_forge.backends.slurm.packing import Durations
+from snakemake_executor_plugin_forge.backends.slurm.parse import ClusterFacts, QueueRow
+from snakemake_executor_plugin_forge.backends.slurm.states import SlurmState
+from snakemake_executor_plugin_forge.spec.job import Config
+from snakemake_executor_plugin_forge.spec.job_group import JobGroup
+from snakemake_executor_plugin_forge.spec.verdict import Outcome, Verdict
+from tests.property.specs import spec
+
+GROUP = JobGroup("g1", "g", 2, {"_cores": 2})
+ENDED = QueueRow("7", "n", 0, SlurmState.TIMEOUT, "TIMEOUT", "", "")
+
+
+class Controller:
+    """A dispatcher that calls nobody, with jobs of one Slurm job."""
+
+    def __init__(self, root: Path) -> None:
+        self.state = root / ".snakemake/forge/runs/run/slurm"
+        self.state.mkdir(parents=True)
+        services = Services("run", str(self.state.parent), Config(), lambda *_: pytest.fail("not called"), print)
+        self.table = JobTable()
+        facts = ClusterFacts("c", "22.05", 1000, accounting=False)
+        self.dispatcher = Dispatcher(services, SlurmClient(), facts, self.table, Durations(str(self.state.parents[1])))
+        self.verdicts: dict[str, Verdict] = {}
+
+    def sent(self, part: int, *, together: bool) -> Job:
+        """A job that was submitted."""
+        name = f"0000{part}-a"
+        planned = replace(spec(name, None), job_dir=str(self.state.parent / name), together=together,
+                          group=GROUP if together else None)
+        job = Job(planned, b"", lambda verdict: self.verdicts.__setitem__(name, verdict), (), 0.0,
+                  attempt=exchange.attempt_directory(str(self.state), "b1", 0, part), name="n", batch="b1", part=part,
+                  submissions=1, row=ENDED, same_since=time.monotonic(), group=planned.group)
+        Path(job.attempt).mkdir(parents=True)
+        self.table.add(job)
+        self.table.was_sent(job)
+        return job
+
+
+def test_a_job_that_was_killed_while_it_published_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    """The limit of its pack has ended it: it cannot be submitted again, for its copy has the attempt for ever."""
+    controller = Controller(tmp_path)
+    job = controller.sent(0, together=False)
+    mine = fence.claim(job.attempt, "node")
+    assert mine is not None
+    assert fence.take(mine)
+    controller.dispatcher._again(job, ENDED)
+    assert not controller.verdicts, "it may be about to report"
+    job.same_since -= CLOSE_SECONDS
+    controller.dispatcher._again(job, ENDED)
+    assert controller.verdicts[job.spec.name].outcome is Outcome.TIMEOUT
+
+
+def test_a_pipe_of_which_nothing_has_begun_is_submitted_again_as_a_whole(tmp_path: Path) -> None:
+    for submissions in (1, 2):
+        controller = Controller(tmp_path / str(submissions))
+        jobs = [controller.sent(part, together=True) for part in range(2)]
+        places = [job.attempt for job in jobs]
+        for job in jobs:
+            job.submissions = submissions
+        controller.dispatcher._again(jobs[0], None)
+        assert [job.unsent for job in jobs] == [True, True]
+        assert [job.grouped for job in jobs] == [GROUP, GROUP], "in two Slurm jobs they would wait for each other"
+        assert all(map(fence.is_forbidden, places))
+        controller.dispatcher._again(jobs[1], None)
+        assert not controller.verdicts
+
+
+def test_a_pipe_of_which_one_end_has_begun_is_lost(tmp_path: Path) -> None:
+    controller = Controller(tmp_path)
+    jobs = [controller.sent(part, together=True) for part in range(2)]
+    assert fence.claim(jobs[1].attempt, "node") is not None
+    controller.dispatcher._again(jobs[0], None)
+    assert controller.verdicts[jobs[0].spec.name].outcome is Outcome.LOST
+    assert not jobs[1].unsent
+
+
+def test_a_worker_that_slurm_runs_again_repeats_no_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever had not begun, it runs."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    book = orders.OrderBook(orders.directory(str(tmp_path), "b1", 0))
+    began, new = (tmp_path / "b1" / name for name in ("0.0", "0.1"))
+    for path in (began, new):
+        path.mkdir(parents=True)
+    assert fence.claim(str(began), "before") is not None
+    again = worker.NodeWorker(f"{tmp_path}/b1", 0, book.public)
+    order = orders.RunOrder(0, "0.0", "", first_only=True)
+    assert again._is_repeated(order, str(began))
+    assert not again._is_repeated(order, str(new))
+    assert not again._is_repeated(replace(order, first_only=False), str(began))
