@@ -140,7 +140,7 @@ class MetricsFile:
 
     def _work(self) -> None:
         while not self._over.is_set():
-            self._changed.wait(0 if self._attempts else BEAT_SECONDS)
+            self._changed.wait(0 if self._attempts else BEAT_SECONDS - WRITE_SECONDS)
             self._changed.clear()
             self._write()
             self._over.wait(WRITE_SECONDS)

@@ -17,8 +17,8 @@ from contextlib import suppress
 
 from .tree import walk
 
-_PATIENCE_SECONDS, _PAUSE_SECONDS = 1.0, 0.01
-"""Files that died in a message of a socket are closed a little later."""
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 3.0, 0.01
+"""Files that died in a message of a socket are closed a little later. Only a job that fails for it waits so long."""
 _FSCONFIG, _FSPICK = 431, 433  # on every architecture, since Linux 5.2
 _CLOEXEC, _EMPTY_PATH = 0x01, 0x08
 _SET_FLAG, _RECONFIGURE = 0, 7

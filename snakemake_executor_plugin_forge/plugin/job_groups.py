@@ -17,6 +17,7 @@ from ..backends.slurm import sbatch
 from ..spec.errors import UsageError
 from ..spec.job import Config
 from ..spec.job_group import JobGroup
+from ..spec.resources import all_at_once
 from ..spec.units import MEBIBYTE
 from .rule_resources import declared_at
 from .snakemake_internals import group_id, is_grouped, sum_of_group
@@ -24,6 +25,16 @@ from .snakemake_internals import group_id, is_grouped, sum_of_group
 _OWN_VALUES = ("forge_", "tmpdir")
 """Beginnings of resources that are a job's own affair, whatever else runs in its allocation."""
 _ONE_NODE = ("mpi", "tasks_per_node")
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """What a job asks for."""
+
+    resources: Mapping[str, object]
+    attempt: int  # in which it does
+    complete: bool  # False: more will be known when its inputs are there
+    leaves_out_cpus: bool  # of the options of sbatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,8 @@ class JobGroups:
         self._has_ids = is_grouped(workflow)
         self._known: set[Any] = set()
         self._groups: dict[Any, JobGroup] = {}
+        self._members: dict[str, list[Any]] = {}  # by key
+        self._asks: dict[Any, Asks] = {}
         self._count = 0
 
     def of(self, job: Any) -> JobGroup | None:
@@ -55,27 +68,57 @@ class JobGroups:
         return self._groups.get(job)
 
     def update(self, jobs: Iterable[Any]) -> None:
-        """Find the groups again, if one of these jobs is new.
+        """Find the groups again, if one of these jobs is new, and sum those again of which more is known now.
 
         Args:
             jobs: jobs and pipe groups that are about to start.
 
         Raises:
-            UsageError: if members ask for what one job of the scheduler cannot have.
+            UsageError: if members ask for what one job of the scheduler cannot have. They have no group; others do.
         """
         members = [member for job in jobs for member in (job if job.is_group() else (job,))]
-        if not (self._has_ids or any(member.pipe_group for member in members)) or self._known.issuperset(members):
+        if not (self._has_ids or any(member.pipe_group for member in members)):
             return
+        errors = []
+        changed = self._with_more_known(members)
+        if not self._known.issuperset(members):
+            changed |= self._found(members)
+        for key, (name, component) in changed.items():
+            try:
+                group = JobGroup(key, name, len(component), self._resources(name, component))
+            except UsageError as error:
+                errors.append(error)
+                continue
+            self._members[key] = component
+            self._groups |= dict.fromkeys(component, group)
+        if errors:
+            raise all_at_once(errors)
+
+    def _found(self, members: list[Any]) -> dict[str, tuple[str, list[Any]]]:
+        """Return the groups that are new or have other members: key to id and members."""
         dag = self._workflow.dag
         needed = [job for job in dag.needrun_jobs() if not job.is_norun and self._runs_elsewhere(job)]
         self._known = {*self._known, *needed, *members}
-        for name, component in self._components(needed):
+        # The DAG forgets finished ones at a checkpoint. They connect the others, and a group counts them.
+        finished = [job for job in self._groups if dag.finished(job) and not dag.needrun(job)]
+        found = {}
+        for name, component in self._components([*finished, *needed]):
             known = next((self._groups[job] for job in component if job in self._groups), None)
             if known is None or known.members != len(component):
-                self._count += known is None
-                key = known.key if known is not None else f"g{self._count}"
-                group = JobGroup(key, name, len(component), self._resources(name, component))
-                self._groups |= dict.fromkeys(component, group)
+                is_new = known is None or known.key in found
+                self._count += is_new
+                found[f"g{self._count}" if known is None or is_new else known.key] = name, component
+        return found
+
+    def _with_more_known(self, members: list[Any]) -> dict[str, tuple[str, list[Any]]]:
+        """Return the groups to sum again: of jobs whose inputs are there now, or that ask for more in a new attempt."""
+        found = {}
+        for job in members:
+            asked, group = self._asks.get(job), self._groups.get(job)
+            if asked is not None and group is not None and (asked.attempt != job.attempt or not asked.complete):
+                del self._asks[job]
+                found[group.key] = group.name, self._members[group.key]
+        return found
 
     def _components(self, jobs: list[Any]) -> Iterator[tuple[str, list[Any]]]:
         """Yield the id and the members of each group: connected jobs with one id, several such if the user says so."""
@@ -111,7 +154,10 @@ class JobGroups:
         Raises:
             UsageError: if that cannot be one job of the scheduler.
         """
-        own = {job: self._own(name, job) for job in jobs}
+        for job in jobs:
+            if job not in self._asks:
+                self._asks[job] = self._own(name, job)
+        own = {job: self._asks[job].resources for job in jobs}
         words: dict[str, object] = {}
         for job in jobs:
             for key, value in own[job].items():
@@ -125,14 +171,17 @@ class JobGroups:
             job: Member({key: value for key, value in own[job].items() if not isinstance(value, str)}, _pipe_id(job))
             for job in jobs
         }
+        if any(self._asks[job].leaves_out_cpus for job in jobs):  # a partition that refuses the option for one of them
+            words["cpus_per_task"] = sbatch.LEAVE_OUT
         try:
             return {**sum_of_group(self._workflow, jobs, numbers), **words}
         except ValueError as error:
             raise UsageError(f"Group {name}: its resources cannot be summed: {error}") from None
 
-    def _own(self, name: str, job: Any) -> dict[str, object]:
+    def _own(self, name: str, job: Any) -> Asks:
         """Return what one member asks for, in the names that its backend sums: cores, memory in MB, minutes."""
-        resources = {key: value for key, value in _expanded(job).items() if not key.startswith(_OWN_VALUES)}
+        expanded, complete = _expanded(job)
+        resources = {key: value for key, value in expanded.items() if not key.startswith(_OWN_VALUES)}
         for key in _ONE_NODE:
             if resources.get(key) not in (None, "", False):
                 raise UsageError(
@@ -155,22 +204,31 @@ class JobGroups:
             resources.setdefault("runtime", math.ceil(config.wall_seconds / 60))
         for key in ("tasks", "nodes", "tasks_per_gpu"):  # of one member: its processes are in one sandbox
             resources.pop(key, None)
-        return resources
+        leaves_out = sbatch.LEAVE_OUT in (per_task, None if per_task or not gpus else per_gpu)
+        return Asks(resources, job.attempt, complete, leaves_out)
 
 
-def _expanded(job: Any) -> dict[str, object]:
-    """Return the numbers and words that a job asks for, as far as they are known before its inputs are there.
+def _expanded(job: Any) -> tuple[dict[str, object], bool]:
+    """Return the numbers and words that a job asks for, as far as they are known, and whether that is all of them.
 
-    Not ``job.resources``, which keeps what it could not evaluate.
+    What is a function of inputs is known when these are there. Not from ``job.resources``, which keeps what it could
+    not evaluate.
     """
     found: dict[str, object] = {"_cores": 1}
+    evaluated = False
     with suppress(Exception):  # Snakemake says so itself, in its own words, when it comes to the job
         found = job.rule.expand_resources(job.wildcards_dict, job.input, job.attempt, skip_evaluation={"tmpdir"})
+        evaluated = True
     values = {key: math.ceil(value) if isinstance(value, float) else value for key, value in found.items()}
-    return {
+    known: dict[str, object] = {
         key: value for key, value in values.items()
-        if isinstance(value, int | str) and type(value).__name__ != "TBDString" and key not in ("mem", "disk", "_nodes")
+        if isinstance(value, int | str) and not _is_unknown(value) and key not in ("mem", "disk", "_nodes")
     }  # fmt: skip
+    return known, evaluated and not any(_is_unknown(value) for key, value in values.items() if key != "tmpdir")
+
+
+def _is_unknown(value: object) -> bool:
+    return type(value).__name__ == "TBDString"
 
 
 def _pipe_id(job: Any) -> str | None:

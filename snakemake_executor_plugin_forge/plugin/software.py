@@ -262,8 +262,8 @@ class Deployment:
         health = self.runtimes.look(manifest)
         if health.damage:
             raise BrokenRuntimeError(
-                f"Rule {job.rule.name}: its environment {name} is damaged: {in_words(health)} To build it again: "
-                f"rm -r {manifest.prefix}, and start Snakemake as before."
+                f"Rule {job.rule.name}: its environment {name} is damaged: {in_words(health.damage)} "
+                f"To build it again: rm -r {manifest.prefix}, and start Snakemake as before."
             )
         blocked = {k for k in os.environ if k not in clean}
         activation = Activation(

@@ -82,7 +82,9 @@ class Submitter:
             try:
                 self.groups.update(jobs)
             except UsageError as error:
-                self._executor.logger.warning(f"Forge: {error} For now they are submitted one by one.")
+                self._executor.logger.warning(
+                    f"Forge: {error} For now they are submitted one by one, or fail if pipes or services connect them."
+                )
 
     def runs_elsewhere(self, job: Any) -> bool:
         """Whether a job runs on another host than this one."""
@@ -195,8 +197,14 @@ class Submitter:
             UsageError: see :func:`..spec.resources.check_group`.
         """
         elsewhere = [job.rule.name for job in jobs if self.runs_elsewhere(job)]
-        if self._engine.groups is not None and len(elsewhere) == len(jobs):
-            return
+        if self.groups is not None and len(elsewhere) == len(jobs):
+            if all(self.groups.of(job) is not None for job in jobs):
+                return
+            raise UsageError(
+                f"Rules {' and '.join(elsewhere)} run at the same time (pipe or service), which they can only do on "
+                "one node, but their group cannot be one job of the scheduler: a warning above says why. Change the "
+                "resources that it names, or connect the rules with a file instead."
+            )
         if elsewhere:
             raise UsageError(
                 f"Rules {' and '.join(job.rule.name for job in jobs)} run at the same time (pipe or service), which "

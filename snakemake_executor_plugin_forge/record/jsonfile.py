@@ -106,14 +106,28 @@ def replace_file(path: str, content: str | bytes, *, durable: bool = False, mode
     """
     directory, name = os.path.split(path)
     temporary = f"{directory}/.{name}.{os.getpid()}"
-    write_file(temporary, content)
-    if mode is not None:
-        os.chmod(temporary, mode)
-    if durable:
-        to_disk(temporary)
+    fd = _new_file(temporary)
+    try:
+        _write_all(fd, content)
+        if mode is not None:
+            os.fchmod(fd, mode)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
     os.rename(temporary, path)
     if durable:
         to_disk(directory)
+
+
+def _new_file(path: str) -> int:
+    """Make a file where none is: what a dead process left goes, and a link that somebody put there is not followed."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o644)
+    except FileExistsError:
+        os.unlink(path)
+        return os.open(path, flags, 0o644)
 
 
 def to_disk(path: str) -> None:
@@ -157,14 +171,17 @@ def write_file(path: str, content: str | bytes, mode: int = 0o644) -> None:
     Raises:
         OSError: if that is not possible.
     """
-    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        _write_all(fd, content)
     finally:
         os.close(fd)
+
+
+def _write_all(fd: int, content: str | bytes) -> None:
+    view = memoryview(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 STDOUT, STDERR = "stdout.log", "stderr.log"

@@ -26,6 +26,7 @@ from .store import Definition, Manifest, Report
 ENGINES = ("podman", "docker", "apptainer", "singularity")
 """Engines, in the order of preference: podman needs no daemon and no root."""
 
+_ENGINE_SECONDS = 10.0  # to answer a question that no job depends on
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT = ("LANG", "LANGUAGE", "LC_ALL", "TERM", "TZ", "USER", "LOGNAME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
          "http_proxy", "https_proxy", "no_proxy")  # fmt: skip
@@ -159,7 +160,12 @@ def replaced(runtime: Runtime, manifest: Manifest) -> Problem | None:
     if is_archive(runtime.source) or not then or engine is None:
         return None
     words = [engine, "image", "inspect", "--format", "{{.Id}}", runtime.source]
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=_ENGINE_SECONDS
+        )
+    except subprocess.TimeoutExpired:  # jobs need no engine
+        return None
     now = done.stdout.strip().removeprefix("sha256:")
     if done.returncode != 0 or not now or now == then.removeprefix("sha256:"):
         return None

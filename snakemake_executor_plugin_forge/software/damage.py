@@ -11,6 +11,7 @@ class Damage(enum.StrEnum):
 
     MISSING = "is missing"
     CHANGED = "is not as it was installed"
+    EDITED = "was changed after its package was installed"
     BROKEN_LINK = "is a link to nothing"
     UNREADABLE = "cannot be read"
     ADDED = "was added by hand"
@@ -37,8 +38,8 @@ class Problem:
 
     @property
     def is_damage(self) -> bool:
-        """Whether jobs must not use the environment. Additional files and new sources only deserve a message."""
-        return self.fault not in (Damage.ADDED, Damage.REPLACED)
+        """Whether jobs must not use the environment. What somebody has done on purpose only deserves a message."""
+        return self.fault not in (Damage.ADDED, Damage.EDITED, Damage.REPLACED)
 
 
 @dataclass(frozen=True, slots=True)

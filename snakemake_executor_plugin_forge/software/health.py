@@ -212,7 +212,7 @@ def _check(file: Expected) -> tuple[Problem | None, list[int] | None]:
     """Check one file; return its problem, or its signature to remember."""
     before = _signature(file.path)
     if before is None:
-        return Problem(file.path, Damage.MISSING, package=file.package), None
+        return (None if _is_hidden(file.path) else Problem(file.path, Damage.MISSING, package=file.package)), None
     try:
         if file.is_link:
             if file.link is not None and os.readlink(file.path) != file.link:
@@ -220,16 +220,30 @@ def _check(file: Expected) -> tuple[Problem | None, list[int] | None]:
             if file.link is not None or os.path.exists(file.path):
                 return None, before
             return Problem(file.path, Damage.BROKEN_LINK, os.readlink(file.path), file.package), None
-        size = os.stat(file.path).st_size
+        status = os.stat(file.path)
+        size = status.st_size
         if file.size_bytes is not None and size != file.size_bytes:
             detail = f"{size} bytes instead of {file.size_bytes}"
             return Problem(file.path, Damage.CHANGED, detail, file.package), None
         for algorithm, checksum in (("sha256", file.sha256), ("md5", file.md5)):
             if checksum is not None and digest(file.path, algorithm) != checksum:
-                return Problem(file.path, Damage.CHANGED, "its checksum is another one", file.package), None
+                is_edited = file.installed_ns is not None and status.st_mtime_ns > file.installed_ns
+                fault = Damage.EDITED if is_edited else Damage.CHANGED
+                return Problem(file.path, fault, "its checksum is another one", file.package), None
+    except PermissionError:  # its owner's alone, such as /etc/shadow: other users cannot check it
+        return None, None
     except OSError as error:
         return Problem(file.path, Damage.UNREADABLE, error.strerror or str(error), file.package), None
     return None, before if _signature(file.path) == before else None
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether this user may not see if a file exists."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def _signature(path: str) -> list[int] | None:

@@ -58,7 +58,7 @@ class Program:
     """What an ELF program needs of the host."""
 
     machine: int
-    loader: str | None  # None: it is linked statically
+    loader: str | None  # None: it is linked statically, or not known
 
 
 def read_program(path: str) -> Program | None:
@@ -66,8 +66,12 @@ def read_program(path: str) -> Program | None:
     try:
         with open(path, "rb") as file:
             head = file.read(_HEADER_BYTES)
+            return _program(head, file.fileno())
     except OSError:
         return None
+
+
+def _program(head: bytes, fd: int) -> Program | None:
     if len(head) < 64 or head[:4] != b"\x7fELF" or head[5] not in (1, 2):
         return None
     wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
@@ -79,7 +83,8 @@ def read_program(path: str) -> Program | None:
         with suppress(struct.error):
             if struct.unpack_from(f"{order}I", head, start)[0] == _INTERPRETER_SEGMENT:
                 place = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", head, start + (8 if wide else 4))[0]
-                return Program(machine, head[place:].split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
+                name = os.pread(fd, _HEADER_BYTES, place).split(b"\0", 1)[0]  # patchelf(1) moves it far back
+                return Program(machine, name.decode("utf-8", "surrogateescape") or None)
     return Program(machine, None)
 
 

@@ -37,6 +37,7 @@ class Expected:
     link: str | None = None  # where the link leads; None: anywhere
     package: str = ""  # name and version
     md5: str | None = None  # hexadecimal: Debian's lists have no other
+    installed_ns: int | None = None  # since when it should be so; who changes it later means to. None: nobody may
 
 
 def digest(path: str, algorithm: str) -> str:
@@ -115,6 +116,7 @@ def _of_debian(root: str) -> Iterator[Expected]:
     for path in lists(root):
         package = os.path.basename(path).removesuffix(".md5sums").partition(":")[0]
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            installed = os.fstat(file.fileno()).st_mtime_ns
             for line in file:
                 md5, _, name = line.rstrip("\n").partition("  ")
                 directory, _, base = name.rpartition("/")
@@ -122,7 +124,7 @@ def _of_debian(root: str) -> Iterator[Expected]:
                     places[directory] = inside(root, directory)
                 place = f"{places[directory]}/{base}"
                 if f"/{name}" not in diverted and os.path.isfile(place) and not os.path.islink(place):
-                    yield Expected(place, None, None, package=package, md5=md5)
+                    yield Expected(place, None, None, package=package, md5=md5, installed_ns=installed)
 
 
 def _diverted(root: str) -> frozenset[str]:

@@ -137,7 +137,9 @@ class Runtimes:
             health = self.health(runtime)
             if health is not None and health.damage:
                 advice = self.cure(runtime, health.damage)
-                said.append(f"Runtime {runtime.name} is damaged: {in_words(health)} {advice}")
+                said.append(f"Runtime {runtime.name} is damaged: {in_words(health.damage)} {advice}")
+            elif health is not None and (edited := [p for p in health.problems if p.fault is Damage.EDITED]):
+                report(runtime)(f"{in_words(edited)} Jobs get it as it is.")
         if said:
             raise BrokenRuntimeError("\n".join(said))
         for runtime in wanted:
@@ -273,10 +275,10 @@ def own_environment() -> Manifest:
     return Manifest(identity, kind, sys.prefix, sys.prefix, {}, "")
 
 
-def in_words(health: Health) -> str:
-    """The damage in a sentence: the first files by name."""
-    named = "; ".join(map(str, health.damage[:3]))
-    more = len(health.damage) - 3
+def in_words(problems: Sequence[Problem]) -> str:
+    """Problems in a sentence: the first files by name."""
+    named = "; ".join(map(str, problems[:3]))
+    more = len(problems) - 3
     return f"{named}{f'; and {more} more' if more > 0 else ''}."
 
 

@@ -159,9 +159,11 @@ class _RunningAttempt:
         counters = prepared.cgroup.counters() if prepared.cgroup is not None else Counters()
         if not counters.complete:
             prepared.problems.append("its counters could not be read, because its cgroup was gone or unreadable")
-        error, read = state.error, None
-        frozen = prepared.inside.freeze()
+        error, read, frozen = state.error, None, None
         try:
+            if self._reads is not None:
+                self._reads.read()  # an event that waits holds its file open, and nothing could be frozen
+            frozen = prepared.inside.freeze()
             files = prepared.written(failed=said.failed or error is not None)
             read = self._undeclared_reads(files)
         except OSError as failure:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +113,8 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         abstract, agent, port = (stack.enter_context(socket.socket(family)) for family in (socket.AF_UNIX, socket.AF_UNIX, socket.AF_INET))
         abstract.bind(f"\0{OUTSIDE}")
         (home / ".gnupg").mkdir()
-        os.chdir(home / ".gnupg")  # the path may be too long for a socket
-        agent.bind("S.gpg-agent")
-        os.chdir(ATTACKS.parent)
+        with chdir(home / ".gnupg"):  # the path may be too long for a socket
+            agent.bind("S.gpg-agent")
         port.bind(("127.0.0.1", 0))
         for one in (abstract, agent, port):
             one.listen()

@@ -25,26 +25,26 @@ DIAMOND = """
     rule a:
         output: "a.txt"
         group: "diamond"
-        resources: mem_mb=100, runtime=2
+        resources: mem_mb=100, runtime=10
         shell: "echo $SLURM_JOB_ID > {output}"
     rule b:
         input: "a.txt"
         output: "b.txt"
         group: "diamond"
         threads: 2
-        resources: mem_mb=150, runtime=3
+        resources: mem_mb=150, runtime=20
         shell: "touch signs/b; while [ ! -e signs/c ]; do sleep 0.1; done; echo $SLURM_JOB_ID $FORGE_MEMORY_BYTES > {output}"
     rule c:
         input: "a.txt"
         output: "c.txt"
         group: "diamond"
-        resources: mem_mb=100, runtime=1
+        resources: mem_mb=100, runtime=10
         shell: "touch signs/c; while [ ! -e signs/b ]; do sleep 0.1; done; echo $SLURM_JOB_ID $FORGE_MEMORY_BYTES > {output}"
     rule d:
         input: "b.txt", "c.txt"
         output: "d.txt"
         group: "diamond"
-        resources: mem_mb=60, runtime=2
+        resources: mem_mb=60, runtime=20
         shell: "echo $SLURM_JOB_ID > signs/d; while [ ! -e signs/go ]; do sleep 0.1; done; cat a.txt {input} > {output}"
     rule seed:
         output: "seed.txt"
@@ -90,7 +90,7 @@ def test_a_group_is_one_slurm_job(session: Session) -> None:
     assert others == [first, str(150 << 20), first, str(100 << 20)], "one Slurm job, and each member has its own limit"
     assert "NumCPUs=3 " in job, job
     assert "MinMemoryNode=250M" in job, job
-    assert "TimeLimit=00:07:00" in job, job
+    assert "TimeLimit=00:50:00" in job, job
     assert "Comment=forge_group_diamond:_a" in job.replace(" ", "_"), job
     assert found["bad"]["evidence"]["scope"] == "job"
     assert {found[rule]["slurm_job"] for rule in "abcd"} == {found["b"]["slurm_job"]}
@@ -209,7 +209,6 @@ def test_what_a_group_survives(session: Session) -> None:
         "serves": "cancelled",
         "held": "cancelled",
     }, done.output
-    assert by_rule(done)["held"]["seconds"] > 0, "it was told, and has left a verdict of its own"
     assert len(set(done.read("v.txt").split())) == 1, "the Slurm job has outlived its service"
     assert "group big cannot be one Slurm job" in done.output
     assert len({done.read(f"big{n}.txt") for n in range(3)}) == 3

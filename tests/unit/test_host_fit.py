@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -16,12 +18,13 @@ from snakemake_executor_plugin_forge.software.damage import Damage
 from snakemake_executor_plugin_forge.software.health import verify
 from snakemake_executor_plugin_forge.software.host_fit import inside, read_program
 from snakemake_executor_plugin_forge.spec.catalog import RuntimeKind
+from tests import ordinary
 
 HERE = host_fit.libc()
 pytestmark = pytest.mark.skipif(HERE is None or HERE.family != "glibc", reason="the tests know glibc")
 
 
-def test_a_program_says_what_it_needs() -> None:
+def test_a_program_says_what_it_needs(tmp_path: Path) -> None:
     program = read_program(sys.executable)
     assert program is not None
     assert program.loader is not None
@@ -29,6 +32,13 @@ def test_a_program_says_what_it_needs() -> None:
     said = subprocess.run([program.loader, "--version"], capture_output=True, text=True, check=True).stdout
     assert HERE is not None
     assert ".".join(map(str, HERE.version)) in said
+    moved, end = bytearray(Path(sys.executable).read_bytes()), len(Path(sys.executable).read_bytes())
+    table, size, count = struct.unpack_from("<Q", moved, 32)[0], *struct.unpack_from("<HH", moved, 54)
+    for start in range(table, table + size * count, size):
+        if struct.unpack_from("<I", moved, start)[0] == 3:  # PT_INTERP: patchelf puts its text behind all else
+            struct.pack_into("<Q", moved, start + 8, end)
+    (tmp_path / "python").write_bytes(bytes(moved) + program.loader.encode() + b"\0")
+    assert read_program(str(tmp_path / "python")) == program
     assert read_program(__file__) is None
     assert read_program("/nowhere-of-forge") is None
 
@@ -113,6 +123,48 @@ def test_every_change_of_an_image_is_found_by_its_list(tmp_path: Path) -> None:
     assert found == {("a", Damage.CHANGED), ("b", Damage.MISSING), ("l", Damage.CHANGED)}
     (tmp_path / image_files.LIST).write_text("[]")
     assert [p.fault for p in verify(str(root), RuntimeKind.CONTAINER, memory).damage] == [Damage.UNREADABLE]
+
+
+def test_what_is_patched_in_a_root_deserves_a_message_and_what_decays_is_damage(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    lists = root / "var/lib/dpkg/info"
+    lists.mkdir(parents=True)
+    for name in ("patched", "decayed", "sound"):
+        (root / name).write_text("as the package has it")
+        os.utime(root / name, (1e9, 1e9))
+    (lists / "tool.md5sums").write_text("".join(
+        f"{hashlib.md5(b'as the package has it').hexdigest()}  {name}\n" for name in ("patched", "decayed", "sound")))
+    os.utime(lists / "tool.md5sums", (1.1e9, 1.1e9))
+    (root / "patched").write_text("by its author")
+    (root / "decayed").write_text("as the package hAs it")
+    os.utime(root / "decayed", (1e9, 1e9))
+    found = verify(str(root), RuntimeKind.CONTAINER, None)
+    assert {(Path(p.path).name, p.fault) for p in found.problems} == {("patched", Damage.EDITED), ("decayed", Damage.CHANGED)}
+    assert [Path(p.path).name for p in found.damage] == ["decayed"]
+
+
+def test_what_only_its_owner_may_read_is_not_checked(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "closed").mkdir(parents=True)
+    for name in ("shadow", "closed/bashrc"):
+        (root / name).write_text("x")
+    image_files.write_list(str(root))
+    (root / "shadow").chmod(0)
+    (root / "closed").chmod(0)
+    tmp_path.chmod(0o755)
+    ask = ("import sys\nfrom snakemake_executor_plugin_forge.software.health import verify, RuntimeKind\n"
+           "print(verify(sys.argv[1], RuntimeKind.CONTAINER, None).problems)")
+    try:
+        before = []
+        if os.geteuid() == 0:
+            ordinary.hand_over(tmp_path)
+            (root / "shadow").chmod(0)
+            before = ordinary.prefix()
+        done = subprocess.run([*before, sys.executable, "-c", ask, str(root)], capture_output=True, text=True, check=False,
+                              cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+        assert (done.returncode, done.stdout) == (0, "()\n"), done.stderr
+    finally:
+        (root / "closed").chmod(0o755)
 
 
 def test_checksums_of_an_explicit_list() -> None:

@@ -64,7 +64,8 @@ def test_usage_of_a_run_with_v2(tmp_path: Path) -> None:
         "pids.max": "max", "cpu.stat": "usage_usec 2500000\nuser_usec 1", "cpu.weight": "100",
     })  # fmt: skip
     _write(run / "a-1", {"memory.current": "4"})
-    directories = run_directories(1, "forge-r", str(run))
+    assert run_directories(1, "forge-r", str(run)) == {}, "the kernel has not made these files"
+    directories = {"": str(run)}
     assert run_usage(directories) == RunUsage(5, 7, 9, 3, None, 2.5, 100)
     assert (job_memory(directories, "a-1"), job_memory(directories, "gone")) == (4, 0)
     assert run_usage({"": str(tmp_path / "gone")}) == NOTHING

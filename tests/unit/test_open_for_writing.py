@@ -6,7 +6,16 @@ import mmap
 import os
 from pathlib import Path
 
+import pytest
+
+from snakemake_executor_plugin_forge.kernel import writers
 from snakemake_executor_plugin_forge.kernel.writers import held
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody closes these files a little later."""
+    monkeypatch.setattr(writers, "_PATIENCE_SECONDS", 0.1)
 
 
 def test_only_who_can_write_holds_a_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.kernel import plain_paths, syscalls
+from snakemake_executor_plugin_forge.record.jsonfile import replace_file
 from snakemake_executor_plugin_forge.staging import journal
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Journal, Move
 from snakemake_executor_plugin_forge.staging.publish import publish, publish_one, recover
@@ -126,3 +127,14 @@ def test_a_path_with_dots_opens_while_others_rename(root: Path, swapping: subpro
     for _ in range(20_000):
         os.close(syscalls.open_in_root(top, f"{root}/staging/../elsewhere", os.O_PATH))
     os.close(top)
+
+
+def test_a_file_is_replaced_beside_a_link_that_somebody_put_at_its_temporary_name(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret")
+    key.chmod(0o600)
+    (tmp_path / f".run.prom.{os.getpid()}").symlink_to(key)
+    replace_file(f"{tmp_path}/run.prom", "new", mode=0o644)
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("secret", 0o600)
+    assert ((tmp_path / "run.prom").read_text(), (tmp_path / "run.prom").stat().st_mode & 0o777) == ("new", 0o644)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "run.prom"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, orders, worker
-from snakemake_executor_plugin_forge.backends.slurm.groups import Groups, Size, fits
-from snakemake_executor_plugin_forge.backends.slurm.job import Job
+from snakemake_executor_plugin_forge.backends.slurm.groups import Groups, Size, fits, whole
+from snakemake_executor_plugin_forge.backends.slurm.job import Job, batch_name
 from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
 from snakemake_executor_plugin_forge.backends.slurm.orders import OrderBook, OrderReader, RunOrder
+from snakemake_executor_plugin_forge.spec.errors import UsageError
 from snakemake_executor_plugin_forge.spec.job_group import JobGroup
+from snakemake_executor_plugin_forge.spec.slurm import SlurmSettings
 from tests.property.specs import spec
 
 
@@ -103,17 +107,164 @@ def test_the_end_of_a_copy_is_not_that_of_the_next(tmp_path: Path) -> None:
     assert not exchange.has_exited(attempt)
 
 
-def test_an_order_that_cannot_be_written_is_given_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker is left that Slurm does not know, and no job that no worker knows."""
-    table = JobTable()
+def groups_of(table: JobTable, directory: Path, told: list[str]) -> Groups:
+    """Groups whose jobs are handed over without a node."""
 
     def send(job: Job, batch: str, index: int, part: int | None) -> bool:
-        job.attempt = exchange.attempt_directory(str(tmp_path), batch, index, part)
+        job.attempt = exchange.attempt_directory(str(directory), batch, index, part)
         job.batch, job.index, job.part, job.submissions = batch, index, part, job.submissions + 1
+        job.name = batch_name("run", batch)
         table.was_sent(job)
         return True
 
-    groups = Groups("run", str(tmp_path), table, print, send)
+    return Groups("run", str(directory), table, told.append, send)
+
+
+def member(name: str, group: JobGroup, *, cpus: int = 1, since: float = 0.0, together: bool = False) -> Job:
+    """A member that waits to be submitted."""
+    of_member = replace(spec(name, None, cpus=cpus), group=group, together=together)
+    return Job(of_member, b"", lambda _: None, (), since, group=group)
+
+
+def test_members_of_a_pipe_do_not_wait_behind_one_that_does_not_fit(tmp_path: Path) -> None:
+    """The older one may wait for them: they use a service, which keeps its room until they are done."""
+    table = JobTable()
+    groups = groups_of(table, tmp_path, [])
+    group = JobGroup("g1", "g", 4, {"_cores": 2})
+    service = member("service", group, together=True)
+    table.add(service)
+    groups.place([service], "b1", None)
+    wide, small = member("wide", group, cpus=2, since=1.0), member("small", group, since=2.0)
+    consumer = member("consumer", group, since=3.0, together=True)
+    for job in (wide, small, consumer):
+        table.add(job)
+    groups.step(0.0)
+    assert [bool(job.attempt) for job in (wide, small, consumer)] == [False, False, True], "nor does one overtake"
+
+
+def test_what_pipes_connect_is_never_submitted_one_by_one(tmp_path: Path) -> None:
+    """They go to sbatch by themselves, as one Slurm job, and fail if it refuses that too."""
+    table, told = JobTable(), list[str]()
+    groups = groups_of(table, tmp_path, told)
+    group = JobGroup("g1", "g", 4, {"_cores": 100})
+    alone, *piped = (member(name, group, together=name != "a") for name in ("a", "p1", "p2"))
+    for job in (alone, *piped):
+        table.add(job)
+    assert groups.refused([alone, *piped], UsageError("too big")), "they are tried again"
+    assert [job.grouped for job in (alone, *piped)] == [None, group, group]
+    assert groups.shape(alone.spec, SlurmSettings()) == ()
+    assert "--cpus-per-task=100" in groups.shape(piped[0].spec, SlurmSettings())
+    assert not groups.refused(piped, UsageError("too big"))
+    assert "they fail" in told[-1]
+
+
+def test_a_group_asks_for_no_less_than_its_first_member() -> None:
+    """Sums lack what is a function of inputs that were not there."""
+    unknown = whole(spec("a", 300 << 20, cpus=2), JobGroup("g1", "g", 2, {"_cores": 1}))
+    assert (unknown.limits.cpus, unknown.limits.memory_bytes, unknown.limits.wall_seconds) == (2, 300 << 20, None)
+    known = whole(spec("a", 300 << 20), JobGroup("g1", "g", 2, {"_cores": 4, "mem_mb": 500, "runtime": 3}))
+    assert (known.limits.cpus, known.limits.memory_bytes, known.limits.wall_seconds) == (4, 500 << 20, 180)
+
+
+SNAKEFILE = """
+import os
+rule all:
+    input: "c.txt", "y.txt"
+rule a:
+    output: "a.txt"
+    group: "g"
+    resources: mem_mb=100, cpus_per_task=-1
+    shell: "touch {output}"
+rule b:
+    input: "a.txt"
+    output: "b.txt"
+    group: "g"
+    resources: mem_mb=lambda wildcards, input, attempt: attempt * os.path.getsize(input[0])
+    shell: "touch {output}"
+rule c:
+    input: "b.txt"
+    output: "c.txt"
+    group: "g"
+    shell: "touch {output}"
+rule x:
+    output: "x.txt"
+    group: "bad"
+    resources: slurm_partition="one"
+    shell: "touch {output}"
+rule y:
+    input: "x.txt"
+    output: "y.txt"
+    group: "bad"
+    resources: slurm_partition="two"
+    shell: "touch {output}"
+"""
+
+PROGRAM = """
+import json, os
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import OutputSettings, Quietness, ResourceSettings
+from snakemake_executor_plugin_forge.plugin.job_groups import JobGroups
+from snakemake_executor_plugin_forge.spec.errors import UsageError
+from snakemake_executor_plugin_forge.spec.job import Config
+
+with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+    of_workflow = api.workflow(resource_settings=ResourceSettings(cores=4), snakefile=Path("Snakefile"))
+    of_workflow.dag()
+    workflow = of_workflow._workflow
+    workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True, nolock=True)
+    workflow._build_dag()
+    jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs()}
+    del jobs["all"]
+    groups = JobGroups(workflow, lambda job: job.rule.name != "all", lambda job: Config())
+    said = []
+
+    def update(*names):
+        try:
+            groups.update([jobs[name] for name in names])
+        except UsageError as error:
+            said.append(str(error))
+        group = groups.of(jobs["b"])
+        return group and [group.key, group.members, group.resources.get("mem_mb")]
+
+    found = {"start": update(*jobs), "bad": groups.of(jobs["x"]), "cpus": groups.of(jobs["a"]).resources["cpus_per_task"]}
+    Path("a.txt").write_bytes(bytes(700))
+    found["ready"] = update("b")
+    jobs["b"].attempt = 2
+    found["repeated"] = update("b")
+    workflow.dag._finished.add(jobs["a"])
+    workflow.dag._needrun.discard(jobs["a"])  # as a checkpoint does
+    groups._known.discard(jobs["c"])  # as if it were of the checkpoint
+    found["checkpoint"] = update("c")
+print(json.dumps([found, said]), flush=True)
+os._exit(0)
+"""
+
+
+def test_groups_are_summed_again_when_more_is_known(tmp_path: Path) -> None:
+    """By a real DAG: memory by the size of an input that is made first, a second attempt, a group that cannot be."""
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found, said = json.loads(done.stdout.splitlines()[-1])
+    assert said, "said at the start, and again when the DAG has changed"
+    assert all("Group bad" in error for error in said)
+    key = found["start"][0]
+    assert found == {
+        "start": [key, 3, 100],
+        "bad": None,
+        "cpus": -1,
+        "ready": [key, 3, 700],
+        "repeated": [key, 3, 1400],
+        "checkpoint": [key, 3, 1400],
+    }
+
+
+def test_an_order_that_cannot_be_written_is_given_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker is left that Slurm does not know, and no job that no worker knows."""
+    table = JobTable()
+    groups = groups_of(table, tmp_path, [])
     group = JobGroup("g1", "g", 2, {"_cores": 2})
     grouped = replace(spec("a", None), group=group)
     members = [Job(replace(grouped, name=name), b"", lambda _: None, (), 0.0, group=group) for name in ("a", "b")]

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ...kernel.imports import own_command
 from ...spec.errors import UsageError
@@ -33,6 +33,7 @@ _RENEW_SECONDS = 10.0
 _IDLE_SECONDS = 30.0  # before a worker ends whose other members wait for jobs outside of the group
 _IDLE_AFTER_FAILURE_SECONDS = 5.0
 
+_Number = TypeVar("_Number", int, float)
 HandOver = Callable[[Job, str, int, int | None], bool]
 
 
@@ -56,17 +57,24 @@ def fits(whole: Size, running: Iterable[Size], own: Size) -> bool:
 
 
 def whole(spec: LaunchSpec, group: JobGroup) -> LaunchSpec:
-    """The specification of a job that asks for all that its group needs, for :func:`.sbatch.shape`."""
+    """The specification of a job that asks for all that its group needs, for :func:`.sbatch.shape`.
+
+    That is no less than the job itself needs: the sums lack what was not known when they were made.
+    """
     numbers = {key: value for key, value in group.resources.items() if isinstance(value, int | float)}
     memory, runtime = numbers.get("mem_mb"), numbers.get("runtime")
     limits = replace(
         spec.limits,
-        cpus=max(1, int(numbers.get("_cores", 1))),
-        memory_bytes=int(memory * MEBIBYTE) if memory else None,
-        wall_seconds=runtime * 60 if runtime else None,
+        cpus=max(1, int(numbers.get("_cores", 1)), spec.limits.cpus),
+        memory_bytes=_most(int(memory * MEBIBYTE) if memory else None, spec.limits.memory_bytes),
+        wall_seconds=_most(runtime * 60 if runtime else None, spec.limits.wall_seconds),
     )
     resources = {key: value for key, value in group.resources.items() if key not in ("mem_mb", "runtime")}
     return replace(spec, rule=f"group {group.name}", resources=resources, limits=limits)
+
+
+def _most(summed: _Number | None, own: _Number | None) -> _Number | None:
+    return max((number for number in (summed, own) if number is not None), default=None)
 
 
 def size_of(spec: LaunchSpec) -> Size:
@@ -116,11 +124,14 @@ class Groups:
     def shape(self, spec: LaunchSpec, settings: SlurmSettings) -> tuple[str, ...]:
         """Return the arguments of sbatch for the group of a job; () if it cannot be one Slurm job. In any thread.
 
+        What pipes connect is never submitted one by one, because a pipe has both its ends on one node: if sbatch
+        refuses the group once more, it fails.
+
         Raises:
             UsageError: if it cannot, and a pipe connects this job with others.
         """
         group = spec.group
-        if group is None or group.key in self.dissolved:
+        if group is None or (group.key in self.dissolved and not spec.together):
             return ()
         try:
             return sbatch.shape(whole(spec, group), settings)
@@ -135,7 +146,8 @@ class Groups:
         self._notice(f"Forge: group {names} cannot be one Slurm job ({error}); its members are submitted one by one.")
         self.dissolved |= groups.keys()
         for job in self._table.jobs():
-            job.alone = job.alone or (job.group is not None and job.group.key in groups)
+            of_these = job.group is not None and job.group.key in groups
+            job.alone = job.alone or (of_these and not job.spec.together)
 
     def has_worker(self, job: Job) -> bool:
         """Whether a job needs no call of sbatch, because its group has a worker."""
@@ -203,20 +215,22 @@ class Groups:
     def _order(self, worker: GroupWorker, waiting: list[Job], running: list[Job]) -> None:
         """Order the members that have room, the oldest first. Those of a pipe never wait for others."""
         beside = [size_of(job.spec) for job in running]
+        blocked = False  # an older one waits for room: a smaller one must not overtake it for ever
         for job in sorted(waiting, key=lambda job: job.since):
             own = size_of(job.spec)
             if not fits(worker.size, [], own) and not job.spec.together:
                 job.alone = True  # it needs more than at first: another try
                 continue
-            if not fits(worker.size, beside, own) and not job.spec.together:
-                return
+            if (blocked or not fits(worker.size, beside, own)) and not job.spec.together:
+                blocked = True
+                continue
             number = worker.book.count
             if self._send(job, worker.batch, worker.key[1], number):
                 try:
                     worker.book.run(os.path.basename(job.attempt), job.checksum, first_only=job.spec.together)
                 except OSError:  # a full disk, say: the next round tries again
                     self._take_back([job])
-                    if not any(other.spec.together for other in (job, *running)):
+                    if not any(other.spec.together for other in (*waiting, *running)):
                         self._end(worker)  # another order would be signed with the key of this one; pipes cannot move
                     raise
                 beside.append(own)
@@ -316,8 +330,14 @@ class Groups:
                 self._end(worker)
 
     def refused(self, jobs: Collection[Job], error: Exception) -> bool:
-        """Dissolve groups whose workers sbatch has refused; their members run alone. False if pipes connect them."""
-        if any(job.spec.together for job in jobs):
+        """Dissolve groups whose workers sbatch has refused; their members run alone.
+
+        Returns:
+            False if pipes connect all of these jobs. Else some are to be submitted again: those that pipes connect too,
+            which are then by themselves.
+        """
+        if all(job.spec.together for job in jobs):
+            self._notice(_piped(jobs, error))
             return False
         self._dissolve({job.group.key: job.group.name for job in jobs if job.group is not None}, error)
         return True
@@ -327,6 +347,16 @@ class Groups:
         with suppress(OSError):
             orders.say_all_over(self._state)
         self._workers.clear()
+
+
+def _piped(jobs: Collection[Job], error: Exception) -> str:
+    """Say why jobs that pipes connect are not submitted one by one."""
+    names = ", ".join(dict.fromkeys(job.group.name for job in jobs if job.group is not None))
+    rules = ", ".join(dict.fromkeys(job.spec.rule for job in jobs))
+    return (
+        f"Forge: group {names} cannot be one Slurm job ({error}). Pipes or services connect {rules}, which can "
+        "only run on one node: they fail. Give them a group without the other rules, or lower its resources."
+    )
 
 
 def _patience(job: Job) -> float:

@@ -29,7 +29,7 @@ REFUSED_RESOURCES = dict.fromkeys(
 
 _COUNTS = ("mem_mb_per_cpu", "tasks", "tasks_per_gpu", "tasks_per_node", "nodes", "gpu", "gpus")
 _CPU_COUNTS = ("cpus_per_task", "cpus_per_gpu")
-_LEAVE_OUT = -1
+LEAVE_OUT = -1
 """The value of a CPU count that leaves its option out: some clusters allow none, for example in GPU partitions."""
 
 _OWN_OPTIONS = (
@@ -91,8 +91,8 @@ def _task_arguments(rule: str, resources: Mapping[str, object], cpus: int) -> li
     if tasks_per_gpu:
         arguments[-1] = f"--ntasks-per-gpu={tasks_per_gpu}"
     if not per_task and per_gpu is not None and gpu_count(rule, resources):
-        return arguments if per_gpu == _LEAVE_OUT else [*arguments, f"--cpus-per-gpu={per_gpu}"]
-    return arguments if per_task == _LEAVE_OUT else [*arguments, f"--cpus-per-task={cpus}"]
+        return arguments if per_gpu == LEAVE_OUT else [*arguments, f"--cpus-per-gpu={per_gpu}"]
+    return arguments if per_task == LEAVE_OUT else [*arguments, f"--cpus-per-task={cpus}"]
 
 
 def _partition(spec: LaunchSpec, settings: SlurmSettings) -> str:
@@ -182,8 +182,8 @@ def check(
 
 
 def _cpu_count(rule: str, resources: Mapping[str, object], key: str) -> int | None:
-    if resources.get(key) == _LEAVE_OUT:
-        return _LEAVE_OUT
+    if resources.get(key) == LEAVE_OUT:
+        return LEAVE_OUT
     return whole_number(rule, resources, key)
 
 

@@ -40,10 +40,10 @@ def run_directories(pid: int, name: str, place: str) -> dict[str, str]:
     """
     if not place.startswith("/"):
         return {}
-    if os.path.exists(f"{place}/cgroup.controllers"):
-        return {"": place}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mountinfo = file.read()
+    if os.path.exists(f"{place}/cgroup.controllers"):
+        return {"": place} if _is_cgroup(place, mountinfo) else {}
     try:
         mounts = cgroup_mounts(mountinfo, read(f"/proc/{pid}/cgroup"))
     except OSError:  # the run is just over
@@ -53,11 +53,20 @@ def run_directories(pid: int, name: str, place: str) -> dict[str, str]:
     }
 
 
+def _is_cgroup(place: str, mountinfo: str) -> bool:
+    """Whether the kernel makes the files there: another user's record may name any directory, with pipes in it."""
+    device = os.stat(place).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(line.split()[2] == number and " - cgroup2 " in line for line in mountinfo.splitlines())
+
+
 def run_usage(directories: dict[str, str]) -> RunUsage:
     """Sample a run; :data:`NOTHING` if it has no cgroup, or none any more."""
-    if "" in directories:
-        return _v2(directories[""])
-    return _v1(directories) if {"memory", "pids", "cpu", "cpuacct"} <= directories.keys() else NOTHING
+    if "" not in directories and not {"memory", "pids", "cpu", "cpuacct"} <= directories.keys():
+        return NOTHING
+    found = _v2(directories[""]) if "" in directories else _v1(directories)
+    here = directories.get("") or directories["memory"]
+    return found if os.path.isdir(here) else NOTHING  # it may have gone between two reads, which give 0 then
 
 
 def job_memory(directories: dict[str, str], name: str) -> int:
@@ -69,8 +78,6 @@ def job_memory(directories: dict[str, str], name: str) -> int:
 
 
 def _v2(path: str) -> RunUsage:
-    if not os.path.isdir(path):
-        return NOTHING
     return RunUsage(
         memory_bytes=read_number(f"{path}/memory.current"),
         memory_peak_bytes=read_number(f"{path}/memory.peak") or None,  # since Linux 5.19
@@ -84,8 +91,6 @@ def _v2(path: str) -> RunUsage:
 
 def _v1(paths: dict[str, str]) -> RunUsage:
     memory, pids = paths["memory"], paths["pids"]
-    if not os.path.isdir(memory):
-        return NOTHING
     limit = read_number(f"{memory}/memory.limit_in_bytes")
     return RunUsage(
         memory_bytes=read_number(f"{memory}/memory.usage_in_bytes"),
