@@ -224,8 +224,7 @@ class Groups:
             if (blocked or not fits(worker.size, beside, own)) and not job.spec.together:
                 blocked = True
                 continue
-            number = worker.book.count
-            if self._send(job, worker.batch, worker.key[1], number):
+            if self._send(job, worker.batch, worker.key[1], worker.book.count):
                 try:
                     worker.book.run(os.path.basename(job.attempt), job.checksum, first_only=job.spec.together)
                 except OSError:  # a full disk, say: the next round tries again
