@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -269,9 +269,11 @@ def test_a_job_that_is_moved_out_of_its_cgroup_is_ended(sleeper: tuple[subproces
         shelter = outside / f"test-shelter-{pid}"  # v2: what hands controllers down may hold no process itself
         shelter.mkdir()
         shelters.append(shelter)
-        for member in (group / "cgroup.procs").read_text().split():
-            (shelter / "cgroup.procs").write_text(member)
-        group.rmdir()
+        # v1 has several: Forge may end the job, and remove the others, once the first is empty.
+        with suppress(OSError) if len(shelters) > 1 else nullcontext():
+            for member in (group / "cgroup.procs").read_text().split():
+                (shelter / "cgroup.procs").write_text(member)
+            group.rmdir()
     attempt = _end(process, directory)
     for shelter in shelters:
         shelter.rmdir()
