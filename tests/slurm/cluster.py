@@ -324,6 +324,8 @@ class Cluster:
             (self.root / name).mkdir()
         for node in self.nodes:
             (self.root / "spool" / node).mkdir(parents=True)
+            (self.root / "tmp" / node).mkdir(parents=True)
+            (self.root / "tmp" / node).chmod(0o1777)
         machine.write_users(self.root)
         key = self.root / "munge" / "key"
         key.touch(mode=0o600)
@@ -362,6 +364,8 @@ CredType=cred/munge
 AuthInfo=socket={root}/munge/socket,cred_expire=6
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
+# Slurm's PMIx plugin empties and makes a directory there for each step: not the same one for two nodes on one machine
+TmpFS={root}/tmp/%n
 SlurmctldPidFile={root}/slurmctld.pid
 SlurmdPidFile={root}/%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log

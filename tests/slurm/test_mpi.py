@@ -68,6 +68,8 @@ def named() -> Iterator[Cluster]:
         yield cluster
 
 
+# One after the other: whatever MPI program ends removes /tmp/ompi.NODE.UID if it is empty, and a daemon of mpirun that is
+# just about to make its own directory there fails. Here both nodes have the /tmp of one machine.
 RULES = """
     rule all:
         input: "srun.txt", "mpirun.txt", "fails.txt", "late.txt"
@@ -76,14 +78,18 @@ RULES = """
         resources: mpi="srun", tasks=4, nodes=2, mem_mb=400, runtime=30
         shell: "{resources.mpi} --mpi=pmix PROGRAM write {output[1]} > {output[0]}"
     rule mpirun:
+        input: "srun.txt"
         output: "mpirun.txt"
         resources: mpi="mpirun --allow-run-as-root", tasks_per_node=2, nodes=2, mem_mb=400, runtime=30
         shell: "{resources.mpi} PROGRAM > {output}"
     rule fails:
+        input: "mpirun.txt"
         output: "fails.txt"
         resources: mpi="srun", tasks_per_node=2, nodes=2, mem_mb=400, runtime=30
-        shell: "{resources.mpi} --mpi=pmix PROGRAM fail > {output}"
+        shell: "until [ -s signs/rank.0 ] && [ -s signs/rank.1 ] && [ -s signs/rank.2 ] && [ -s signs/rank.3 ]; do sleep 0.1; done; "
+               "{resources.mpi} --mpi=pmix PROGRAM fail > {output}"
     rule late:
+        input: "mpirun.txt"
         output: "late.txt"
         resources: mpi="srun", tasks_per_node=2, nodes=2, mem_mb=400, runtime=30
         shell: "echo $SLURM_JOB_ID > signs/late; {resources.mpi} --mpi=pmix PROGRAM wait > {output}"
@@ -102,6 +108,7 @@ def test_ranks_on_two_nodes(named: Cluster, workdir: Path, program: Path) -> Non
     (workdir / "sum").chmod(0o755)
     session.start(RULES.replace("PROGRAM", "./sum"), "--forge-slurm-pack", "50")
     ranks = [session.wait_file(f"signs/rank.{rank}") for rank in range(4)]
+    session.wait(lambda: "Error in rule fails" in session.output())
     named.run("scontrol", "update", f"jobid={session.wait_file('signs/late').strip()}", "EndTime=now+1")
     done = session.finish()
     found = by_rule(done)
