@@ -47,8 +47,8 @@ class RunFacts:
 class MetricsFile:
     """The metrics of a run, which a thread rewrites every few seconds.
 
-    The thread renames the file into place, so that a reader sees all of it. A job waits for a few additions, never for
-    a disk.
+    The thread renames the file into place, so that a reader sees all of it. A job waits for a few additions or for the
+    text, never for a disk or a cgroup.
     """
 
     def __init__(self, path: str, notice: Callable[[str], None], facts: RunFacts | None = None) -> None:
@@ -126,8 +126,9 @@ class MetricsFile:
 
     def sample(self) -> None:
         """Sample the run while it has its cgroup for the last time."""
+        now = self._now()
         with self._lock:
-            self._tally.now = self._now()
+            self._tally.now = now
 
     def close(self) -> None:
         """Write it for the last time, when the run has no cgroup any more."""
@@ -147,8 +148,9 @@ class MetricsFile:
         self._write()
 
     def _write(self) -> None:
+        now = self._now()
         with self._lock:
-            self._tally.now = self._now()
+            self._tally.now = now
             text = metrics_text(self._tally)
         try:
             replace_file(os.path.abspath(self._path), text, mode=self._mode)
@@ -159,13 +161,16 @@ class MetricsFile:
 
     def _now(self) -> Now:
         """Sample the cgroups: two reads of a file in memory for the run's counters, and one for each running job."""
+        with self._lock:
+            running = list(self._attempts.values()) if self._cgroups else []
+            pending = {rule: max(0, jobs - self._started.get(rule, 0)) for rule, jobs in self._planned.items()}
+            before = self._tally.now
         memory: dict[str, tuple[int, int]] = {}
-        for spec in self._attempts.values() if self._cgroups else ():
+        for spec in running:
             used, limits = memory.get(spec.rule, (0, 0))
             now, limit = job_memory(self._cgroups, spec.name), spec.limits.memory_bytes
             memory[spec.rule] = (used + now, limits + (limit or 0))
-        pending = {rule: max(0, jobs - self._started.get(rule, 0)) for rule, jobs in self._planned.items()}
-        before, usage = self._tally.now, run_usage(self._cgroups)
+        usage = run_usage(self._cgroups)
         if usage == NOTHING:  # it is removed at the end of the run: what counters said last stays
             usage = replace(before.usage, memory_bytes=None, processes=None)
         return Now(pending, memory, usage, before.cores)

@@ -150,6 +150,6 @@ def _check(
         if not remote:
             check_resources(rule, resources, host)
         elif config.backend == "slurm":
-            sbatch.check(rule, resources, config.slurm, config.require)
+            sbatch.check_in_run(rule, resources, config)
 
     resource_checks.check(rule, resources, refuse, host, Require.NONE, place, remote=remote)

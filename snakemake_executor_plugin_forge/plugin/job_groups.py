@@ -17,7 +17,7 @@ from ..backends.slurm import sbatch
 from ..spec.errors import UsageError
 from ..spec.job import Config
 from ..spec.job_group import JobGroup
-from ..spec.resources import all_at_once
+from ..spec.resources import all_at_once, whole_number
 from ..spec.units import MEBIBYTE
 from .rule_resources import declared_at
 from .snakemake_internals import group_id, is_grouped, sum_of_group
@@ -25,6 +25,8 @@ from .snakemake_internals import group_id, is_grouped, sum_of_group
 _OWN_VALUES = ("forge_", "tmpdir")
 """Beginnings of resources that are a job's own affair, whatever else runs in its allocation."""
 _ONE_NODE = ("mpi", "tasks_per_node")
+_OF_ONE_MEMBER = ("cpus_per_task", "cpus_per_gpu", "mem_mb_per_cpu", "tasks", "nodes", "tasks_per_gpu")
+"""Resources that say how one member is divided: its cores and memory are summed, and it has one sandbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,23 +190,18 @@ class JobGroups:
                     f"Group {name}: rule {job.rule.name} ({declared_at(job.rule)}) asks for {key}, and a group runs on "
                     "one node. Give the rule no group."
                 )
-        config, cores = self._config(job), resources["_cores"]
-        per_task, per_cpu = resources.pop("cpus_per_task", None), resources.pop("mem_mb_per_cpu", None)
-        per_gpu, gpus = resources.pop("cpus_per_gpu", None), sbatch.gpu_count(job.rule.name, resources)
-        if isinstance(per_task, int) and per_task > 0:
-            cores = per_task
-        elif isinstance(per_gpu, int) and per_gpu > 0 and gpus:
-            cores = per_gpu * gpus
-        resources["_cores"] = cores
-        if isinstance(per_cpu, int) and isinstance(cores, int):
+        config, threads = self._config(job), whole_number(job.rule.name, resources, "_cores") or 1
+        leaves_out = sbatch.leaves_out_cpus(job.rule.name, resources)
+        resources["_cores"] = cores = sbatch.cpus_of(job.rule.name, resources, threads)
+        per_cpu = whole_number(job.rule.name, resources, "mem_mb_per_cpu")
+        if per_cpu is not None:
             resources["mem_mb"] = per_cpu * cores
         if config.memory_bytes is not None:
             resources.setdefault("mem_mb", math.ceil(config.memory_bytes / MEBIBYTE))
         if config.wall_seconds is not None:
             resources.setdefault("runtime", math.ceil(config.wall_seconds / 60))
-        for key in ("tasks", "nodes", "tasks_per_gpu"):  # of one member: its processes are in one sandbox
+        for key in _OF_ONE_MEMBER:
             resources.pop(key, None)
-        leaves_out = sbatch.LEAVE_OUT in (per_task, None if per_task or not gpus else per_gpu)
         return Asks(resources, job.attempt, complete, leaves_out)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from ..kernel.writers import freeze
+from ..spec.file_policy import TEMPORARY_VARIABLES
 from ..spec.job import Files, Target
 from .base import Base
 from .enter import SandboxKey, plan_entry
@@ -19,7 +20,7 @@ from .job_process import Start, send
 from .privileges import Bounds
 
 _DEATH_SECONDS = 5.0
-_SCRATCH_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR", "FORGE_SCRATCH")
+_SCRATCH_VARIABLES = (*TEMPORARY_VARIABLES, "FORGE_SCRATCH")
 
 
 class Inside:

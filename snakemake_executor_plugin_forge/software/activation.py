@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from ..spec.errors import BrokenRuntimeError
+from ..spec.file_policy import TEMPORARY_VARIABLES
 
 CONFLICTING = (
     "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "R_LIBS", "R_LIBS_USER", "R_LIBS_SITE", "R_HOME",
@@ -27,7 +28,7 @@ CONFLICTING = (
 IN_IMAGE = "FORGE_IN_IMAGE"
 """A variable that ``snakemake-forge shell`` sets in an image, so that ``command.sh`` makes no second sandbox."""
 
-_NOT_OURS = frozenset(("_", "SHLVL", "PWD", "OLDPWD", "TMPDIR", "TMP", "TEMP", "TEMPDIR"))
+_NOT_OURS = frozenset(("_", "SHLVL", "PWD", "OLDPWD", *TEMPORARY_VARIABLES))
 """Variables of the shell and of the job, which are no part of an activation."""
 
 _HOOK_SECONDS = 120.0

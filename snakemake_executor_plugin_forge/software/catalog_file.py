@@ -18,6 +18,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ..spec.catalog import HOST, Allowance, Catalog, Paths, Runtime, RuntimeKind
 from ..spec.errors import UsageError, near_miss
+from ..spec.file_policy import TEMPORARY_VARIABLES
 from ..spec.job import FilePolicy, Network
 from ..spec.paths import CATALOG_FILE
 from ..spec.printable import printable
@@ -30,7 +31,6 @@ SCHEMA_ID = "https://github.com/snakemake-forge/snakemake-executor-plugin-forge/
 
 _NAME = r"[A-Za-z][A-Za-z0-9_.-]*"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWN_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 _MAX_PIDS = 4194304  # PID_MAX_LIMIT, proc(5)
 _MOST_ANCESTORS = 100
 _LONGEST = 500  # characters of a sentence
@@ -63,7 +63,7 @@ def _variables(value: object) -> object:
     for name, text in value.items():
         if not _VARIABLE.fullmatch(str(name)):
             raise ValueError(f"{name!r} is no name of an environment variable")
-        if name in _OWN_VARIABLES or str(name).startswith("FORGE_"):
+        if name in TEMPORARY_VARIABLES or str(name).startswith("FORGE_"):
             raise ValueError(f"{name} is set by Forge for every job and cannot be set here")
         if isinstance(text, bool) or not isinstance(text, str | int | float):
             raise ValueError(f"the value of {name} must be text; put it in quotes")  # noqa: TRY004

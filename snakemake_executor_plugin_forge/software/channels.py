@@ -90,7 +90,7 @@ async def replaced(gateway: Any, platforms: list[Any], prefix: str) -> list[Prob
         now = {r.url: r.sha256.hex() for source in found for r in source if r.sha256}
         for record in records:
             if now.get(record["url"], record["sha256"]) != record["sha256"]:
-                package, checksums = f"{record['name']} {record['version']}", (now[record["url"]], record["sha256"])
-                detail = "its sha256 there is {}, and {} is installed".format(*checksums)
+                package = f"{record['name']} {record['version']}"
+                detail = f"its sha256 there is {now[record['url']]}, and {record['sha256']} is installed"
                 problems.append(Problem(record["url"], Damage.REPLACED, detail, package))
     return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass
 
 
@@ -21,6 +22,14 @@ class Damage(enum.StrEnum):
     MACHINE = "is for another processor"
     PACKAGE = "is not the package that was installed"
     REPLACED = "was replaced at its source"
+
+
+def package_of(record: str) -> str:
+    """Name and version of a package, from the path of its record: of conda without ".json", or "….dist-info"."""
+    name = os.path.basename(record)
+    if name.endswith(".dist-info"):
+        return name.removesuffix(".dist-info").replace("-", " ")
+    return " ".join(name.rsplit("-", 2)[:2])
 
 
 @dataclass(frozen=True, slots=True)

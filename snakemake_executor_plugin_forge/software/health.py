@@ -27,7 +27,7 @@ from ..kernel.tree import walk
 from ..record.jsonfile import load, read_object, replace_file
 from ..spec.catalog import RuntimeKind
 from . import host_fit, image_files
-from .damage import Damage, Health, Problem
+from .damage import Damage, Health, Problem, package_of
 from .image_files import Expected, digest
 from .venv import site_packages
 
@@ -62,7 +62,7 @@ def expected(prefix: str, kind: RuntimeKind) -> dict[str, Expected]:
 
 
 def _of_conda(prefix: str, record: str) -> Iterator[Expected]:
-    package = _package(record.removesuffix(".json"))
+    package = package_of(record.removesuffix(".json"))
     for entry in read_object(record).get("paths_data", {}).get("paths", []):
         path, kind = f"{prefix}/{entry['_path']}", entry.get("path_type", "hardlink")
         if kind == "softlink":
@@ -74,16 +74,8 @@ def _of_conda(prefix: str, record: str) -> Iterator[Expected]:
             yield Expected(path, known, None if patched else entry.get("size_in_bytes"), package=package)
 
 
-def _package(path: str) -> str:
-    """Name and version of a package, from the name of its record."""
-    name = os.path.basename(path)
-    if name.endswith(".dist-info"):
-        return name.removesuffix(".dist-info").replace("-", " ")
-    return " ".join(name.rsplit("-", 2)[:2])
-
-
 def _of_record(site: str, record: str) -> Iterator[Expected]:
-    package = _package(os.path.dirname(record))
+    package = package_of(os.path.dirname(record))
     with open(record, encoding="utf-8", newline="") as file:
         for path, checksum, size in csv.reader(file):
             algorithm, _, encoded = checksum.partition("=")

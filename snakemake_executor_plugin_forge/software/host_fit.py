@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ..record.jsonfile import read_object
 from ..spec.catalog import RuntimeKind
-from .damage import Damage, Problem
+from .damage import Damage, Problem, package_of
 from .venv import site_packages
 
 _INTERPRETER_SEGMENT = 3  # PT_INTERP
@@ -208,7 +208,7 @@ def misfit_packages(prefix: str, kind: RuntimeKind, built: str | None) -> Iterat
             with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
                 needed = _needed(file.read(), now, Libc.parse(built) if built else None)
                 if needed is not None:
-                    name = os.path.basename(os.path.dirname(path)).removesuffix(".dist-info").replace("-", " ")
+                    name = package_of(os.path.dirname(path))
                     yield Problem(path, Damage.C_LIBRARY, f"{needed}; this host has {now}", name)
     if kind is RuntimeKind.CONDA:
         yield from _misfits_of_conda(prefix, now)

@@ -21,6 +21,9 @@ from .paths import CHECKPOINTS
 PRIVATE_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these names are the point
 """Directories that every job has for itself, empty at its start."""
 
+TEMPORARY_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+"""Environment variables by which programs find the directory for their temporary files."""
+
 _MOST_LAYERS = 8  # with more directories of outputs, layers are over directories around them
 _TOP = ("etc", "home", "media", "mnt", "opt", "root", "run", "srv", "usr", "var", "var/lib", "var/run")
 _SYSTEM = frozenset({"/", *(f"/{name}" for name in _TOP)})

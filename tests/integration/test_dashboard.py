@@ -147,7 +147,7 @@ def test_the_files_are_sound_and_no_other_run_is_in_their_way(scraped: Scraped) 
         done = subprocess.run([need("promtool", "prometheus"), "check", "metrics"], input=file.read_bytes(), capture_output=True, check=False)
         assert (done.returncode, done.stdout + done.stderr) == (0, b"")
     assert scraped.prometheus.number("node_textfile_scrape_error") == 0
-    assert scraped.prometheus.number("min_over_time(up[1h])") in (0, 1)  # 0: the first scrape came before the exporter
+    assert scraped.prometheus.number("sum(up)") == 1
 
 
 def test_panels_while_two_runs_are_at_work(scraped: Scraped) -> None:

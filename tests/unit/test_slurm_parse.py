@@ -28,11 +28,13 @@ from snakemake_executor_plugin_forge.backends.slurm.sbatch import (
     adapt,
     asks_for,
     check,
+    check_in_run,
     shape,
 )
 from snakemake_executor_plugin_forge.backends.slurm.states import TABLE, SlurmState, parse_state
 from snakemake_executor_plugin_forge.spec.errors import RequirementError, UsageError
 from snakemake_executor_plugin_forge.spec.job import (
+    Config,
     CpuMode,
     Isolation,
     KeepScratch,
@@ -233,6 +235,14 @@ def test_what_cannot_be_passed_on_is_refused_by_name(resources: dict[str, object
     with pytest.raises(UsageError) as caught:
         check("map", resources)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_run_and_a_dry_run_know_the_network_of_the_run() -> None:
+    job: dict[str, object] = {"mpi": "srun", "tasks": 4}
+    check_in_run("map", job, Config())
+    with pytest.raises(UsageError, match="--forge-network"):
+        check_in_run("map", job, Config(network=Network.OFF))
+    check_in_run("map", {**job, "forge_network": "on"}, Config(network=Network.OFF))
 
 
 # Names that snakemake-executor-plugin-slurm 2.8 and its jobstep read from a job's resources: submit_string.py,

@@ -31,7 +31,7 @@ from .job_table import JobTable
 from .mpi import is_mpi
 from .packing import Durations
 from .parse import ClusterFacts
-from .sbatch import adapt, check, shape
+from .sbatch import adapt, check_in_run, shape
 
 
 class SlurmBackend:
@@ -48,7 +48,7 @@ class SlurmBackend:
         client = client or SlurmClient()
         self.facts = client.facts()
         self._settings = with_account(services.config.slurm, client, services.notice)
-        self._require, self._network = services.config.require, services.config.network
+        self._config = services.config
         self.host = _host(self.facts)
         os.makedirs(f"{services.run_dir}/slurm/{exchange.RESULTS}", exist_ok=True)
         self._table = JobTable()
@@ -61,7 +61,7 @@ class SlurmBackend:
             thread.start()
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        check(rule, {"forge_network": self._network, **resources}, self._settings, self._require)
+        check_in_run(rule, resources, self._config)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         del is_command

@@ -122,6 +122,8 @@ class Dispatcher:
         ready, is_array = self._place(jobs, batch)
         if not ready:
             return
+        for job in ready:
+            os.makedirs(exchange.script_directory(job.attempt), exist_ok=True)
         name, settings = batch_name(self._services.run_id, batch), self._settings
         own = own_arguments(name, self._state, ready, settings, is_array=is_array)
         arguments = [*own, *ready[0].arguments, *self._later_arguments(ready)]
@@ -149,10 +151,7 @@ class Dispatcher:
             The jobs that could be handed over, and whether they need an array.
         """
         if jobs[0].grouped is not None:
-            ready, is_array = self.groups.place(jobs, batch, self._room.most)
-            for job in ready:
-                os.makedirs(exchange.script_directory(job.attempt), exist_ok=True)
-            return ready, is_array
+            return self.groups.place(jobs, batch, self._room.most)
         # A time limit in slurm_extra is that of one job.
         alone = jobs[0].spec.limits.wall_seconds is None and asks_for(jobs[0].shape, "-t", "--time")
         expected = [None if alone or job.alone else self._expected(job, jobs) for job in jobs]
@@ -164,8 +163,6 @@ class Dispatcher:
             for part, position in enumerate(group):
                 if self._hand_over(jobs[position], batch, index, part if packed else None):
                     ready.append(jobs[position])
-        for job in ready:
-            os.makedirs(exchange.script_directory(job.attempt), exist_ok=True)
         return ready, len(groups) > 1
 
     def _expected(self, job: Job, jobs: list[Job]) -> float | None:

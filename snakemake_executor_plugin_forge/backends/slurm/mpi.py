@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ...spec.errors import RequirementError, UsageError
-from ...spec.file_policy import PRIVATE_DIRECTORIES, in_place
+from ...spec.file_policy import PRIVATE_DIRECTORIES, TEMPORARY_VARIABLES, in_place
 from ...spec.job import LaunchSpec, Network, Require
 from ...spec.resources import UNKNOWN_YET, whole_number
 from ...spec.units import MEBIBYTE
@@ -21,8 +21,6 @@ from ...spec.verdict import Verdict
 
 _MUNGE = "/run/munge"
 """Where munged has its socket, by default: munged(8)."""
-
-_TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 
 
 def is_mpi(resources: Mapping[str, object]) -> bool:
@@ -103,7 +101,7 @@ def fitted(spec: LaunchSpec, environment: Mapping[str, str]) -> LaunchSpec:
 
 def with_shared_tmp(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of an MPI job, whose ranks inherit them: /tmp is a directory on all nodes, ``$TMPDIR`` is not."""
-    return {**environment, **dict.fromkeys(_TEMPORARY, PRIVATE_DIRECTORIES[0])}
+    return {**environment, **dict.fromkeys(TEMPORARY_VARIABLES, PRIVATE_DIRECTORIES[0])}
 
 
 def noted(verdict: Verdict, spec: LaunchSpec, environment: Mapping[str, str]) -> Verdict:

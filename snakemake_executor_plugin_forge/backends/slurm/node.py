@@ -171,9 +171,9 @@ class Node:
         def confirm(verdict: Verdict) -> Verdict:
             packed = exchange.part_of(self._mine.directory) is not None  # then Slurm's limit is that of all of them
             elapsed = 0.0 if packed else time.monotonic() - self._begin
-            around = slurm_step.since(before)
-            amended = verdict if self._launch.shares else amend(verdict, self._spec, around, elapsed)
-            noted = mpi.noted(amended, self._spec, os.environ)
+            if not self._launch.shares:
+                verdict = amend(verdict, self._spec, slurm_step.since(before), elapsed)
+            noted = mpi.noted(verdict, self._spec, os.environ)
             return self._confirm(replace(noted, in_place=in_place))
 
         match self._decide(node_state.Prepared(in_place)):

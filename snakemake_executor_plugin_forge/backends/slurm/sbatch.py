@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...spec.errors import UsageError, near_miss
-from ...spec.job import LaunchSpec, Require
+from ...spec.job import Config, LaunchSpec, Require
 from ...spec.resources import UNKNOWN_YET, whole_number
 from ...spec.slurm import Request, SlurmSettings, fitting, no_partition
 from ...spec.units import MEBIBYTE
@@ -42,12 +42,8 @@ _OWN_OPTIONS = (
 
 def adapt(spec: LaunchSpec) -> LaunchSpec:
     """Set the limits that Slurm's resources ``cpus_per_task``, ``cpus_per_gpu`` and ``mem_mb_per_cpu`` ask for."""
-    resources, limits = spec.resources, spec.limits
-    per_task, per_gpu = (_cpu_count(spec.rule, resources, key) or 0 for key in _CPU_COUNTS)
-    if per_task > 0:
-        limits = replace(limits, cpus=per_task)
-    elif per_gpu > 0 and (gpus := gpu_count(spec.rule, resources)):
-        limits = replace(limits, cpus=per_gpu * gpus)
+    resources = spec.resources
+    limits = replace(spec.limits, cpus=cpus_of(spec.rule, resources, spec.limits.cpus))
     per_cpu = whole_number(spec.rule, resources, "mem_mb_per_cpu")
     if per_cpu:
         limits = replace(limits, memory_bytes=per_cpu * limits.cpus * MEBIBYTE)
@@ -55,6 +51,21 @@ def adapt(spec: LaunchSpec) -> LaunchSpec:
     if limits.memory_bytes is not None:
         variables["FORGE_MEMORY_BYTES"] = str(limits.memory_bytes)
     return replace(spec, limits=limits, environment=variables, backend="slurm")
+
+
+def cpus_of(rule: str, resources: Mapping[str, object], threads: int) -> int:
+    """The CPUs of a job: those of ``cpus_per_task`` or ``cpus_per_gpu``, or else as many as it has threads."""
+    per_task, per_gpu = (_cpu_count(rule, resources, key) or 0 for key in _CPU_COUNTS)
+    if per_task > 0:
+        return per_task
+    gpus = gpu_count(rule, resources) if per_gpu > 0 else 0
+    return per_gpu * gpus or threads
+
+
+def leaves_out_cpus(rule: str, resources: Mapping[str, object]) -> bool:
+    """Whether a job is to be submitted without a number of CPUs: see :data:`LEAVE_OUT`."""
+    per_task, per_gpu = (_cpu_count(rule, resources, key) for key in _CPU_COUNTS)
+    return LEAVE_OUT in (per_task, per_gpu if not per_task and gpu_count(rule, resources) else None)
 
 
 def shape(spec: LaunchSpec, settings: SlurmSettings = _DEFAULTS) -> tuple[str, ...]:
@@ -90,9 +101,11 @@ def _task_arguments(rule: str, resources: Mapping[str, object], cpus: int) -> li
     arguments = mpi.task_arguments(rule, resources)
     if tasks_per_gpu:
         arguments[-1] = f"--ntasks-per-gpu={tasks_per_gpu}"
+    if leaves_out_cpus(rule, resources):
+        return arguments
     if not per_task and per_gpu is not None and gpu_count(rule, resources):
-        return arguments if per_gpu == LEAVE_OUT else [*arguments, f"--cpus-per-gpu={per_gpu}"]
-    return arguments if per_task == LEAVE_OUT else [*arguments, f"--cpus-per-task={cpus}"]
+        return [*arguments, f"--cpus-per-gpu={per_gpu}"]
+    return [*arguments, f"--cpus-per-task={cpus}"]
 
 
 def _partition(spec: LaunchSpec, settings: SlurmSettings) -> str:
@@ -179,6 +192,15 @@ def check(
     mpi.check(rule, resources, require)
     _check_extra(rule, str(resources.get("slurm_extra") or ""))
     _check_partition(rule, resources, settings)
+
+
+def check_in_run(rule: str, resources: Mapping[str, object], config: Config) -> None:
+    """Refuse resources that Forge cannot pass on to Slurm with these settings, in a run and in a dry run.
+
+    Raises:
+        UsageError: names the rule, the resource and its value.
+    """
+    check(rule, {"forge_network": config.network, **resources}, config.slurm, config.require)
 
 
 def _cpu_count(rule: str, resources: Mapping[str, object], key: str) -> int | None:

@@ -24,6 +24,8 @@ FILE_SYSTEM = "/sys/fs/cgroup"
 PERIOD_MICROSECONDS = 100_000
 """CFS bandwidth period: the kernel's default."""
 
+_UNLIMITED = 1 << 60  # no host has so much of anything
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -198,6 +200,15 @@ def read_number(path: str) -> int:
         return int(read(path))
     except (OSError, ValueError):
         return 0
+
+
+def read_limit(path: str) -> int | None:
+    """Read a file with a limit; None if the file is missing or says that there is none.
+
+    v1 says so with the largest possible number of pages.
+    """
+    value = read_number(path)
+    return value if 0 < value < _UNLIMITED else None
 
 
 def read_values(path: str, *names: str) -> list[int] | None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from .base import cgroup_mounts, read, read_number, read_value
+from .base import cgroup_mounts, read, read_limit, read_number, read_value
 
-_UNLIMITED = 1 << 60  # bytes; the number with which v1 says "no limit" is larger, and no host has so much
 _USUAL_SHARES, _USUAL_WEIGHT = 1024, 100
 
 
@@ -81,9 +80,9 @@ def _v2(path: str) -> RunUsage:
     return RunUsage(
         memory_bytes=read_number(f"{path}/memory.current"),
         memory_peak_bytes=read_number(f"{path}/memory.peak") or None,  # since Linux 5.19
-        memory_limit_bytes=read_number(f"{path}/memory.max") or None,
+        memory_limit_bytes=read_limit(f"{path}/memory.max"),
         processes=read_number(f"{path}/pids.current"),
-        processes_limit=read_number(f"{path}/pids.max") or None,
+        processes_limit=read_limit(f"{path}/pids.max"),
         cpu_seconds=read_value(f"{path}/cpu.stat", "usage_usec") / 1e6,
         cpu_weight=read_number(f"{path}/cpu.weight") or None,  # gone without the controller
     )
@@ -91,13 +90,12 @@ def _v2(path: str) -> RunUsage:
 
 def _v1(paths: dict[str, str]) -> RunUsage:
     memory, pids = paths["memory"], paths["pids"]
-    limit = read_number(f"{memory}/memory.limit_in_bytes")
     return RunUsage(
         memory_bytes=read_number(f"{memory}/memory.usage_in_bytes"),
         memory_peak_bytes=read_number(f"{memory}/memory.max_usage_in_bytes"),
-        memory_limit_bytes=limit if limit < _UNLIMITED else None,
+        memory_limit_bytes=read_limit(f"{memory}/memory.limit_in_bytes"),
         processes=read_number(f"{pids}/pids.current"),
-        processes_limit=read_number(f"{pids}/pids.max") or None,
+        processes_limit=read_limit(f"{pids}/pids.max"),
         cpu_seconds=read_number(f"{paths['cpuacct']}/cpuacct.usage") / 1e9,
         cpu_weight=max(1, read_number(f"{paths['cpu']}/cpu.shares") * _USUAL_WEIGHT // _USUAL_SHARES),
     )

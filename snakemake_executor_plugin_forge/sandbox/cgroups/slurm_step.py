@@ -15,7 +15,6 @@ _FILES = {
     1: ("memory.oom_control", "memory.max_usage_in_bytes", "memory.limit_in_bytes"),
     2: ("memory.events", "memory.peak", "memory.max"),
 }
-_UNLIMITED = 1 << 60  # v1 writes the largest possible number of pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,7 @@ def _step(path: str, top: str, version: int) -> StepCgroup | None:
     events, peak, limit = _FILES[version]
     limits, directory = [], path
     while directory.startswith(top) and directory != top:
-        value = base.read_number(f"{directory}/{limit}")
-        if 0 < value < _UNLIMITED:
+        if (value := base.read_limit(f"{directory}/{limit}")) is not None:
             limits.append(value)
         directory = os.path.dirname(directory)
     kills = base.read_values(f"{path}/{events}", "oom_kill") or [0]
