@@ -63,7 +63,7 @@ class Counters:
 
 
 class Remains(Protocol):
-    """What a job has left whose supervisor died."""
+    """The remains of a job whose supervisor died."""
 
     def pids(self) -> list[int]:
         """The processes in it and below it, in this process's PID namespace."""
@@ -99,7 +99,7 @@ class JobCgroup(Remains, Protocol):
         """
 
     def pause_seconds(self, usual: float) -> float:
-        """How long it may go without a sample: as long as usual, where the kernel watches the limits."""
+        """Return the seconds between two samples: as many as usual, where the kernel watches the limits."""
         return usual
 
     def missing(self) -> str | None:
