@@ -32,7 +32,7 @@ class _Stage(enum.Enum):
 
 
 class Parsing:
-    """The observations while Snakemake read the Snakefile: none, if a program called Snakemake without settings for Forge."""
+    """The observations while Snakemake read the Snakefile: none, if Snakemake was called without settings for Forge."""
 
     def __init__(self) -> None:
         self.began = time.time()
