@@ -307,7 +307,7 @@ def member_pids(path: str) -> list[int]:
     except OSError:
         return found
     for directory in (path,) if childless else walk_up(path):
-        with suppress(OSError), open(f"{directory}/cgroup.procs", encoding="ascii") as file:  # can take several reads
+        with suppress(OSError), open(f"{directory}/cgroup.procs", encoding="utf-8") as file:  # can take several reads
             found += map(int, file.read().split())
     return found
 
