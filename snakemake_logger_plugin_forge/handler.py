@@ -61,7 +61,7 @@ class _Collected(io.StringIO):
 
 @dataclass(slots=True)
 class _Parts:
-    """All that the first record needs, and a start of Snakemake that logs elsewhere does not."""
+    """The parts that the first log record needs, and that a start of Snakemake which logs elsewhere does not."""
 
     watched: Watched
     known: Known

@@ -45,7 +45,7 @@ _UNLIMITED = 1 << 20  # cores; Snakemake's own number for that does not fit into
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """All that the program which starts a run knows about it."""
+    """The facts about a run that the program knows which starts it."""
 
     config: Config
     prepare: Callable[[], None]  # called in the nursery right after its fork

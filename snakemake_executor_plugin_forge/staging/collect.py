@@ -43,7 +43,7 @@ class Collected:
 
     @property
     def extra(self) -> list[Move]:
-        """What it has written undeclared, and where that belongs."""
+        """The undeclared files that the job has written, and their places."""
         appends = [Move.of(append.source, append.place) for append in self.undeclared.appends]
         return [*self.undeclared.moves, *appends]
 

@@ -43,7 +43,7 @@ _CLOCK_SECONDS = 1e-6  # a float of a record is not more exact
 
 
 class Owners:
-    """What is known of files in one working directory, as it is when each method is called first."""
+    """The knowledge about files in one working directory, as of the first call of each method."""
 
     def __init__(self, workdir: str, state: str, outputs: Iterable[str], rule: str = "", declared: str = "") -> None:
         """Look at nothing yet.

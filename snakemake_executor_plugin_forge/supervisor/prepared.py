@@ -58,7 +58,7 @@ class Tools:
     control: Control
     processes_beside: int | None = None  # see backends.pool.Enclosure
     confirm: Callable[[Verdict], Verdict] = lambda verdict: verdict
-    """Has the last word on a verdict, right before anything is published. If it says ``lost``, nothing is published."""
+    """The last word on a verdict, right before anything is published. If it says ``lost``, nothing is published."""
 
     @property
     def own_processes(self) -> int:

@@ -164,7 +164,7 @@ def offline_steps() -> list[Step]:
 
 def in_user_namespace() -> bool:
     """Whether this process is in a user namespace, where even root writes no trusted attributes: xattr(7)."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
         return file.read().split() != ["0", "0", "4294967295"]
 
 
