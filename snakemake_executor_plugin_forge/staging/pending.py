@@ -17,7 +17,6 @@ import enum
 import fcntl
 import json
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,12 +35,13 @@ from ..spec.job import RECORD_SCHEMA, LaunchSpec
 from ..spec.paths import STATE
 from ..spec.verdict import Verdict
 from . import journal
-from .confines import Confines, ForgedError
-from .file_version import FileVersion, as_path, file_version
+from .confines import Confines
+from .file_version import NOTHING, FileVersion, as_path, file_version
 from .fingerprint import Fingerprint
-from .journal import JOURNAL, PUBLISHED, Journal, Move, UndecidedError
+from .interrupted import recover, recovering
+from .journal import JOURNAL, PUBLISHED, DamagedError, Journal, Move, UndecidedError, set_aside
 from .merge import ContestedError, lock_of, merging
-from .publish import publish, publish_one, recover, sync
+from .publish import publish, publish_one, sync
 from .undeclared import Scene
 
 _MOST_BYTES = 1 << 26  # of an entry
@@ -202,13 +202,28 @@ class WaitingOutputs:
         return os.path.exists(f"{self.journal}/{JOURNAL}") or self.published()
 
     def recover(self, confines: Confines) -> list[str]:
-        """Complete the publication if it was begun: see :func:`.publish.recover`. This knows what its journal had."""
+        """Complete the publication if it was begun: see :func:`.interrupted.recover`. This knows what its journal had.
+
+        Raises:
+            UndecidedError: if that cannot be decided; its files are where the error says.
+            OSError: if the publication cannot be completed.
+        """
+        with recovering(confines.workdir):
+            try:
+                return self._recover(confines)
+            except UndecidedError as error:
+                aside = {directory: set_aside(directory) for directory in self.directories if os.path.exists(directory)}
+                error.filename = aside.get(self.journal, self.journal)
+                raise
+
+    def _recover(self, confines: Confines) -> list[str]:
         try:
             return recover(self.journal, confines)
-        except UndecidedError as error:
-            if isinstance(error, ForgedError) or self.undeclared is not None:  # what led to it was in the journal alone
+        except DamagedError:
+            if self.undeclared is not None:  # what led to it was in the journal alone
                 raise
-            journal.write(self.journal, Journal(self.moves))
+            before = {place: NOTHING if found is None else found for place, found in self.before.items()}
+            journal.write(self.journal, Journal(tuple(m._replace(was=before.get(m.place)) for m in self.moves)))
             return recover(self.journal, confines)
 
     def check(self) -> None:
@@ -348,6 +363,7 @@ class EntryClaim:
 
         Raises:
             UnfitError: if the outputs cannot be published any more.
+            UndecidedError: if an earlier process had begun that, and it cannot be completed any more.
             OSError: if that failed; all places are then as they were.
         """
         entry = self.entry
@@ -429,14 +445,3 @@ def claim(entry: Entry) -> EntryClaim | None:
         if fd >= 0:
             os.close(fd)
     return None
-
-
-def signal_supervisor(entry: Entry, number: int) -> None:
-    """Send a signal to an entry's supervisor, never to another process with its pid; do nothing if it is dead."""
-    with suppress(OSError):
-        fd = os.pidfd_open(entry.pid)
-        try:
-            if entry.supervised():
-                signal.pidfd_send_signal(fd, number)
-        finally:
-            os.close(fd)

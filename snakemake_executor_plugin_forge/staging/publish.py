@@ -3,10 +3,9 @@
 ::
 
     publish ──► sync, write the journal, rename each file to its place, remove the journal
-    recover ──► after a crash: do the renames that the journal names
 
 Each rename is atomic; the journal makes all of them together atomic. It is written when every file that it names is on
-disk, and removed when every file is in its place. Whoever finds a journal completes it.
+disk, and removed when every file is in its place. Whoever finds a journal completes it: staging/interrupted.py.
 
 Other jobs may publish what is not declared at the same places. So it is published under a lock, and after a crash, when
 others may have been there meanwhile, it is merged with what they have left.
@@ -25,13 +24,13 @@ from ..kernel.long_paths import reach
 from ..kernel.plain_paths import Places, near, unlink
 from ..kernel.syscalls import sync_file_system
 from ..kernel.tree import Below, copy, copy_tree, remove_tree
-from ..sandbox.filesystem.directories import make_places, make_shared, waited_lock
+from ..sandbox.filesystem.directories import make_places, make_shared
 from ..spec.job import Target, TargetKind
 from ..spec.paths import COPY
 from . import journal
-from .confines import Confines
+from .file_version import NOTHING, FileVersion, status_of
 from .journal import Journal, Move
-from .tree import append, unfit
+from .tree import unfit
 
 _MANY_FILES = 32  # with more files, one sync of the whole file system is faster
 OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
@@ -86,22 +85,22 @@ def publish_one(move: Move) -> None:
     here = near_place(move)
     _strip(here.source)
     with Places() as places:
-        exchanged = _carry_out(here, places)
+        exchanged = carry_out(here, places)
     if exchanged and here is not move:
         remove_tree(here.source)
 
 
 def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> None:
     reached("synced")
-    if len(moves) > 1 or noted or moves[0].merge:
-        make_shared(directory)  # missing where the layers are elsewhere
-        journal.write(directory, Journal(tuple(moves), lock, noted))
-        reached("journal")
     done: list[tuple[Move, bool | None]] = []
     with Places() as places:
+        if len(moves) > 1 or noted or moves[0].merge:
+            make_shared(directory)  # missing where the layers are elsewhere
+            journal.write(directory, Journal(tuple(_with_was(move, places) for move in moves), lock, noted))
+            reached("journal")
         try:
             for move in moves:
-                done.append((move, _carry_out(move, places)))
+                done.append((move, carry_out(move, places)))
                 reached("renamed")
             places.check({os.path.dirname(move.place) for move in moves if not move.is_deletion})
         except OSError:
@@ -110,18 +109,24 @@ def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> None:
                     places.exchange(move.source, move.place) if exchanged else places.rename(move.place, move.source)
             journal.end(directory)
             raise
-    _settle(moves)
+    settle(moves)
     reached("all renamed")
     journal.end(directory, noted=noted)
 
 
-def _settle(moves: Iterable[Move]) -> None:
+def _with_was(move: Move, places: Places) -> Move:
+    """The move with what is there now: at its place or, of a deletion, to be deleted."""
+    now = places.lstat(move.source if move.is_deletion else move.place)
+    return move._replace(was=NOTHING if now is None else FileVersion.of(now))
+
+
+def settle(moves: Iterable[Move]) -> None:
     """Bring the renames to the disk; and give undeclared files in a directory the time of their publication (ctime).
 
     By that time, a job that has begun before knows that it has not deleted them: see staging/undeclared.py.
     """
     for move in moves:
-        now = _status(move.place) if move.merge else None
+        now = status_of(move.place) if move.merge else None
         if now is not None and stat.S_ISDIR(now.st_mode):
             for path in Below(move.place):
                 with suppress(OSError):
@@ -129,7 +134,7 @@ def _settle(moves: Iterable[Move]) -> None:
                     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
     parents = {os.path.dirname(path) for move in moves for path in (move.place, move.source)[: 1 + move.merge]}
     if len(parents) > _MANY_FILES:
-        for parent in {found.st_dev: path for path in parents if (found := _status(path)) is not None}.values():
+        for parent in {found.st_dev: path for path in parents if (found := status_of(path)) is not None}.values():
             reach(sync_file_system, parent)
         return
     for parent in parents:
@@ -193,61 +198,18 @@ def remove_outputs(targets: Iterable[Target]) -> None:
                 raise OSError(errno.ENOTEMPTY, "it cannot be removed", target.path)
 
 
-def recover(directory: str, confines: Confines | None) -> list[str]:
-    """Complete the publication whose journal is in ``directory``, if there is one.
-
-    The process that wrote the journal must be dead.
+def carry_out(move: Move, places: Places, *, spare: bool = False) -> bool | None:
+    """Rename a file to its place, or exchange it with the file there.
 
     Args:
-        confines: of its moves; None: it may name any file.
-
-    Returns:
-        The places that the journal names.
-
-    Raises:
-        UndecidedError: if the journal is damaged or forged; nothing was changed.
-        OSError: if the publication cannot be completed.
-    """
-    found = journal.read(directory)
-    if found is None:
-        return []
-    if confines is not None:
-        confines.check(directory, found)
-    moves = list(found.moves)
-    with waited_lock(found.lock) if found.lock else nullcontext(), Places() as places:
-        for number, move in enumerate(moves):
-            if not move.is_done():
-                moves[number] = _renewed(move)
-                if moves[number] != move:
-                    journal.write(directory, found._replace(moves=tuple(moves)))
-                    reached("renewed")
-                with suppress(FileExistsError):  # a file and a directory: the one of the job that has succeeded stays
-                    _carry_out(moves[number], places)
-                reached("followed")
-        _settle(moves)
-        reached("all followed")
-        journal.end(directory, noted=found.noted)
-    remove_copies(moves)
-    return [move.place for move in moves if not move.is_deletion]
-
-
-def _status(path: str) -> os.stat_result | None:
-    try:
-        found: os.stat_result = reach(os.lstat, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found
-
-
-def _carry_out(move: Move, places: Places) -> bool | None:
-    """Rename a file to its place, or exchange it with the file there.
+        spare: whether of what is merged, files that are there by now stay: they are later than this move.
 
     Returns:
         Whether a file was there; None if this cannot be undone.
     """
     now = places.lstat(move.place)
     if now is not None and move.merge and now.st_ino != move.base:
-        return _merge(move, now, places)
+        return _merge(move, now, places, spare=spare)
     if now is not None:
         _refuse_special(move.place, now)
         places.exchange(move.source, move.place)
@@ -260,7 +222,7 @@ def _carry_out(move: Move, places: Places) -> bool | None:
     return False
 
 
-def _merge(move: Move, place: os.stat_result, places: Places) -> bool | None:
+def _merge(move: Move, place: os.stat_result, places: Places, *, spare: bool) -> bool | None:
     """Bring a file to a place where another job has published since that was decided: after a crash, or without locks.
 
     Raises:
@@ -268,7 +230,9 @@ def _merge(move: Move, place: os.stat_result, places: Places) -> bool | None:
     """
     source = reach(os.lstat, move.source)
     if stat.S_ISDIR(source.st_mode) and stat.S_ISDIR(place.st_mode):
-        _merge_directories(move, places)
+        _merge_directories(move, places, spare=spare)
+        return None
+    if spare and move.size < 0:
         return None
     if stat.S_ISDIR(source.st_mode) or stat.S_ISDIR(place.st_mode):
         raise OSError(errno.EEXIST, "another job has made a file or directory of this name meanwhile", move.place)
@@ -277,7 +241,7 @@ def _merge(move: Move, place: os.stat_result, places: Places) -> bool | None:
     return True
 
 
-def _merge_directories(move: Move, places: Places) -> None:
+def _merge_directories(move: Move, places: Places, *, spare: bool) -> None:
     """Bring all in a directory to the one at its place, entry by entry."""
     left = [(move.source, move.place)]
     while left:
@@ -288,19 +252,8 @@ def _merge_directories(move: Move, places: Places) -> None:
             if now is not None and stat.S_ISDIR(now.st_mode) and stat.S_ISDIR(reach(os.lstat, inner.source).st_mode):
                 left.append((inner.source, inner.place))
             else:
-                _carry_out(inner, places)
+                carry_out(inner, places, spare=spare)
     remove_tree(move.source)
-
-
-def _renewed(move: Move) -> Move:
-    """The move of a file to which other jobs have appended since, with what they have appended; else the same move."""
-    now = _status(move.place) if move.size >= 0 else None
-    if now is None or now.st_ino == move.base or not stat.S_ISREG(now.st_mode):
-        return move
-    again = f"{move.source}.again"
-    with near(move.place) as short:
-        append(move.source, move.size, short, again)
-    return move._replace(source=again, inode=reach(os.lstat, again).st_ino, base=now.st_ino, size=now.st_size)
 
 
 def _refuse_special(place: str, status: os.stat_result) -> None:

@@ -23,9 +23,10 @@ from snakemake_executor_plugin_forge.kernel import plain_paths
 from snakemake_executor_plugin_forge.kernel.syscalls import exchange_at
 from snakemake_executor_plugin_forge.staging import journal
 from snakemake_executor_plugin_forge.staging import publish as publishing
+from snakemake_executor_plugin_forge.staging.interrupted import recover
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Move
 from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
-from snakemake_executor_plugin_forge.staging.publish import publish, publish_one, recover
+from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
 from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
 from tests.mutations import cut_and_flipped
 
@@ -184,14 +185,14 @@ def test_an_error_on_the_way_leaves_all_as_it_was(kinds: dict[str, str], bad: in
             moves.append(Move.of(str(root / "staging" / name), str(root / "work" / name)))
         before = {name: content(root / "work" / name) for name in NAMES}
         failing = moves[bad % len(moves)]
-        real = publishing._carry_out
+        real = publishing.carry_out
 
         def carry_out(move: Move, places: plain_paths.Places) -> bool | None:
             if move is failing:
                 raise OSError(28, "No space left on device")
             return real(move, places)
 
-        with mock.patch.object(publishing, "_carry_out", carry_out), pytest.raises(OSError, match="No space"):
+        with mock.patch.object(publishing, "carry_out", carry_out), pytest.raises(OSError, match="No space"):
             publish(moves, str(root / "staging"))
         assert {name: content(root / "work" / name) for name in NAMES} == before
         assert not (root / "staging" / JOURNAL).exists()
