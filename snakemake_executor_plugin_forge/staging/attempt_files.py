@@ -237,9 +237,9 @@ class WrittenFiles:
             case Disposal.PUBLISH:
                 scene = self._kept_scene()
                 if scene is None:
-                    publish(self._moves(), self._journal_directory())
+                    problems += publish(self._moves(), self._journal_directory())
                 else:
-                    publish(self._moves(), self._journal_directory(), merging(scene), lock=lock_of(scene))
+                    problems += publish(self._moves(), self._journal_directory(), merging(scene), lock=lock_of(scene))
             case Disposal.STAGE:
                 self._stage()
             case Disposal.KEEP_BESIDE:

@@ -50,7 +50,7 @@ class ChangedError(UndecidedError):
 
 
 class AtSource(enum.Enum):
-    """What is where a file was staged."""
+    """The sorts of files where one was staged."""
 
     NEW = "the file that was to be published"
     OLD = "what was at its place: they were exchanged"
@@ -59,7 +59,7 @@ class AtSource(enum.Enum):
 
 
 class AtPlace(enum.Enum):
-    """What is at a place."""
+    """The sorts of files at a place."""
 
     NEW = "the file that was to be published"
     OLD = "what was there when the journal was written"
@@ -77,7 +77,7 @@ class Sort(enum.Enum):
 
 
 class Fate(enum.Enum):
-    """What recovery does with a move."""
+    """The decisions of recovery about a move."""
 
     DONE = "it was made"
     FOLLOW = "it is made now"
@@ -103,7 +103,7 @@ def fate(sort: Sort, source: AtSource, place: AtPlace) -> Fate:
             return Fate.DONE  # and since then, somebody has removed or replaced it
 
 
-class _Seen(NamedTuple):
+class _Looked(NamedTuple):
     move: Move  # with what was at its place
     fate: Fate
     is_new: bool  # whether its file is at its place
@@ -159,7 +159,7 @@ def recovering(workdir: str) -> Iterator[None]:
         yield
 
 
-def _look(move: Move, written_ns: int, *, is_moved: bool) -> _Seen:
+def _look(move: Move, written_ns: int, *, is_moved: bool) -> _Looked:
     """See what is at both ends of a move.
 
     Args:
@@ -173,7 +173,7 @@ def _look(move: Move, written_ns: int, *, is_moved: bool) -> _Seen:
     if move.is_deletion:
         move = _with_was(move, source, written_ns)
         is_there = source is not None and FileVersion.of(source) == move.was
-        return _Seen(move, Fate.FOLLOW if is_there else Fate.DONE, is_new=False)
+        return _Looked(move, Fate.FOLLOW if is_there else Fate.DONE, is_new=False)
     is_unknown, move = move.was is None, _with_was(move, place, written_ns)
     assert move.was is not None
     if source is None:
@@ -189,7 +189,7 @@ def _look(move: Move, written_ns: int, *, is_moved: bool) -> _Seen:
         at_place = AtPlace.NEW
     else:
         at_place = AtPlace.OLD if FileVersion.of(place) == move.was else AtPlace.OTHER
-    return _Seen(move, fate(_sort(move, source, place), at_source, at_place), at_place is AtPlace.NEW)
+    return _Looked(move, fate(_sort(move, source, place), at_source, at_place), at_place is AtPlace.NEW)
 
 
 def _with_was(move: Move, now: os.stat_result | None, written_ns: int) -> Move:
@@ -209,7 +209,7 @@ def _sort(move: Move, source: os.stat_result | None, place: os.stat_result | Non
     return Sort.DIRECTORY if both else Sort.FILE
 
 
-def _refuse(seen: Sequence[_Seen], directory: str, found: Journal) -> None:
+def _refuse(seen: Sequence[_Looked], directory: str, found: Journal) -> None:
     """Leave all as it is, if anything is as nobody can have foreseen it."""
     unknown = [one.move.place for one in seen if one.fate is Fate.UNKNOWN]
     changed = [one.move.place for one in seen if one.fate is Fate.CHANGED]
@@ -226,7 +226,7 @@ def _refuse(seen: Sequence[_Seen], directory: str, found: Journal) -> None:
         raise ChangedError(changed, directory, half=not replaced)
 
 
-def _kept(directory: str, number: int, one: _Seen) -> Move:
+def _kept(directory: str, number: int, one: _Looked) -> Move:
     """Bring a copy that is beside its place, and that others would remove, to the rest of what is kept."""
     move = one.move
     if one.fate is Fate.DONE or not os.path.basename(move.source).startswith(COPY):

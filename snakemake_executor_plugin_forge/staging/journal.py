@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..kernel.long_paths import reach
-from ..record.jsonfile import parse, write_file
+from ..record.jsonfile import parse, to_disk, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
 from ..spec.file_policy import below
 from ..spec.paths import COPY, STAGING, STAGING_ELSEWHERE
@@ -110,8 +110,12 @@ class Journal(NamedTuple):
     directory: str = ""  # where it was written; "": unknown
 
 
-def write(directory: str, journal: Journal) -> None:
+def write(directory: str, journal: Journal, *, durable: bool = False) -> None:
     """Write or replace the journal in a directory; it is on disk when its name appears.
+
+    Args:
+        durable: whether its name is on disk, too, when this returns. On one file system it is before the renames that
+            follow; on another one, these can be on disk before it.
 
     Raises:
         OSError: if that is not possible.
@@ -124,6 +128,8 @@ def write(directory: str, journal: Journal) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(temporary, path)
+    if durable:
+        to_disk(directory)
 
 
 def read(directory: str) -> Journal | None:
@@ -179,7 +185,7 @@ def located(directory: str, journal: Journal) -> Journal:
 
 
 def _directory_of(moves: tuple[Move, ...], name: str) -> str:
-    """Where a journal of schema 1 was written: its files lie beside it, unless its layers are elsewhere."""
+    """The directory in which a journal of schema 1 was written: its files lie beside it, unless its layers are elsewhere."""
     for move in moves:
         for sign in (STAGING, STAGING_ELSEWHERE):
             root, found, _ = (move.place if move.is_deletion else move.source).partition(f"/{sign}/{name}/")

@@ -21,10 +21,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 from ..kernel.failpoints import reached
 from ..kernel.long_paths import reach
-from ..kernel.plain_paths import Places, near, unlink
+from ..kernel.plain_paths import Places, name_aside, near, unlink
 from ..kernel.syscalls import sync_file_system
 from ..kernel.tree import Below, copy, copy_tree, remove_tree
 from ..sandbox.filesystem.directories import make_places, make_shared
+from ..spec import words
 from ..spec.job import Target, TargetKind
 from ..spec.paths import COPY
 from . import journal
@@ -44,7 +45,7 @@ def publish(
     *,
     lock: str = "",
     noted: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Bring all files to their places, or none.
 
     A file on another file system than its place is first copied beside its place.
@@ -55,6 +56,9 @@ def publish(
         undeclared: more moves, which :func:`near_place` has seen; what this locks is locked until all renames are made.
         lock: the file of that lock, for recovery.
         noted: whether the journal stays as PUBLISHED.
+
+    Returns:
+        What :func:`settle` says.
 
     Raises:
         OSError: if that is not possible; all places are then as they were before.
@@ -67,7 +71,8 @@ def publish(
         with undeclared or nullcontext(()) as more:
             sync(more)
             if ready or more:
-                _publish([*ready, *more], directory, lock if more else "", noted)
+                return _publish([*ready, *more], directory, lock if more else "", noted)
+        return ()
     finally:
         remove_copies(ready)
 
@@ -90,14 +95,25 @@ def publish_one(move: Move) -> None:
         remove_tree(here.source)
 
 
-def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> None:
+def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> tuple[str, ...]:
     reached("synced")
+    begun = False
+
+    def begin() -> None:
+        """Write the journal. A single exchange needs none, unless the file system takes several renames for it."""
+        nonlocal begun
+        if begun:
+            return
+        make_shared(directory)  # missing where the layers are elsewhere
+        known = tuple(_with_was(move, places) for move in moves)
+        journal.write(directory, Journal(known, lock, noted), durable=places.are_elsewhere(directory))
+        begun = True
+        reached("journal")
+
     done: list[tuple[Move, bool | None]] = []
-    with Places() as places:
+    with Places(begin) as places:
         if len(moves) > 1 or noted or moves[0].merge:
-            make_shared(directory)  # missing where the layers are elsewhere
-            journal.write(directory, Journal(tuple(_with_was(move, places) for move in moves), lock, noted))
-            reached("journal")
+            begin()
         try:
             for move in moves:
                 done.append((move, carry_out(move, places)))
@@ -109,9 +125,11 @@ def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> None:
                     places.exchange(move.source, move.place) if exchanged else places.rename(move.place, move.source)
             journal.end(directory)
             raise
-    settle(moves)
+    problems = settle(moves)
     reached("all renamed")
-    journal.end(directory, noted=noted)
+    with suppress(OSError):  # all is in its place: recovery finds that, too
+        journal.end(directory, noted=noted)
+    return problems
 
 
 def _with_was(move: Move, places: Places) -> Move:
@@ -120,26 +138,46 @@ def _with_was(move: Move, places: Places) -> Move:
     return move._replace(was=NOTHING if now is None else FileVersion.of(now))
 
 
-def settle(moves: Iterable[Move]) -> None:
+def settle(moves: Iterable[Move]) -> tuple[str, ...]:
     """Bring the renames to the disk; and give undeclared files in a directory the time of their publication (ctime).
 
     By that time, a job that has begun before knows that it has not deleted them: see staging/undeclared.py.
+
+    Returns:
+        What is at its place and perhaps not on the disk, in sentences: all is published, so that nothing is an error.
     """
     for move in moves:
-        now = status_of(move.place) if move.merge else None
-        if now is not None and stat.S_ISDIR(now.st_mode):
-            for path in Below(move.place):
-                with suppress(OSError):
-                    status = os.lstat(path)
-                    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+        with suppress(OSError):
+            now = status_of(move.place) if move.merge else None
+            if now is not None and stat.S_ISDIR(now.st_mode):
+                _touch(move.place)
     parents = {os.path.dirname(path) for move in moves for path in (move.place, move.source)[: 1 + move.merge]}
+    sync_one = _sync_path
     if len(parents) > _MANY_FILES:
-        for parent in {found.st_dev: path for path in parents if (found := status_of(path)) is not None}.values():
-            reach(sync_file_system, parent)
-        return
+        sync_one, found = sync_file_system, dict[int, str]()
+        for path in parents:
+            with suppress(OSError):
+                found[reach(os.lstat, path).st_dev] = path
+        parents = set(found.values())
+    problems = []
     for parent in parents:
-        with suppress(FileNotFoundError):  # a part of a directory that was removed as well
-            reach(_sync_path, parent)
+        try:
+            reach(sync_one, parent)
+        except FileNotFoundError:  # a part of a directory that was removed as well
+            continue
+        except OSError as error:
+            problems.append(words.unsynced(parent, error))
+    return tuple(problems)
+
+
+def _touch(directory: str) -> None:
+    try:
+        for path in Below(directory):
+            with suppress(OSError):
+                status = os.lstat(path)
+                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+    except OSError:  # somebody removes a part of it already
+        return
 
 
 def near_place(move: Move) -> Move:
@@ -167,6 +205,9 @@ def remove_copies(moves: Iterable[Move]) -> None:
             if os.path.basename(path).startswith(COPY):
                 with suppress(OSError), near(path) as short:
                     remove_tree(short)
+        if move.was and os.path.basename(move.source).startswith(COPY):  # killed between the renames of an exchange
+            with suppress(OSError), near(f"{os.path.dirname(move.source)}/{name_aside(move.was.inode)}") as short:
+                remove_tree(short)
 
 
 def beside(path: str, inode: int) -> str:

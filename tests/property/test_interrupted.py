@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from snakemake_executor_plugin_forge.kernel import plain_paths
+from snakemake_executor_plugin_forge.kernel.tree import copy
 from snakemake_executor_plugin_forge.staging import journal
+from snakemake_executor_plugin_forge.staging.confines import in_words
 from snakemake_executor_plugin_forge.staging.interrupted import (
     AtPlace,
     AtSource,
@@ -34,6 +42,7 @@ from snakemake_executor_plugin_forge.staging.publish import publish
 from snakemake_executor_plugin_forge.staging.recovery import recover_dead_runs
 from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
 
+from ..child import in_child
 from .test_publish import PLACE, Killed, killed_at
 
 pytestmark = pytest.mark.security
@@ -201,8 +210,6 @@ def test_a_copied_working_directory_is_left_as_it_is_and_its_outputs_are_marked(
         assert found.published == () and set(found.marked) == set(NAMES)
         (aside,) = found.undecided
         assert aside == f"{copied}/.snakemake/forge/staging/undecided-{LAYER}"
-        from snakemake_executor_plugin_forge.staging.confines import in_words
-
         assert "a copy of a working directory has other ones" in in_words(aside, str(copied))
         assert place.tree() == place.tree(copied) == before
         assert recover_dead_runs(f"{place.work}/.snakemake/forge", str(place.work), "run2").published
@@ -224,8 +231,6 @@ def test_outputs_that_were_made_again_stay_and_the_others_are_kept_aside(all_of_
             assert found.published == () and place.tree() == before
             assert set(found.marked) == (set() if all_of_them or run == "run3" else set(NAMES))
             (aside,) = found.undecided
-            from snakemake_executor_plugin_forge.staging.confines import in_words
-
             assert f"those of that job are in {aside}: {place.work}/sub/b" in in_words(aside, str(place.work))
             assert Path(aside, "upper/sub/b").read_text() == "new sub/b"
     finally:
@@ -315,3 +320,101 @@ def test_undeclared_files_that_a_user_changes_after_the_crash_keep_the_change(th
         finally:
             shutil.rmtree(root)
     raise AssertionError("no journal was ever written")
+
+
+@pytest.mark.parametrize("failing", [2, 3])
+def test_an_exchange_that_takes_several_renames_fails_without_a_trace(tmp_path: Path, failing: int) -> None:
+    """Without RENAME_EXCHANGE (NFS): one of the three is refused, and the previous version is at its place again."""
+    for name in ("staged", "place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    refused = mock.patch.object(plain_paths, "exchange_at", _cannot)
+    count, real = 0, os.rename
+
+    def rename(*arguments: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == failing:
+            raise OSError(5, "Input/output error")
+        real(*arguments, **options)
+
+    with refused, mock.patch.object(os, "rename", rename), pytest.raises(OSError, match="Input/output"):
+        publish([Move.of(f"{tmp_path}/staged/x", f"{tmp_path}/place/x")], str(tmp_path / "staged"))
+    assert (tmp_path / "place/x").read_text() == "place" and (tmp_path / "staged/x").read_text() == "staged"
+    assert os.listdir(tmp_path / "place") == os.listdir(tmp_path / "staged") == ["x"]
+
+
+def _cannot(*_: object) -> None:
+    raise OSError(22, "Invalid argument")
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_one_output_is_never_lost_where_an_exchange_takes_several_renames(tmp_path: Path, step: int) -> None:
+    for name in ("staged", "place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    with mock.patch.object(plain_paths, "exchange_at", _cannot):
+        with suppress(Killed), killed_at(step, after=True, exchanges=False):
+            publish([Move.of(f"{tmp_path}/staged/x", f"{tmp_path}/place/x")], str(tmp_path / "staged"))
+        begun = (tmp_path / "staged" / JOURNAL).exists()
+        recover(str(tmp_path / "staged"), None)
+    found = (tmp_path / "place/x").read_text()
+    assert found == "staged" if begun else found in ("place", "staged")
+
+
+def test_a_single_output_has_no_journal_where_an_exchange_is_one_step(tmp_path: Path) -> None:
+    for name in ("staged", "place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    with mock.patch.object(journal, "write", side_effect=AssertionError("a journal")):
+        publish([Move.of(f"{tmp_path}/staged/x", f"{tmp_path}/place/x")], str(tmp_path / "staged"))
+    assert (tmp_path / "place/x").read_text() == "staged"
+
+
+def test_what_cannot_be_synced_after_all_renames_is_said_and_no_error(tmp_path: Path) -> None:
+    """A directory into which its user may write, and which he may not read, such as a drop box."""
+    root = Path(tempfile.mkdtemp(prefix="forge-test-interrupted-", dir=PLACE))
+    try:
+        for path in (root, root / "box"):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o777)
+        (root / "box").chmod(0o333)
+
+        def as_user() -> tuple[str, ...]:
+            (root / "staged").mkdir()
+            moves = []
+            for name in "xy":
+                (root / "staged" / name).write_text("new")
+                moves.append(Move.of(f"{root}/staged/{name}", f"{root}/box/{name}"))
+            return publish(moves, f"{root}/staged")
+
+        (problem,) = in_child(as_user, ordinary=True)
+        assert f"{root}/box could not be synced" in problem
+        assert not (root / "staged").exists()
+        assert [(root / "box" / name).read_text() for name in "xy"] == ["new", "new"]
+    finally:
+        shutil.rmtree(root)
+
+
+def test_a_copy_is_whole_or_an_error(tmp_path: Path) -> None:
+    """Whatever the file system answers to SEEK_DATA: only ENXIO means that a hole follows."""
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    for number in (errno.EIO, errno.ESTALE, errno.EINVAL, errno.EOPNOTSUPP):
+        with mock.patch.object(os, "lseek", _refusing_to_seek(number)):
+            if number in (errno.EIO, errno.ESTALE):
+                with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+                    copy(str(tmp_path / "file"), str(tmp_path / f"{number}"))
+                continue
+            copy(str(tmp_path / "file"), str(tmp_path / f"{number}"))
+        assert (tmp_path / f"{number}").read_bytes() == b"x" * 100_000
+
+
+def _refusing_to_seek(number: int) -> Callable[[int, int, int], int]:
+    real = os.lseek
+
+    def seek(fd: int, place: int, how: int) -> int:
+        if how == os.SEEK_DATA:
+            raise OSError(number, os.strerror(number))
+        return real(fd, place, how)
+
+    return seek

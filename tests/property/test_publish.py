@@ -9,7 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,8 +42,12 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(step: int, *, after: bool) -> Iterator[list[str]]:
-    """End everything at that call of those that change something, before it or after it."""
+def killed_at(step: int, *, after: bool, exchanges: bool = True) -> Iterator[list[str]]:
+    """End everything at that call of those that change something, before it or after it.
+
+    Args:
+        exchanges: whether an exchange is one of them, and not what the caller has put in its place.
+    """
     calls: list[str] = []
 
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,7 +64,7 @@ def killed_at(step: int, *, after: bool) -> Iterator[list[str]]:
         return wrapped
 
     with (
-        mock.patch.object(plain_paths, "exchange_at", wrap("exchange", exchange_at)),
+        mock.patch.object(plain_paths, "exchange_at", wrap("exchange", exchange_at)) if exchanges else nullcontext(),
         mock.patch.object(os, "rename", wrap("rename", os.rename)),
         mock.patch.object(os, "unlink", wrap("unlink", os.unlink)),
         mock.patch.object(os, "fsync", wrap("fsync", os.fsync)),
