@@ -61,7 +61,7 @@ class Nested(enum.StrEnum):
 
 
 class KeepScratch(enum.StrEnum):
-    """Which attempts' scratch directories stay after the attempt."""
+    """The attempts whose scratch directories stay after the attempt."""
 
     NEVER = "never"
     FAILED = "failed"

@@ -24,7 +24,7 @@ BANNED = re.compile(
     r"\b(g[ia]ves? up|given up|giving up|anew|stands? back|let off|as ever|manieth|goes on|going on|jobs? go on|bears the|"
     r"no feature of the|a look\b|looks of|the opposite)\b", re.IGNORECASE)
 SUBJECTLESS = re.compile(
-    r"(Of|Those|That of|The same|One that|Who|Whose|What|Where|How|All that|For|In their|The opposite|As above|As below)\b")
+    r"(Of|Those|That of|The same|One that|Who|Whose|What|Where|When|Which|How|All that|For|In their|The opposite|As above|As below)\b")
 
 
 @cache  # not at the import, which each worker does to collect
