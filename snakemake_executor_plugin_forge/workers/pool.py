@@ -194,7 +194,7 @@ class Pool:
                     assert_never(instruction)
 
     def tell_above(self, name: str) -> None:
-        """Called when an attempt is over and its verdict is in the mailbox."""
+        """Take note that an attempt is over and its verdict in the mailbox."""
 
     def own_children(self) -> set[int]:
         """Children that this process waits for by their pid."""
