@@ -166,7 +166,7 @@ def _is_together(job: Any) -> bool:
 
 
 def _recipe(job: Any) -> str:
-    """All that makes a job another job, with the same inputs: what Snakemake itself compares.
+    """The properties by which Snakemake itself tells a job from another one with the same inputs.
 
     The command has its placeholders still, because a try with more memory may name that in its command.
     """

@@ -61,7 +61,7 @@ class Nested(enum.StrEnum):
 
 
 class KeepScratch(enum.StrEnum):
-    """Which attempts' scratch directories stay after the attempt."""
+    """The attempts whose scratch directories stay after the attempt."""
 
     NEVER = "never"
     FAILED = "failed"
@@ -69,7 +69,7 @@ class KeepScratch(enum.StrEnum):
 
 
 class Checksums(enum.StrEnum):
-    """How much of a job's outputs Forge reads for their checksums; see record/checksum.py."""
+    """The amount of a job's outputs that Forge reads for their checksums; see record/checksum.py."""
 
     AUTO = "auto"
     OFF = "off"
@@ -85,7 +85,7 @@ class CheckFormats(enum.StrEnum):
 
 
 class RunBlocks(enum.StrEnum):
-    """How ``run:`` blocks start: as forks unless that makes a difference, always as forks, or each in a Snakemake."""
+    """The start of ``run:`` blocks: as forks unless that differs, always as forks, or each in a Snakemake."""
 
     AUTO = "auto"
     FORK = "fork"

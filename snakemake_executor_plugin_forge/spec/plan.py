@@ -44,7 +44,7 @@ from .units import MEBIBYTE
 E = TypeVar("E", bound=StrEnum)
 
 SNAKEMAKE_BYTES = 128 * MEBIBYTE
-"""What an inner Snakemake may use beside the memory of its rule; 84 MiB were measured with 9.27."""
+"""The memory that an inner Snakemake may use beside that of its rule; 84 MiB were measured with 9.27."""
 
 NESTED_LEAVES_OUT = ("landlock", "seccomp", "proc-masks")
 """Mechanisms that would keep a job from making sandboxes of its own."""

@@ -18,7 +18,7 @@ from .declared import Declared
 
 
 def harm_of(link: str, place: str, roots: Sequence[str], declared: Declared, *, allow: bool) -> Harm | None:
-    """What keeps a link from being published.
+    """Return the reason against publishing a link; None if there is none.
 
     Args:
         link: where it is now.

@@ -28,7 +28,7 @@ _CHANGE = stat.S_IWUSR | stat.S_IXUSR
 
 
 class ContestedError(Exception):
-    """What a job has done undeclared cannot be carried out."""
+    """Raised if an undeclared change of a job cannot be carried out."""
 
     def __init__(self, harms: Sequence[Harm]) -> None:
         """Name what cannot."""

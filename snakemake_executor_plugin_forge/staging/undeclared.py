@@ -1,4 +1,4 @@
-"""What a job has done that its rule does not declare, held against what is there now. Nothing is changed here.
+"""The undeclared changes of a job, compared with the files that are there now. Nothing is changed here.
 
 ==========================  =================================================================================
 in the layer                what becomes of it
@@ -57,7 +57,7 @@ class LayerPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that is needed to find out what a job has done undeclared."""
+    """The facts from which the undeclared changes of a job follow."""
 
     rule: str
     workdir: str
@@ -77,7 +77,7 @@ class Scene:
     declared: str = ""  # the file with the outputs of the run: see staging/declared.py
 
     def owners(self) -> Owners:
-        """What is known of files in the working directory, as it is now."""
+        """The knowledge about files in the working directory, as it is now."""
         return Owners(self.workdir, self.state, self.outputs, self.rule, self.declared)
 
     def size_before(self, upper: str, path: str) -> int | None:
@@ -113,7 +113,7 @@ class Scene:
 
 
 class Append(NamedTuple):
-    """What a job has appended to a file that other jobs have changed since."""
+    """The text that a job has appended to a file which other jobs have changed since."""
 
     source: str  # with what was there before
     place: str
@@ -123,7 +123,7 @@ class Append(NamedTuple):
 
 @dataclass(slots=True)
 class Decided:
-    """What becomes of it."""
+    """The decision about a change."""
 
     moves: list[Move] = field(default_factory=list)  # new and changed files and directories
     appends: list[Append] = field(default_factory=list)
@@ -167,7 +167,7 @@ def decide(scene: Scene) -> Decided:
 
 
 class _Judge:
-    """What is known of the files of a job, and which of its changes are refused."""
+    """The knowledge about the files of a job, and the refused ones of its changes."""
 
     def __init__(self, scene: Scene, upper: Shortcut, real: Shortcut) -> None:
         self.decided = Decided()

@@ -374,10 +374,11 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     environment = {
         "SSH_AUTH_SOCK": agent, "DBUS_SESSION_BUS_ADDRESS": f"unix:path={directory}/bus,guid=1",
         "XDG_RUNTIME_DIR": f"/run/user/forge-test-{TAG}", "TMUX": "/nowhere,1,0",
-        "FORGE_TEST_COLD": "1",  # of this process's session keyring: a fork of the server has another
         "SERVICES": " ".join([*SERVICES, agent, f"{directory}/bus"]),
     }
-    _add_session_key()
+    if any(case.name == "own_keyring" for case in cases):
+        environment["FORGE_TEST_COLD"] = "1"  # of this process's session keyring: a fork of the server has another
+        _add_session_key()
     try:
         with ExitStack() as stack:
             for path in (*SERVICES, agent, f"{directory}/bus"):

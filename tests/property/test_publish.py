@@ -29,6 +29,8 @@ from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
 from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
 from tests.mutations import cut_and_flipped
 
+pytestmark = pytest.mark.security
+
 KINDS = st.sampled_from(["file", "directory", "link"])
 NAMES = ("a", "b", "deep/er/c", "odd \udcff\nname", "d")
 PLACE = "/dev/shm"  # fsync(2) of a disk takes most of the time, and shows nothing here: no machine is switched off

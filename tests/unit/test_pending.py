@@ -38,6 +38,8 @@ from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
 
 from ..property.specs import spec
 
+pytestmark = pytest.mark.security
+
 # A supervisor that is dead: announces, stages, ends.
 SUPERVISOR = """
 import pickle, sys

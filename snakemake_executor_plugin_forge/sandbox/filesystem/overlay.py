@@ -95,8 +95,6 @@ class Layer:
         Raises:
             OSError: if the kernel refuses it.
         """
-        import shutil  # few jobs need it, and every fork copies the mappings of its libraries
-
         nested = inside_outputs(targets)
         inner = {target.path for inside in nested.values() for target in inside}
         for target in targets:
@@ -113,6 +111,8 @@ class Layer:
             elif there and not target.update:
                 os.mknod(f"{self.upper}/{name}", stat.S_IFCHR, os.makedev(0, 0))
             elif there and _is_foreign(target.path):
+                import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
                 shutil.copy2(target.path, f"{self.upper}/{name}", follow_symlinks=False)
                 with suppress(OSError):  # a group of which this user is no member
                     os.chown(f"{self.upper}/{name}", -1, os.lstat(target.path).st_gid, follow_symlinks=False)
