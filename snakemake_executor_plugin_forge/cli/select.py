@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ..record.index import Index, Row, Selection, open_index
@@ -176,7 +177,7 @@ def newest(options: argparse.Namespace) -> Row:
         wildcards = parse_wildcards(options.wildcards, known)
         check_job(index, options.rule, wildcards)
         selection = Selection(rule=options.rule, wildcards=wildcards, run=run)
-        found = index.newest_failure(selection, unmended=True) if known - wildcards.keys() else None
+        found = index.newest_failure(replace(selection, last=True)) if known - wildcards.keys() else None
         found = found or index.newest(selection)
         if found is None:
             raise _no_such_job(index, options.rule, wildcards)

@@ -41,6 +41,7 @@ class Selection:
     wildcards: Mapping[str, str] = field(default_factory=dict)
     failed: bool = False  # ended, and not with success
     running: bool = False
+    last: bool = False  # of its job's attempts that have ended
     run: str | None = None
 
     def accepts(self, record: Row, run: str) -> bool:
@@ -67,6 +68,8 @@ class Selection:
             parts.append("outcome != 'succeeded'")
         if self.running:
             parts.append("0")  # running attempts are in no table
+        if self.last:
+            parts.append(f"(run, name) IN ({_LAST_OF_EACH_JOB})")
         return " AND ".join(parts), values
 
 
@@ -277,18 +280,12 @@ class Index:
             found.setdefault(run, []).append(outcome)
         return found
 
-    def newest_failure(self, selection: Selection, *, unmended: bool = False) -> Row | None:
-        """The whole record of the newest attempt that failed, or else of the newest that was cancelled.
-
-        Args:
-            unmended: leaves out jobs that have ended again since.
-        """
+    def newest_failure(self, selection: Selection) -> Row | None:
+        """The whole record of the newest attempt that failed, or else of the newest that was cancelled."""
         failed = replace(selection, failed=True)
         lost = [record for record in reversed(self.unfinished(failed)) if record["outcome"] != RUNNING]
         text = "SELECT record FROM verdict WHERE (run, name) = (SELECT run, name FROM attempt WHERE {} LIMIT 1)"
         where, values = failed.where()
-        if unmended:
-            where += f" AND (run, name) IN ({_LAST_OF_EACH_JOB})"
         found = self._connection.execute(
             text.format(f"{where} ORDER BY outcome = 'cancelled', run DESC, name DESC"), values
         ).fetchone()
