@@ -28,6 +28,7 @@ from .collect import Collected, collect, discarded, publish_logs, undeclared_rea
 from .declared import DECLARED
 from .file_version import FileVersion, file_version, input_version
 from .journal import Move
+from .links import cut_off
 from .merge import lock_of, merging
 from .owners import mark
 from .pending import WaitingOutputs
@@ -116,6 +117,8 @@ class FilesBefore:
         found = collect(spec.files, layers)
         others = [path for path, before in self.outputs.items() if file_version(path) != before]
         found.rejected += [f"{path} was changed by somebody else while the job ran" for path in others]
+        if spec.checks.shadow is not None:
+            found.rejected += cut_off(spec.checks.shadow, (*spec.outputs, *spec.logs), spec.workdir)
         scene = self._scene(appended, begun, renamed.times, locks=locks)
         found.undeclared = decide(scene)
         found.undeclared.left_out.extend(discarded(layers))
