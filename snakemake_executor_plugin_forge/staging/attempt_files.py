@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -34,7 +35,8 @@ from .owners import mark
 from .pending import WaitingOutputs
 from .publish import publish, sync
 from .renamed import Renamed, fill_renamed
-from .undeclared import STATE_IN_WORDS, LayerPlace, Scene, decide
+from .scene import LayerPlace, Scene
+from .undeclared import decide, in_words
 
 _FILE_CLOCK = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2), from which file systems take their times
 
@@ -122,7 +124,7 @@ class FilesBefore:
         scene = self._scene(appended, begun, renamed.times, locks=locks)
         found.undeclared = decide(scene)
         found.undeclared.left_out.extend(discarded(layers))
-        found.undeclared.left_out += [f"{self._place_of(path)} ({STATE_IN_WORDS})" for path in found.private]
+        found.undeclared.left_out += [in_words(self._place_of(path)) for path in found.private]
         return WrittenFiles(self, found, scene, frozenset(renamed.links))
 
     def _scene(
@@ -215,7 +217,7 @@ class WrittenFiles:
         if frozen:  # but for what is carried, which is in no layer
             moves = moves[len(self.found.outputs) :]
         elif self._kept_scene() is not None:
-            moves += [move for move in self.found.undeclared.moves if not move.is_deletion]
+            moves += self.found.undeclared.moves
         places = {move.source: move.place for move in moves}
         found = tuple(self.before.named(places[path]) for path in held(places))
         return found or (("a file that it wrote or deleted",) if frozen is False else ())
@@ -234,7 +236,8 @@ class WrittenFiles:
         problems = publish_logs(self.found, self.before.spec.rule) if has_logs else ()
         if decided in (Disposal.PUBLISH, Disposal.STAGE):
             for path in self.found.private:
-                remove_tree(path)
+                if not remove_tree(path):
+                    raise OSError(errno.EACCES, "it cannot be removed, and must not be published", path)
             mark(self.found.benchmarks, self.before.spec.rule)  # Snakemake keeps no record of them
         match decided:
             case Disposal.PUBLISH:
