@@ -219,6 +219,7 @@ class Checks:
     formats: CheckFormats = CheckFormats.WARN
     outputs: tuple[Product, ...] = ()
     inputs: tuple[str, ...] = ()  # absolute; if one has changed after the job, its outputs cannot be trusted
+    shadow: str | None = None  # absolute: the directory from which Snakemake moves the outputs, when the job has ended
     may_change_inputs: bool = False  # the user asks for forge_files="open": a changed input makes a note only
 
 
@@ -297,6 +298,7 @@ class JobRequest:
     streamed: tuple[str, ...] = ()  # inputs that others change while it runs: files of services, FIFOs
     own_snakemake: bool = False  # it starts a Snakemake, which needs memory beside the rule's
     shadow: bool = False  # it works in a directory that Snakemake has made for this try alone
+    shadow_directory: str | None = None  # absolute
     declared_at: str = ""  # file and line of its rule
     by_default: tuple[str, ...] = ()  # resources that it has from --default-resources
     threads_asked: int | None = None  # before Snakemake scaled them down to --cores; None: a function gives them

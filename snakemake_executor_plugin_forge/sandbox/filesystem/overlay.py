@@ -59,6 +59,11 @@ class Layer:
         """The overlay's work directory."""
         return f"{self.directory}/work"
 
+    @property
+    def trash(self) -> str:
+        """The directory for what Forge deletes or puts together when it publishes: out of the job's reach."""
+        return trash_of(self.upper)
+
     def make(self) -> None:
         """Make the directories of the layer.
 
@@ -199,6 +204,8 @@ class Layer:
             for entry in list(entries):
                 if not remove_tree(entry.path):
                     raise OSError(errno.ENOTEMPTY, "it cannot be removed", entry.path)
+        if not remove_tree(self.trash):
+            raise OSError(errno.ENOTEMPTY, "it cannot be removed", self.trash)
         self.reset_work()
 
     def reset_root(self) -> None:
@@ -301,6 +308,11 @@ class LayerPool:
         """Remove all layers."""
         for layer in list(self._kept.values()):
             self._remove(layer)
+
+
+def trash_of(upper: str) -> str:
+    """The directory beside the upper directory of a layer: see :attr:`Layer.trash`."""
+    return f"{os.path.dirname(upper)}/trash"
 
 
 def layer_name(base: str, pid: int, number: int | str) -> str:
