@@ -38,7 +38,9 @@ def harm_of(link: str, place: str, roots: Sequence[str], declared: Declared, *, 
 
 
 def leads_to_own(text: str, place: str, files: Files) -> str | None:
-    """Name what a link is, if it leads to something that only jobs see: in their $HOME, caches or private /tmp.
+    """Name what a link is, if it leads to what only jobs see (in $HOME, caches or private /tmp), or to what none sees.
+
+    Snakemake would show what is hidden from jobs in a report, or upload it to a storage.
 
     Args:
         text: of the link.
@@ -46,6 +48,8 @@ def leads_to_own(text: str, place: str, files: Files) -> str | None:
         files: what the job may see.
     """
     target = os.path.normpath(os.path.join(os.path.dirname(place), text))
+    if files.hidden and any(below(os.path.realpath(target), os.path.realpath(path)) for path in files.hidden):
+        return f"a link to {target}, which is hidden from jobs"
     if any(below(target, root) for root in (*files.layers, *files.writable)) or os.path.lexists(target):
         return None
     kept = [path for path in (files.home, *files.caches) if path is not None]
