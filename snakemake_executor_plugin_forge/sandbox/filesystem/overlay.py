@@ -242,12 +242,13 @@ class LayerPool:
         self._kept: dict[tuple[str, str, bool], Layer] = {}
         self._uses: Counter[Layer] = Counter()
         self._number = 0
+        self._base = ""
 
     def take_all(self, files: Files, workdir: str, base: str, slot: str) -> Iterator[Layer]:
         """Yield empty layers over the directories of a job's file policy, in their order.
 
         Args:
-            base: name of the scratch base, ``forge-RUN``.
+            base: with which the names of layers begin, ``forge-RUN``; those of another base are removed.
             slot: the scratch slot. It contains the layers where the directory's own file system cannot hold an
                 overlay's upper directory (NFS, Lustre, FUSE).
 
@@ -256,6 +257,9 @@ class LayerPool:
         """
         strict = files.policy is FilePolicy.STRICT
         apart = f"{slot}/layers"
+        if base != self._base:
+            self.close()
+            self._base = base
         for root in files.layers:
             yield self._take(root, apart if files.apart else staging_of(root, workdir), base, from_nothing=strict)
 
@@ -307,7 +311,7 @@ def layer_name(base: str, pid: int, number: int | str) -> str:
     """The name of a layer's directory.
 
     Args:
-        base: name of the scratch base, ``forge-RUN``.
+        base: ``forge-RUN``; with the name of the copy in Slurm.
         number: of the layer; "" gives the beginning of all its supervisor's names. A directory with number 0 has only
             the journal of outputs whose layers are elsewhere.
     """
