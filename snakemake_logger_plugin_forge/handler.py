@@ -61,7 +61,7 @@ class _Collected(io.StringIO):
 
 @dataclass(slots=True)
 class _Parts:
-    """All that the first record needs, and a start of Snakemake that logs elsewhere does not."""
+    """The parts that the first log record needs, and that a start of Snakemake which logs elsewhere does not."""
 
     watched: Watched
     known: Known
@@ -104,12 +104,12 @@ class LogHandler(LogHandlerBase):  # type: ignore[misc]
 
     @property
     def writes_to_stream(self) -> bool:
-        """Yes: it takes the place of Snakemake's own handler."""
+        """True: it takes the place of Snakemake's own handler."""
         return True
 
     @property
     def writes_to_file(self) -> bool:
-        """No: Snakemake keeps its log file."""
+        """False: Snakemake keeps its log file."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""What Forge's records of the working directory tell about the rules and this run."""
+"""Facts about the rules and this run, from Forge's records of the working directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Records:
             self._index.__exit__(kind, error, None)
 
     def known(self, total: int | None) -> Known:
-        """What they tell now. Without readable records it is nothing.
+        """Return the facts as of now: none without readable records.
 
         Args:
             total: the number of jobs; another one than that of the plan means that the plan has changed.

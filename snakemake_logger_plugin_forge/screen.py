@@ -1,4 +1,4 @@
-"""Where messages and the progress are written: a terminal with a bar in its last row, or anything else."""
+"""The places of messages and progress: a terminal with a bar in its last row, or anything else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Terminal:
         _write(self._stream, f"{self._end()}{last}")
 
     def _end(self) -> str:
-        """What makes a plain terminal of it again; "" if it is one."""
+        """Return the sequence that makes a plain terminal of it again; "" if it is one."""
         rows, self._rows = self._rows, 0
         return f"{_SAVE}\x1b[{rows};1H\x1b[2K\x1b[r{_RESTORE}" if rows else ""
 

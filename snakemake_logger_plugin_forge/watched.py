@@ -1,4 +1,4 @@
-"""What Snakemake's log events tell about a run. It reads no clock and no file."""
+"""Facts about a run, from Snakemake's log events. Reads no clock and no file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Job(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What Forge's records tell: of earlier runs the times of rules, and of a run with Forge its plan."""
+    """Facts from Forge's records: the times of rules in earlier runs, and the plan of a run with Forge."""
 
     times: Mapping[str, Times] = field(default_factory=dict)
     plan: Mapping[str, Planned] = field(default_factory=dict)  # empty if another executor runs the jobs
@@ -88,7 +88,7 @@ class Watched:
             self._seconds.setdefault(ended.rule, deque(maxlen=_NEWEST)).append(max(0.0, now - ended.started))
 
     def progress(self, known: Known, now: float) -> Progress:
-        """How far the run is."""
+        """Return the progress of the run."""
         running: dict[str, list[float]] = {}
         for job in self._running.values():
             running.setdefault(job.rule, []).append(max(0.0, now - job.started))

@@ -205,7 +205,7 @@ class ReadyJobs:
 
 @dataclass
 class _Round:
-    """What one round has left, and what it has chosen."""
+    """The remaining resources of one round, and its chosen jobs."""
 
     free: list[int]
     starts: int

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _STARTS = "_job_count"
-"""What Snakemake calls the number of jobs that may still be started in the time span of --max-jobs-per-timespan."""
+"""Snakemake's name for the number of jobs that may still be started in the time span of --max-jobs-per-timespan."""
 
 
 class Scheduler(SchedulerBase):  # type: ignore[misc]
@@ -54,7 +54,7 @@ class Scheduler(SchedulerBase):  # type: ignore[misc]
         return chosen
 
     def reward(self, job: Any, input_sizes: Mapping[Any, int | None]) -> Reward:
-        """What jobs are weighed by: priority, then bytes of temporary inputs, then bytes of all inputs.
+        """The worth of a job: priority, then bytes of temporary inputs, then bytes of all inputs.
 
         The flag of a temporary file is on the output of its producer. ``greedy`` looks for it on the input only, where
         it is not, unless a rule has temp() in its ``input:``.

@@ -26,7 +26,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-_SHARE = 0.1  # of the time span: two looks that are nearer to each other become one
+_SHARE = 0.1  # of the time span: two rounds that are nearer to each other become one
 
 
 class Arrivals(set[Any]):
@@ -49,11 +49,11 @@ class Arrivals(set[Any]):
                 self.add(job)
 
     def some(self) -> list[Any]:
-        """What has been added; if that is nothing, any job: Snakemake only wants to know whether there is one."""
+        """Return the added jobs; if there are none, any job: Snakemake only wants to know whether there is one."""
         return [job for job in self._added if job in self] or list(islice(self, 1))
 
     def take(self) -> list[Any]:
-        """What has been added since the last call."""
+        """Return the jobs that were added since the last call."""
         added, self._added = list(dict.fromkeys(job for job in self._added if job in self)), []
         return added
 
@@ -167,7 +167,7 @@ def make_sparse(scheduler: Any) -> None:
 
 
 class ChoosingTime:
-    """How long a scheduler chooses jobs, while nothing else happens in Snakemake. Made when the first jobs start."""
+    """The time that a scheduler takes, while nothing else happens in Snakemake. Made when the first jobs start."""
 
     def __init__(self, scheduler: Any) -> None:
         self._begin = time.monotonic()

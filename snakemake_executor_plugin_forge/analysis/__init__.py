@@ -1,1 +1,1 @@
-"""What reads records: explain, advise, report, metrics, provenance. Nothing here is loaded where jobs are started."""
+"""Readers of records: explain, advise, report, metrics, provenance. Nothing here is loaded where jobs are started."""

@@ -1,4 +1,4 @@
-"""What the report shows of single attempts: the command, the ends of logs and streams, why it failed.
+"""The report's parts about single attempts: the command, the ends of logs and streams, why it failed.
 
 A page has this of a bounded number of attempts, and says so.
 """
@@ -74,7 +74,7 @@ def failures(records: Iterable[Record], last: Mapping[tuple[str, str], str]) -> 
 
 
 def job_key(record: Record) -> tuple[str, str]:
-    """What tells the job of an attempt from others."""
+    """The key that tells the job of an attempt from others."""
     return record["rule"], repr(record["wildcards"])
 
 

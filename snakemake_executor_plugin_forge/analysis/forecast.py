@@ -1,4 +1,4 @@
-"""How far a run is, from its plan and the records of its attempts; and the times of rules, from all records."""
+"""The progress of a run, from its plan and the records of its attempts; and the times of rules, from all records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..record.reader import read_run
 from ..spec.progress import Planned, Progress, RuleProgress, Times
 
 NEWEST = 20
-"""How many of the newest jobs of a rule say how long the next one takes."""
+"""The number of a rule's newest jobs from which the time of its next one is estimated."""
 
 
 def times_of_rules(index: Index) -> dict[str, Times]:
@@ -40,7 +40,7 @@ def run_of_process(index: Index, pid: int) -> Row | None:
 
 
 def progress_of_newest_run(index: Index, times: Mapping[str, Times]) -> Progress | None:
-    """How far the newest run is; None if its record has no plan, as those of older versions."""
+    """Return the progress of the newest run; None if its record has no plan, as in older versions."""
     runs = index.runs()
     plan = planned_jobs(runs[-1][1]) if runs else {}
     if not plan:

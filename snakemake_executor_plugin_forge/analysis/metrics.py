@@ -66,7 +66,7 @@ class _Rule:
 
 @dataclass(slots=True)
 class Now:
-    """What holds at the moment of writing; only a run knows it."""
+    """The facts of a run at the moment of writing; only the run knows them."""
 
     pending: dict[str, int] = field(default_factory=dict)  # by rule: jobs that have not started
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)  # by rule, of running attempts: used, and limits

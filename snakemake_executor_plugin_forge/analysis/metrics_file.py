@@ -29,14 +29,14 @@ WRITE_SECONDS: Final = 5.0
 BEAT_SECONDS: Final = 15.0
 """Between two writes while none runs: as often as Prometheus usually asks."""
 STALE_SECONDS: Final = 600.0
-"""Without a write for so long, a file in a directory of such files is that of a run that is over."""
+"""Seconds without a write after which a file in a directory of such files counts as that of a run that is over."""
 _FOR_ALL: Final = 0o644  # whatever the umask is: another user's exporter reads it
 _OURS: Final = re.compile(r"\.?forge-\d{8}-\d{6}-\d+-[0-9a-f]{4}\.prom(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What the metrics of a run say about it."""
+    """The facts that the metrics of a run tell about it."""
 
     run: str
     workdir: str

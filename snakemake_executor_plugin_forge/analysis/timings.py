@@ -13,7 +13,7 @@ from ..record.jsonfile import EVENTS, parse
 from ..record.plain_files import open_to_read
 
 PHASES = ("plan", "dispatch", "enter", "run", "wait", "judge", "publish", "record", "report")
-"""In their order; docs/explanation/performance.md says what each consists of."""
+"""The phases in their order; docs/explanation/performance.md says of what each consists."""
 CPU = "supervisor_cpu"
 
 _MARKS = {

@@ -1,1 +1,1 @@
-"""Where jobs run. Each backend is a folder; the registry finds them."""
+"""Backends, the places where jobs run. Each is a folder; the registry finds them."""

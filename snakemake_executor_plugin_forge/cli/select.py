@@ -30,11 +30,14 @@ def add_command(commands: Any, name: str, examples: str, *, directory: bool = Tr
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if directory:
-        text = (
-            "the workflow's working directory (default: this one, or the next above it with a record or a forge.yaml)"
-        )
-        parser.add_argument("-d", "--directory", default=HERE, metavar="DIR", help=text)
+        add_directory(parser, HERE)
     return parser
+
+
+def add_directory(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--directory``; ``default`` may be :data:`argparse.SUPPRESS`, after a verb that has an own parser."""
+    text = "the workflow's working directory (default: this one, or the next above it with a record or a forge.yaml)"
+    parser.add_argument("-d", "--directory", default=default, metavar="DIR", help=text)
 
 
 def nearest_record(directory: str) -> str:

@@ -61,7 +61,7 @@ def modules_in(directories: list[str]) -> dict[str, str]:
 
 
 class OwnImports:
-    """Within it, imports find installed software only, and not what a workflow has under the same name.
+    """A context in which imports find installed software only, and no module of a workflow with the same name.
 
     Afterwards the workflow finds its own modules, as if nothing had been imported here.
     """

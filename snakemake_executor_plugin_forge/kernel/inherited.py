@@ -1,4 +1,4 @@
-"""What a process inherits from its parent, whatever that is: signals, streams, the limit of open files.
+"""The state that a process inherits from any parent: signals, streams, the limit of open files.
 
 Batch systems, terminal programs and services start Snakemake with ignored and blocked signals, closed streams, and more
 descriptors than it knows of. Jobs get what an interactive shell gives its commands.

@@ -1,1 +1,1 @@
-"""All that touches Snakemake. Runs in Snakemake's process."""
+"""The code that touches Snakemake. Runs in Snakemake's process."""

@@ -52,7 +52,7 @@ common_settings = CommonSettings(
 
 
 class _InnerSnakemake(RealExecutor):  # type: ignore[misc]
-    """How an inner Snakemake, which runs exactly one job, is called: as the local executor does."""
+    """The command of an inner Snakemake, which runs exactly one job: that of the local executor."""
 
     @property
     def cores(self) -> Any:

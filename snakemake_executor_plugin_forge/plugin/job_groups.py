@@ -31,7 +31,7 @@ _OF_ONE_MEMBER = ("cpus_per_task", "cpus_per_gpu", "mem_mb_per_cpu", "tasks", "n
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """What a job asks for."""
+    """The resources that a job asks for."""
 
     resources: Mapping[str, object]
     attempt: int  # in which it does
@@ -41,7 +41,7 @@ class Asks:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What Snakemake's sums look at."""
+    """The attributes of a job that Snakemake's sums read."""
 
     resources: Mapping[str, object]
     pipe_group: str | None

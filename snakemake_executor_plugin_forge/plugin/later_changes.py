@@ -1,4 +1,4 @@
-"""What code of the Snakefile changes in Snakemake's process when the nursery has been forked already.
+"""Changes by code of the Snakefile in Snakemake's process, after the nursery has been forked.
 
 ``onstart:`` runs then, and input functions that wait for a checkpoint. ``local`` evaluates commands and scripts in that
 process, so that jobs see such changes; a ``run:`` block, in a new process, sees those of the environment only.

@@ -44,7 +44,7 @@ def objects(namespace: Mapping[str, Any], vanilla: Mapping[str, Any]) -> Iterato
 
 
 def _parts(value: Any, seen: set[int]) -> list[Any]:
-    """What an object holds. The objects of libraries and of Snakemake hold nothing that counts."""
+    """Yield the objects that an object holds. The objects of libraries and of Snakemake hold nothing that counts."""
     match value:
         case list() | tuple() | set() | frozenset():
             return list(value)
@@ -89,7 +89,7 @@ def _is_own(kind: type) -> bool:
 
 
 def live_object(value: Any, began: float) -> str | None:
-    """What an object is, if it is of one process or has a state; None if a copy does as well.
+    """Return the kind of an object that belongs to one process or has a state; None if a copy does as well.
 
     Args:
         began: when Snakemake started (seconds since the epoch): a later time was taken by the Snakefile.

@@ -1,4 +1,4 @@
-"""What Python does while Snakemake reads a Snakefile: the files that it reads, and what it leaves open.
+"""A watch on Python while Snakemake reads a Snakefile: the files that it reads, and those that it leaves open.
 
 An audit hook (PEP 578) sees it, from the moment when Snakemake makes Forge's settings, and ``os.stat`` is replaced
 while the Snakefile is read, for ``os.path.exists()``. A hook cannot be removed: later it returns at once.
@@ -32,7 +32,7 @@ class _Stage(enum.Enum):
 
 
 class Parsing:
-    """What was seen while the Snakefile was read: nothing, if a program called Snakemake without settings for Forge."""
+    """The observations while Snakemake read the Snakefile: none, if Snakemake was called without settings for Forge."""
 
     def __init__(self) -> None:
         self.began = time.time()
@@ -194,7 +194,7 @@ def begin() -> None:
 
 
 def ended() -> Parsing:
-    """What was seen."""
+    """The observations."""
     if not _current:
         return Parsing()
     _current[0].finish()

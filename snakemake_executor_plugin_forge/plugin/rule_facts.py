@@ -1,4 +1,4 @@
-"""What a Snakefile says of its rules, for ``snakemake-forge init``, as JSON on stdout.
+"""The rules of a Snakefile, for ``snakemake-forge init``, as JSON on stdout.
 
 A process of its own (``python -m snakemake_executor_plugin_forge.plugin.rule_facts DIRECTORY [SNAKEFILE]``): reading a
 Snakefile runs its Python code.

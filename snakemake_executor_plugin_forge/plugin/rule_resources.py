@@ -24,7 +24,7 @@ def known_resources(rule: Any) -> dict[str, object]:
 
 
 def _most(workflow: Any, name: str) -> Any:
-    """What the jobs of a run may have of a resource together; None without a limit.
+    """Return the amount of a resource that the jobs of a run may have together; None without a limit.
 
     A dry run with ``-j`` has one core in Snakemake, and the value of ``-j`` elsewhere: snakemake.cli.args_to_api().
     """

@@ -272,7 +272,7 @@ def call_cache(workflow: Any, job: Any, name: str) -> bool:
 
 
 def code_of(rule: Any) -> tuple[object, ...]:
-    """All that a rule can have as its code; None for each kind that it does not have."""
+    """The code of a rule by kind; None for each kind that it does not have."""
     return rule.shellcmd, getattr(rule, "run_func_src", None), rule.script, rule.notebook, rule.wrapper, rule.cwl
 
 
@@ -313,7 +313,7 @@ def group_id(job: Any) -> tuple[str | None, str]:
 
 
 def sum_of_group(workflow: Any, jobs: Sequence[Any], numbers: Mapping[Any, Any]) -> dict[str, object]:
-    """What a group needs by ``GroupResources.basic_layered``, as if its members ran on another host.
+    """Return a group's resources by ``GroupResources.basic_layered``, as if its members ran on another host.
 
     Args:
         numbers: for each job an object with ``resources`` and ``pipe_group``.

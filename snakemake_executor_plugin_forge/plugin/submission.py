@@ -1,4 +1,4 @@
-"""How a job of Snakemake gets to the engine: prepared, with its software environment, encoded."""
+"""The way of a Snakemake job to the engine: prepared, with its software environment, encoded."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ NAME = "attempts.jsonl.gz"
 
 
 def read_entries(run_dir: str) -> Iterator[dict[str, Any]]:
-    """All that is kept of each attempt; nothing if the run has no archive. Format: docs/reference/record.md."""
+    """Return the archived data of each attempt; nothing if the run has no archive. Format: docs/reference/record.md."""
     path = f"{run_dir}/{NAME}"
     if not os.path.exists(path):
         return

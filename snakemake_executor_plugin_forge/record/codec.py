@@ -27,10 +27,10 @@ from .jsonfile import MOST_BYTES, STDERR, VERDICT, load
 from .plain_files import read_end
 
 TAIL_BYTES = 8192
-"""Of a stream or log, for a verdict."""
+"""Bytes from the end of a stream or log that a verdict has."""
 _MOST = 2.0**64  # a bound on all numbers of a verdict
 _BESIDE_THE_RECORD = ("stderr_tail", "in_place")
-"""What ``verdict.json`` leaves out: the stream beside it and ``isolation.files`` say it."""
+"""The fields that ``verdict.json`` leaves out: the stream beside it and ``isolation.files`` have them."""
 
 _OF_THE_SPEC = (
     *("rule", "attempt", "retry", "retry_of", "submitted", "runtime", "backend", "how"),
@@ -124,7 +124,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "outputs": _all(_object),
     "refusals": _all(_refusal),
 }
-"""How each field of a verdict is read."""
+"""The reader of each field of a verdict."""
 
 
 def verdict_json(spec: LaunchSpec, verdict: Verdict) -> dict[str, object]:

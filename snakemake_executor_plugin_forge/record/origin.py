@@ -111,7 +111,7 @@ def _place() -> str:
 
 
 def _registered() -> list[Entry] | None:
-    """All that this user's runs have claimed; None if there is no such file, or this is a process of a job."""
+    """Return the claims of this user's runs; None if there is no such file, or this is a process of a job."""
     if _IN_JOB in os.environ:
         return None
     try:

@@ -25,7 +25,7 @@ _SHOWN = 5  # damaged keys in a sentence
 
 
 class Shape(NamedTuple):
-    """What a value has to be."""
+    """The type and range that a value must have."""
 
     read: Callable[[Any, str, list[str]], Any]
     """Returns a sound value; adds the path of each wrong one to the list. It raises TypeError if all of it is wrong."""

@@ -1,4 +1,4 @@
-"""Which leftovers of dead runs ``snakemake-forge gc`` removes, and when: see staging/recovery.py for the inventory."""
+"""The choice of leftovers that ``snakemake-forge gc`` removes; staging/recovery.py has the inventory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[Callable[[Inventory], Iterator[Leftover]], ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Age:
-    """How long leftovers stay. None: without end."""
+    """The times for which leftovers stay. None: for ever."""
 
     after_seconds: float | None = 86400.0  # those that are not wanted
     wanted_after_seconds: float | None = 30 * 86400.0

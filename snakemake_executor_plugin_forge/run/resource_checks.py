@@ -26,7 +26,7 @@ class RefusedError(UsageError):
 
 
 class ResourceChecks:
-    """What was refused in a run, and what was lowered."""
+    """The refusals and reductions of a run."""
 
     def __init__(
         self, config: Config, run: RunContext, number: Callable[[], int], notice: Callable[[str], None]

@@ -244,7 +244,7 @@ def clear(state: str, workdir: str) -> list[str]:
 
 
 def preview(state: str, workdir: str) -> list[str]:
-    """What :func:`clear` would do, in sentences."""
+    """Return the plan of :func:`clear` in sentences."""
     inventory = Inventory(state, workdir)
     found = [
         f"would wait for the job of rule {entry.rule}, which continues without Snakemake ({entry.directory})"

@@ -1,1 +1,1 @@
-"""What encloses a job: namespaces, Landlock, seccomp, privileges."""
+"""The sandbox around a job: namespaces, Landlock, seccomp, privileges."""

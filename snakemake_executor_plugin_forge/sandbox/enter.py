@@ -250,7 +250,7 @@ def entry_steps(plan: EntryPlan, base: Base) -> EntrySteps:
         *[(mount_plan.open_real, (layer.root,), "") for layer in plan.layers],
         *mount_steps,
         *(mounts.gpu_steps(key.gpus) if base.gpus else []),
-        *(mounts.rdma_steps() if key.network is Network.OFF else []),
+        *(mounts.offline_steps() if key.network is Network.OFF else []),
         *[syscalls.unmount_step(place) for _, place in base.kept],
         *(rootfs.steps(key.root, key.shown) if key.root is not None else []),
         syscalls.chdir_step(key.workdir),

@@ -108,7 +108,7 @@ class Audit:
             raise AuditUnavailable(f"the kernel refuses to report opened files: {error.strerror}") from error
 
     def fileno(self) -> int:
-        """For poll(2). Does not block."""
+        """Return a descriptor for poll(2). It does not block."""
         return self._group
 
     def read(self) -> list[Opened]:

@@ -54,12 +54,12 @@ class _Found(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it is, or will be, once it is published."""
+        """The path at which the file is, or will be, once it is published."""
         return f"{self.layer.root}/{self.name}"
 
     @property
     def upper(self) -> str:
-        """Where the layer holds it, if the job has written to it."""
+        """The path in the layer, if the job has written to the file."""
         return f"{self.layer.upper}/{self.name}"
 
 

@@ -20,10 +20,10 @@ from ..kernel.shortage import retold, told
 from .base import Base
 
 _PID_LIMIT = 1 << 22
-"""What a PID namespace has at most, and each of its own since Linux 6.14: proc_sys_kernel(5), pid_max."""
+"""The highest limit of ids in a PID namespace, its own since Linux 6.14: proc_sys_kernel(5), pid_max."""
 
 _RESERVED_PIDS = 300
-"""What the kernel leaves out when it begins with low ids again: linux/pid_namespace.h."""
+"""The low ids that the kernel leaves out when it begins with them again: linux/pid_namespace.h."""
 
 _OOM_SCORE = 500
 """Makes a job count as if it used half of all memory more than it does."""

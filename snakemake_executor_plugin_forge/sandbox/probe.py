@@ -39,7 +39,7 @@ _TRIAL_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What :func:`probe_host` found, and the cgroup that it made."""
+    """The findings of :func:`probe_host`, and the cgroup that it made."""
 
     host: Host
     group: RunCgroup
@@ -92,7 +92,7 @@ def probe_host(
 
 @dataclass(frozen=True, slots=True)
 class Namespaces:
-    """What :func:`try_namespaces` found."""
+    """The findings of :func:`try_namespaces`."""
 
     kind: str  # "root", "user" or "none"
     refusal: str = ""  # why none; "" otherwise
@@ -102,7 +102,7 @@ class Namespaces:
 
     @property
     def processes_beside(self) -> int:
-        """What RLIMIT_NPROC counts beside a job."""
+        """Return the number of processes that RLIMIT_NPROC counts beside a job."""
         return _OWN_PROCESSES if self.counts_processes else process_tree.own_threads() + _SPARE_PROCESSES
 
 

@@ -24,7 +24,7 @@ _KEYS = {"exit_code", "signal", "setup_error"}
 
 
 class Result(NamedTuple):
-    """What the process has said of its end."""
+    """The statement of a job's first process about its end."""
 
     ended: bool = False  # whether it has said how it ended
     exit_code: int | None = None

@@ -278,7 +278,7 @@ NOTIFIED = tuple(name for name, *_ in _NOTIFIED)
 """The names of all such calls."""
 
 NOTIFIED_OF_ROOT = tuple(name for name in NOTIFIED if not name.startswith(("link", "rename")))
-"""Those of jobs whose overlay can link every file, and rename every directory."""
+"""The filters of jobs whose overlay can link every file, and rename every directory."""
 
 
 @functools.cache

@@ -131,7 +131,7 @@ class RuntimeModel(_Policy):
 
 
 class DefaultsModel(_Policy):
-    """What holds where neither a rule nor its runtime says otherwise."""
+    """The defaults where neither a rule nor its runtime says otherwise."""
 
     runtime: Text = Field(HOST, description="The runtime of rules that nothing else gives one.")
 

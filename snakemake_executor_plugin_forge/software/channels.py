@@ -64,7 +64,7 @@ def check_archives(source: str, records: Iterable[RepoDataRecord]) -> None:
 
 
 def advice(source: str) -> str:
-    """What to do about a channel that serves another package than the one that is wanted."""
+    """Return the advice about a channel that serves another package than the wanted one."""
     return (
         "The channel has another package by this name than before. Get the old one back; or, if you trust the new one, "
         f"have the channel indexed again, and write its checksum into {source} (pixi update PACKAGE; conda-lock; "

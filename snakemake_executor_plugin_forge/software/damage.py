@@ -1,4 +1,4 @@
-"""What is wrong with an environment, as values: the kind of damage, the file, its package."""
+"""The damage of an environment as values: its kind, the file, the package."""
 
 from __future__ import annotations
 

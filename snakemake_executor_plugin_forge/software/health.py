@@ -89,7 +89,7 @@ def _of_record(site: str, record: str) -> Iterator[Expected]:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What an environment was when Forge had built it."""
+    """The state of an environment when Forge had built it."""
 
     packages: Mapping[str, str]  # name to version
     libc: str | None = None  # the C library; None: not known
@@ -162,7 +162,7 @@ def _other_packages(prefix: str, kind: RuntimeKind, built: Mapping[str, str]) ->
 
 
 def _record_of(prefix: str, kind: RuntimeKind, name: str, version: str) -> str:
-    """Where the record of a package would be."""
+    """Return the place of a package's record."""
     if kind is RuntimeKind.CONDA:
         return f"{prefix}/conda-meta/{name}-{version.replace(' ', '-')}.json"
     return f"{next(iter(site_packages(prefix)), prefix)}/{name}-{version}.dist-info"

@@ -55,7 +55,7 @@ class Libc:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What an ELF program needs of the host."""
+    """The needs of an ELF program: interpreter, machine, C library."""
 
     machine: int
     loader: str | None  # None: it is linked statically, or not known
@@ -215,7 +215,7 @@ def misfit_packages(prefix: str, kind: RuntimeKind, built: str | None) -> Iterat
 
 
 def _needed(wheel: str, now: Libc, built: Libc | None) -> Libc | None:
-    """What a package needs, if that is not there; it works if one of its tags fits."""
+    """Return the needs of a package that this host lacks; it works if one of its tags fits."""
     needed: list[Libc] = []
     for line in wheel.splitlines():
         if line.startswith("Tag:"):

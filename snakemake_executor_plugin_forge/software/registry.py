@@ -150,7 +150,7 @@ class Runtimes:
             self._activations[runtime.name] = self._activate(runtime)
 
     def replaced(self, runtime: Runtime, *, fully: bool = False) -> list[Problem]:
-        """What has another content at its source than what was installed: an image by its name, packages of a channel.
+        """Return sources that now have other contents than was installed: an image by its name, packages of a channel.
 
         Args:
             fully: ask channels too, which may need the network.

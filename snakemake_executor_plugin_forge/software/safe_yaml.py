@@ -15,7 +15,7 @@ _MOST_BYTES = 1 << 18
 _MOST_DEPTH = 50
 _MOST_NODES = 100_000  # with everything that aliases stand for
 _WRONG_VALUE = (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError)
-"""What PyYAML raises for a value that its tag does not allow: !!int x, !!bool x, an impossible date."""
+"""The errors of PyYAML for a value that its tag does not allow: !!int x, !!bool x, an impossible date."""
 
 
 class UnfitYamlError(Exception):

@@ -1,4 +1,4 @@
-"""What the messages of failed programs say about refused system calls: the one place that reads them. Pure.
+"""The reader of failed programs' messages about refused system calls, the only one. Pure.
 
 A complaint is no proof: supervisor/refusals.py looks whether the sandbox can have been the reason.
 """

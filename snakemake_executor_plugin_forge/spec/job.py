@@ -62,7 +62,7 @@ class Nested(enum.StrEnum):
 
 
 class KeepScratch(enum.StrEnum):
-    """Which attempts' scratch directories stay after the attempt."""
+    """The attempts whose scratch directories stay after the attempt."""
 
     NEVER = "never"
     FAILED = "failed"
@@ -70,7 +70,7 @@ class KeepScratch(enum.StrEnum):
 
 
 class Checksums(enum.StrEnum):
-    """How much of a job's outputs Forge reads for their checksums; see record/checksum.py."""
+    """The amount of a job's outputs that Forge reads for their checksums; see record/checksum.py."""
 
     AUTO = "auto"
     OFF = "off"
@@ -86,7 +86,7 @@ class CheckFormats(enum.StrEnum):
 
 
 class RunBlocks(enum.StrEnum):
-    """How ``run:`` blocks start: as forks unless that makes a difference, always as forks, or each in a Snakemake."""
+    """The start of ``run:`` blocks: as forks unless that differs, always as forks, or each in a Snakemake."""
 
     AUTO = "auto"
     FORK = "fork"
@@ -220,6 +220,7 @@ class Checks:
     formats: CheckFormats = CheckFormats.WARN
     outputs: tuple[Product, ...] = ()
     inputs: tuple[str, ...] = ()  # absolute; if one has changed after the job, its outputs cannot be trusted
+    shadow: str | None = None  # absolute: the directory from which Snakemake moves the outputs, when the job has ended
     may_change_inputs: bool = False  # the user asks for forge_files="open": a changed input makes a note only
 
 
@@ -298,6 +299,7 @@ class JobRequest:
     streamed: tuple[str, ...] = ()  # inputs that others change while it runs: files of services, FIFOs
     own_snakemake: bool = False  # it starts a Snakemake, which needs memory beside the rule's
     shadow: bool = False  # it works in a directory that Snakemake has made for this try alone
+    shadow_directory: str | None = None  # absolute
     declared_at: str = ""  # file and line of its rule
     by_default: tuple[str, ...] = ()  # resources that it has from --default-resources
     threads_asked: int | None = None  # before Snakemake scaled them down to --cores; None: a function gives them

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 CATALOG_FILE = "forge.yaml"
-"""In the working directory: the catalog of the runtimes."""
+"""The catalog of the runtimes, in the working directory."""
 
 STATE = ".snakemake/forge"
-"""In the working directory: all that Forge keeps there."""
+"""The folder of Forge in the working directory."""
 
 RUNS = f"{STATE}/runs"
 """Directory below the working directory that holds the records of all runs."""

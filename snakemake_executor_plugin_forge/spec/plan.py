@@ -44,7 +44,7 @@ from .units import MEBIBYTE
 E = TypeVar("E", bound=StrEnum)
 
 SNAKEMAKE_BYTES = 128 * MEBIBYTE
-"""What an inner Snakemake may use beside the memory of its rule; 84 MiB were measured with 9.27."""
+"""The memory that an inner Snakemake may use beside that of its rule; 84 MiB were measured with 9.27."""
 
 NESTED_LEAVES_OUT = ("landlock", "seccomp", "proc-masks")
 """Mechanisms that would keep a job from making sandboxes of its own."""
@@ -203,6 +203,7 @@ def _checks(request: JobRequest, config: Config, policy: FilePolicy, run: RunCon
         formats=_setting(request, "forge_check_formats", config.check_formats),
         outputs=request.products,
         inputs=tuple(path for path in inputs if path not in written and not path.startswith(private)),
+        shadow=request.shadow_directory,
         may_change_inputs=policy is FilePolicy.OPEN,
     )
 

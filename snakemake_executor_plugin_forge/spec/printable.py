@@ -20,7 +20,7 @@ _UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[P\]X^_][^\x07\x1b]*\x1b?|[ -/
 _LONGEST_SEQUENCE = 4096
 
 SHOWN = 5
-"""How many names a message has of many; the record has all of them."""
+"""The most names that a message has; the record has all of them."""
 LONGEST_NAME = 400
 """Characters of a name that a message shows."""
 

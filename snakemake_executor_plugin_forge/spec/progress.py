@@ -1,4 +1,4 @@
-"""How far a run is, and an estimate of the time that it still takes. Pure; docs/decisions says why it is made so."""
+"""The progress of a run, and an estimate of the time that it still takes. Pure; docs/decisions has the reasons."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RuleProgress:
-    """How far one rule is."""
+    """The progress of one rule."""
 
     planned: Planned
     done: int = 0
@@ -50,7 +50,7 @@ class RuleProgress:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     rules: Mapping[str, RuleProgress]
     slots: float = math.inf  # cores, or jobs at once where Snakemake counts no cores
@@ -191,7 +191,7 @@ def percent(done: int, total: int) -> int:
 
 
 def pieces(progress: Progress) -> list[str]:
-    """What there is to say about a run, the most important first, the running rules last. Plain ASCII."""
+    """Return the words about a run, the most important first, the running rules last. Plain ASCII."""
     rules = [f"{number} {rule}" for rule, number in progress.running_rules()]
     more = [f"{len(rules) - _SHOWN_RULES} more rules"] if len(rules) > _SHOWN_RULES else []
     finished = progress.done >= progress.total

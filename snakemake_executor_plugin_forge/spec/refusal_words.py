@@ -1,4 +1,4 @@
-"""What the sandbox refused to a job and what allows it, in sentences: a part of spec/words.py. Pure."""
+"""Sentences about the sandbox's refusals and about their remedies: a part of spec/words.py. Pure."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _REFUSED = {
     ),
     RefusalKind.FULL: ("has no part in it: the file system {subject} is full{told}", "free space there"),
 }
-"""What the sandbox refused, and what allows it."""
+"""Return the sentence about a refusal of the sandbox, and about its remedy."""
 
 
 def refused(refusal: Refusal, spec: LaunchSpec) -> str:

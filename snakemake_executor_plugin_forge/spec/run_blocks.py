@@ -1,4 +1,4 @@
-"""How a ``run:`` block starts: as a fork of the process that has read the Snakefile, or in a Snakemake of its own.
+"""The start of a ``run:`` block: as a fork of the process that has read the Snakefile, or in a Snakemake of its own.
 
 docs/explanation/run-blocks.md says what differs. Pure values; plugin/run_blocks.py collects the evidence.
 """

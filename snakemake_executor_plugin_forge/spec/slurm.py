@@ -47,7 +47,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a job asks for, as far as it chooses a partition."""
+    """The demands of a job that choose its partition."""
 
     runtime: float | None  # minutes; None: the partition's default
     mem_mb: float | None
@@ -78,14 +78,14 @@ def fitting(partitions: Iterable[Partition], request: Request) -> tuple[str, ...
 
 
 def _rank(partition: Partition, request: Request) -> tuple[float, ...]:
-    """How much more a partition allows than the job asks for: the smaller, the better."""
+    """Return the surplus of a partition over the demands of a job: the smaller, the better."""
     gpus = float(bool(partition.max_gpu != 0 and request.gpus == 0))
     limits = (partition.max_runtime, partition.max_mem_mb, partition.max_threads, partition.max_gpu)
     return (gpus, *(float("inf") if limit is None else limit for limit in limits))
 
 
 def lacking(partition: Partition, request: Request) -> list[str]:
-    """What a job asks for and a partition does not allow, in words; [] if it fits."""
+    """Return the demands of a job that a partition does not allow, in words; [] if it fits."""
     asked = {
         "max_runtime": ("runtime", request.runtime),
         "max_mem_mb": ("mem_mb", request.mem_mb),

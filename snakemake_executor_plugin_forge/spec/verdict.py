@@ -145,7 +145,7 @@ class Excess:
 
 
 class HarmKind(enum.StrEnum):
-    """What a job has done to a file that it may not change, or why that cannot be kept: parts of sentences."""
+    """The kinds of harm to a file that the job may not change, or reasons against keeping one: parts of sentences."""
 
     WRITTEN = "wrote"  # a new file, at the place of another rule's output
     CHANGED = "changed"
@@ -169,7 +169,7 @@ class Owner(NamedTuple):
 
 
 class Harm(NamedTuple):
-    """What a job has done undeclared and Forge does not carry out."""
+    """An undeclared act of a job that Forge does not carry out."""
 
     path: str
     kind: HarmKind
@@ -282,7 +282,7 @@ class Words:
 
     @property
     def reason(self) -> str:
-        """What happened and, where that helps on the spot, the remedy."""
+        """The sentence about the end of the attempt and, where that helps on the spot, the remedy."""
         if not self.remedy or not self.joined:
             return self.happened
         return f"{self.happened}; {self.remedy[0].lower()}{self.remedy[1:]}"

@@ -1,1 +1,1 @@
-"""What a job wrote: collected, checked, published, and recovered after a crash."""
+"""The files that a job wrote: collected, checked, published, and recovered after a crash."""

@@ -1,4 +1,4 @@
-"""What the contents of files tell: whether two are equal, and what they have in common that a job may not know."""
+"""Comparisons of file contents: whether two are equal, and which common parts a job may not know."""
 
 from __future__ import annotations
 

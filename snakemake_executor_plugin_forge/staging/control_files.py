@@ -19,7 +19,7 @@ from ..spec.paths import CATALOG_FILE
 
 _SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
 WORKFLOW = (*_SNAKEFILES, CATALOG_FILE, "profiles/**/config*.y*ml")
-"""What steers Snakemake and Forge: where a workflow is."""
+"""The files that steer Snakemake and Forge, in the directories of a workflow."""
 
 PROGRAMS = (
     ".git/hooks/*", ".git/config", ".gitconfig", ".config/git/*",
@@ -36,7 +36,7 @@ PROGRAMS = (
     ".devcontainer/**", ".devcontainer.json", "*.code-workspace", ".pre-commit-config.yaml", ".mise.toml",
     "mise.toml", "nextflow.config", ".config/nextflow/*", ".docker/**", ".aws/**", ".pgpass", ".my.cnf",
 )  # fmt: skip
-"""What steers other programs: everywhere, but for repositories and environments that jobs of the workflow have made."""
+"""The files that steer other programs, in all directories but repositories and environments that jobs have made."""
 
 _HARMLESS = (
     "core.repositoryformatversion", "core.filemode", "core.bare", "core.logallrefupdates", "core.ignorecase",

@@ -22,7 +22,7 @@ DECLARED = "declared"
 
 
 class DeclaredKind(enum.Enum):
-    """What a rule declares: a letter in the file, and words."""
+    """The kinds of declared files: a letter in the file, and words."""
 
     FILE = "f", "an output"
     DIRECTORY = "d", "an output"

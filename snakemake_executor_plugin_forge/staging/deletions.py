@@ -1,4 +1,4 @@
-"""What is deleted of a directory that a job has deleted or made again: the whole of it, or what need not stay."""
+"""The part to delete of a directory that a job has deleted or made again: the whole, or all that need not stay."""
 
 from __future__ import annotations
 

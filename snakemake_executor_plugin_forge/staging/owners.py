@@ -43,7 +43,7 @@ _CLOCK_SECONDS = 1e-6  # a float of a record is not more exact
 
 
 class Owners:
-    """What is known of files in one working directory, as it is when each method is called first."""
+    """The knowledge about files in one working directory, as of the first call of each method."""
 
     def __init__(self, workdir: str, state: str, outputs: Iterable[str], rule: str = "", declared: str = "") -> None:
         """Look at nothing yet.
@@ -172,7 +172,7 @@ class Owners:
 
     @cached_property
     def _all_windows(self) -> tuple[tuple[float, float], ...]:
-        """The windows of all jobs: perhaps thousands of files, but this is the last look before a job fails."""
+        """The windows of all jobs: perhaps thousands of files, but this is the last search before a job fails."""
         records = (
             here.near(name) for here in walk(self._records, quiet=True, through_link=True) for name in here.files
         )

@@ -26,7 +26,7 @@ _REDIRECT, _OPAQUE, _IMPURE = ("trusted.overlay.redirect", "trusted.overlay.opaq
 
 @dataclass(slots=True)
 class Renamed:
-    """What was linked."""
+    """The files that were linked."""
 
     times: dict[str, int] = field(default_factory=dict)
     """The times (ctime, ns) that files at their old places have only because of their second link."""

@@ -27,13 +27,13 @@ _LONG_SECONDS = 0.5
 _SURVIVORS_SECONDS = 0.02
 
 MAY_WRITE_SECONDS = 5.0
-"""How long processes that hold nothing yet may take to open a file: as long as Snakemake waits for missing outputs."""
+"""Seconds for processes without a file to open one: Snakemake waits so long for missing outputs."""
 LOG_SECONDS = 60.0
 IDLE_SECONDS = 10.0
-"""How long a writer of a log or of an undeclared file may do nothing: servers hold their logs for ever."""
+"""Seconds for which a writer of a log or of an undeclared file may do nothing: servers hold their logs for ever."""
 WRITE_SECONDS = 600.0
-"""How long writers may take at least, where the job has no wall time; or as long as the command itself took."""
-_LOOK_SECONDS = (0.002, 0.25)  # the shortest and the longest pause between two looks at the writers
+"""Seconds that writers may take at least, where the job has no wall time; or as long as the command itself took."""
+_LOOK_SECONDS = (0.002, 0.25)  # the shortest and the longest pause between two checks of the writers
 _LOOK_SHARE = 8  # a pause is this part of the time that they were waited for
 
 

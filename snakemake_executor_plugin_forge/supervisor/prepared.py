@@ -58,7 +58,7 @@ class Tools:
     control: Control
     processes_beside: int | None = None  # see backends.pool.Enclosure
     confirm: Callable[[Verdict], Verdict] = lambda verdict: verdict
-    """Has the last word on a verdict, right before anything is published. If it says ``lost``, nothing is published."""
+    """The last word on a verdict, right before anything is published. If it says ``lost``, nothing is published."""
 
     @property
     def own_processes(self) -> int:
@@ -215,4 +215,6 @@ def _make_cgroup(spec: LaunchSpec, tools: Tools, undo: ExitStack) -> JobCgroup |
         limits = replace(limits, pids=limits.pids + tools.own_processes)
     cgroup = tools.group.create_job(spec.name, limits, spec.cpu_mode)
     undo.callback(remove_patiently, cgroup.remove)
+    if spec.files.nested and os.geteuid() == 0:  # others may not write there
+        cgroup.keep_settings()
     return cgroup

@@ -1,4 +1,4 @@
-"""What the sandbox refused to a failed job: complaints of its programs, confirmed by specification and host.
+"""Refusals of the sandbox to a failed job: complaints of its programs, confirmed by specification and host.
 
 A complaint that would have come without the sandbox too is none of ours: each kind has a test for that here. Only
 failed jobs pay for this.

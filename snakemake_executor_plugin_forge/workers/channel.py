@@ -26,7 +26,7 @@ _ATOMIC = 1 << 15  # bytes that the kernel takes whole: less than half of SO_SND
 
 
 class FrameKind(enum.IntEnum):
-    """What a frame says."""
+    """The kinds of frames."""
 
     RUN = 1  # downwards: start this attempt
     END = 2  # downwards: end this attempt; no name means all; the body is a pickled Order
@@ -63,7 +63,7 @@ class Channel:
         self.closed = False
 
     def fileno(self) -> int:
-        """For selectors."""
+        """Return the descriptor, for selectors."""
         return self._socket.fileno()
 
     def send(self, frame: Frame) -> None:
@@ -156,7 +156,7 @@ class Mailbox:
         return Mailbox(reader), Mailbox(writer)
 
     def fileno(self) -> int:
-        """For selectors, and to be inherited."""
+        """Return the descriptor, for selectors and to be inherited."""
         return self._socket.fileno()
 
     def send(self, frame: Frame) -> None:

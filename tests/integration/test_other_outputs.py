@@ -12,6 +12,8 @@ from .. import ordinary
 from ..conftest import run
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.security
+
 RULES = """
 rule made:
     output: "made/ready", "made/changed", "made/deleted", "made/mode", "made/attribute", "made/moved", "made/linked", directory("made/dir")

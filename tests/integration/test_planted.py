@@ -10,7 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ..conftest import DEADLINE, Result, forge, residue, run, write_workflow
+
+pytestmark = pytest.mark.security
 
 # -P: as the scripts snakemake and snakemake-forge do it, the working directory is not on the import path.
 SNAKEMAKE = [sys.executable, "-P", "-m", "snakemake", "--scheduler", "greedy", "-j2"]

@@ -23,7 +23,7 @@ from ...supervisor.reaper import never_started
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a job holds from its start to its end."""
+    """The cores, memory and GPUs that a job holds from its start to its end."""
 
     size: tuple[int, ...]  # of each thing that is counted; more than there is of it counts as all of it
     binds: bool = True  # the capacity counts while such a job holds or waits, and not otherwise

@@ -16,7 +16,7 @@ from ...staging.pending import Status
 
 
 class TakeoverPhase(enum.Enum):
-    """How far a takeover is."""
+    """The state of a takeover."""
 
     CLAIM = enum.auto()
     ADOPT = enum.auto()

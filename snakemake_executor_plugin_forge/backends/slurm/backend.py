@@ -134,7 +134,7 @@ def with_account(settings: SlurmSettings, client: SlurmClient, notice: Callable[
 
 
 def _host(facts: ClusterFacts) -> Host:
-    """What the plan may know of nodes that nobody has seen yet: the node itself checks the rest."""
+    """The host that a plan assumes for nodes that nobody has seen yet: the node itself checks the rest."""
     return Host(
         run_memory_bytes=1 << 62,
         cpus=1 << 20,

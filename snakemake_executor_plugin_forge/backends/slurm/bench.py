@@ -73,7 +73,7 @@ class Signals:
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """What a bench depends on, of an attempt."""
+    """The part of an attempt that a bench depends on."""
 
     workdir: str
     scratch: str  # the directory of the bench's scratch

@@ -18,7 +18,7 @@ def with_scratch(payload: bytes, rendered_scratch: str, *, shared_tmp: bool = Fa
 
 
 def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
-    """In the job: put the real scratch into the command, and start it."""
+    """Put the real scratch into the command, and start it; runs in the job."""
     command, rendered, shared_tmp = pickle.loads(payload)
     if shared_tmp:
         environment = mpi.with_shared_tmp(environment)

@@ -38,7 +38,7 @@ HandOver = Callable[[Job, str, int, int | None], bool]
 
 
 class Size(NamedTuple):
-    """What a job, or a worker for all of its members, takes of a node."""
+    """The resources of a node that a job takes, or a worker for all of its members."""
 
     cpus: int
     memory_bytes: int | None = None  # None: nobody has said
@@ -78,7 +78,7 @@ def _most(summed: _Number | None, own: _Number | None) -> _Number | None:
 
 
 def size_of(spec: LaunchSpec) -> Size:
-    """What a job takes."""
+    """Return the resources that a job takes."""
     return Size(spec.limits.cpus, spec.limits.memory_bytes, sbatch.gpu_count(spec.rule, spec.resources))
 
 
@@ -127,7 +127,7 @@ class Groups:
 
     @property
     def pause_seconds(self) -> float | None:
-        """How long nothing has to be done; None if there are no workers."""
+        """Return the seconds in which nothing has to be done; None if there are no workers."""
         return _STEP_SECONDS if self._workers else None
 
     def shape(self, spec: LaunchSpec) -> tuple[JobGroup | None, tuple[str, ...]]:
@@ -387,7 +387,7 @@ def _piped(jobs: Collection[Job], error: Exception) -> str:
 
 
 def _patience(job: Job) -> float:
-    """How long the result of a member may take to appear after the end of its process, in seconds."""
+    """Seconds that the result of a member may take to appear after the end of its process."""
     if exchange.terminated(job.attempt) is not None:
         return 0.0 if job.cancelled is not None else WRITTEN_RESULT_SECONDS  # else Slurm's next state says why
     return 1.0 if job.cancelled is not None else RESULT_SECONDS

@@ -20,7 +20,7 @@ from ...spec.units import MEBIBYTE
 from ...spec.verdict import Verdict
 
 _MUNGE = "/run/munge"
-"""Where munged has its socket, by default: munged(8)."""
+"""The default directory of munged's socket: munged(8)."""
 
 
 def is_mpi(resources: Mapping[str, object]) -> bool:

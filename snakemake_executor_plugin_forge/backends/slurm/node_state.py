@@ -23,7 +23,7 @@ from .verdicts import needs_state
 
 
 class Phase(enum.Enum):
-    """How far a copy has come."""
+    """The stages of a copy."""
 
     PREPARING = enum.auto()  # it has claimed the attempt
     RUNNING = enum.auto()

@@ -1,4 +1,4 @@
-"""How short jobs of one shape share allocations, by what is known of their rules' time.
+"""The sharing of allocations by short jobs of one shape, sized by the known times of their rules.
 
 Slurm takes a second or more to start and end a job, and some sites allow few. So several short jobs go into one
 allocation, which works through them: pack.py. Each stays an attempt of its own, with its own sandbox, limits and
@@ -19,7 +19,7 @@ from ...record.jsonfile import VERDICT, load
 from ...spec.verdict import Outcome, Verdict
 
 PACK_SECONDS = 30.0
-"""How long the jobs of one allocation take together, at most. Longer ones would cost less, and be later."""
+"""Seconds that the jobs of one allocation take together, at most. More would cost less, and end later."""
 
 _SLURM_SECONDS = 0.5  # by which one more allocation delays the others: Slurm's work, and Forge's start on the node
 _START_SECONDS, _SLOW_START_SECONDS = 0.1, 0.5  # of one job in an allocation: sandbox, record; on a busy node
@@ -90,7 +90,7 @@ def time_minutes(wall_seconds: float, expected: Sequence[float | None]) -> int:
 
 
 class Durations:
-    """How long the jobs of each rule took: the longest of the newest, in this run or in the record of earlier ones."""
+    """The time of each rule's jobs: the longest of the newest, in this run or in the record of earlier ones."""
 
     def __init__(self, runs: str) -> None:
         """Begin without any; ``runs`` is the directory of all runs."""

@@ -37,7 +37,7 @@ class QueueRow:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What names the job for all time: an id may be given twice, after a crash of the controller."""
+        """The name of the job for all time: Slurm may give an id twice, after a crash of the controller."""
         return own_name(self.name), self.index
 
     @property
@@ -163,7 +163,7 @@ def is_outage(message: str) -> bool:
 
 
 NODES_FORMAT = "%R|%l|%c|%m|%G|%f"
-"""Of sinfo --Node: partition, its time limit, and a node's CPUs, MB of memory, generic resources and features."""
+"""The format for sinfo --Node: partition, its time limit, a node's CPUs, MB of memory, generic resources, features."""
 
 
 def parse_nodes(text: str) -> dict[str, dict[str, object]]:
@@ -215,7 +215,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What one job has used, by Slurm's accounting."""
+    """The usage of one job, by Slurm's accounting."""
 
     usage: Usage
     started: str  # ISO 8601, UTC; "" if it is not known

@@ -1,4 +1,4 @@
-"""When Slurm's controller is called, and what a query says about jobs without a result. Pure.
+"""The times of calls to Slurm's controller, and the meaning of its answers for jobs without a result. Pure.
 
 Times are in seconds, all of one monotonic clock.
 """
@@ -28,16 +28,16 @@ _FULL_SECONDS = 5.0
 _OVERDUE_SECONDS = 5.0  # a query that has waited this long for its turn goes before new jobs
 
 RESULT_SECONDS = 10.0
-"""How long the result of a job that Slurm says has ended may take to appear on a network file system."""
+"""Seconds that a result may take to appear on a network file system, after Slurm has said that the job ended."""
 
 WRITTEN_RESULT_SECONDS = 90.0
-"""How long it may take if the job's script ended well and so has written it: NFS remembers old answers for 60 s."""
+"""Seconds that it may take if the job's script ended well and so has written it: NFS keeps old answers for 60 s."""
 
 ABSENT_SECONDS = 8.0
-"""How long a job may be unknown to a controller that answers: right after sbatch, and after a restart."""
+"""Seconds for which a controller that answers may not know a job: right after sbatch, and after a restart."""
 
 MAX_SUBMISSIONS = 5
-"""How often Forge submits a job that Slurm loses before anything of it runs."""
+"""The number of times that Forge submits a job which Slurm loses before anything of it runs."""
 
 
 class Limiter:
@@ -48,7 +48,7 @@ class Limiter:
         self._last: float | None = None
 
     def wait_seconds(self, now: float) -> float:
-        """How long until a call may be made; 0 if it may be made now."""
+        """Return the seconds until a call may be made; 0 if it may be made now."""
         return 0.0 if self._last is None else max(0.0, self._last + self._interval - now)
 
     def take(self, now: float) -> bool:
@@ -61,7 +61,7 @@ class Limiter:
 
 @dataclass(frozen=True, slots=True)
 class Polling:
-    """When the queue is asked next.
+    """The time of the next question to the queue.
 
     Results come through the file system; the queue only tells of jobs that died without one. So Forge asks often while
     there is news in the queue, and less and less while there is none, or no answer.
@@ -92,7 +92,7 @@ class Polling:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What the queue takes, after it refused jobs because the user has too many in it: fewer at a time, and later."""
+    """The capacity of the queue, after it refused jobs of a user with too many in it: fewer at a time, and later."""
 
     most: int | None = None  # jobs in one submission; None: no limit is known
     not_before: float = 0.0
@@ -132,7 +132,7 @@ class Call(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What waits for calls to Slurm."""
+    """The work that waits for calls to Slurm."""
 
     unsent: tuple[Waiting, ...]
     sent: bool  # there are submitted jobs
@@ -152,7 +152,7 @@ class Demand:
         return Call.QUERY if (self.sent or self.blocked) and now >= self.due else None
 
     def pause_seconds(self, now: float, turn_seconds: float) -> float | None:
-        """How long nothing has to be done; None if there is nothing to wait for.
+        """Return the seconds in which nothing has to be done; None if there is nothing to wait for.
 
         Args:
             turn_seconds: how long until a call may be made.
@@ -190,7 +190,7 @@ def next_batch(waiting: Iterable[Waiting], max_array: int) -> tuple[Waiting, ...
 
 
 class Step(enum.Enum):
-    """What the controller does about a job without a result."""
+    """The action of the controller on a job without a result."""
 
     WAIT = enum.auto()
     CONCLUDE = enum.auto()  # it will leave none, and what Slurm says of it is enough
@@ -201,7 +201,7 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What a submitted job has left in its attempt directory."""
+    """The traces of a submitted job in its attempt directory."""
 
     claims: int = 0  # how many copies have started
     terminated: bool = False  # the newest of them has left word that Slurm has ended it

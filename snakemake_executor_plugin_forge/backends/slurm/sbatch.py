@@ -1,4 +1,4 @@
-"""What a job asks of sbatch(1): resources to arguments, and the resources that Forge refuses. Pure."""
+"""The arguments of sbatch(1) for the resources of a job, and the resources that Forge refuses. Pure."""
 
 from __future__ import annotations
 

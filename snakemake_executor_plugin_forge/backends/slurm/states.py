@@ -51,7 +51,7 @@ class SlurmState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a state means to Forge. With an outcome the job is over; without one it will run, or runs, or is cleared."""
+    """The meaning of a state to Forge. With an outcome the job is over; without one it waits, runs, or is cleared."""
 
     words: str  # a sentence to follow "Slurm: "
     outcome: Outcome | None = None  # if the job ended so and left no verdict of its own

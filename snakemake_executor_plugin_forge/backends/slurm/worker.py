@@ -21,7 +21,7 @@ from . import exchange, fence, orders
 from .node import run_attempt, warm_up
 
 LEASE_SECONDS = 120.0
-"""How long a worker without anything to do waits for a controller that says nothing: NFS remembers a file for 60 s."""
+"""Seconds for which an idle worker waits for a silent controller: NFS remembers a file for 60 s."""
 
 _PAUSE_SECONDS = 0.1
 

@@ -63,7 +63,7 @@ class Counters:
 
 
 class Remains(Protocol):
-    """What a job has left whose supervisor died."""
+    """The remains of a job whose supervisor died."""
 
     def pids(self) -> list[int]:
         """The processes in it and below it, in this process's PID namespace."""
@@ -99,12 +99,16 @@ class JobCgroup(Remains, Protocol):
         """
 
     def pause_seconds(self, usual: float) -> float:
-        """How long it may go without a sample: as long as usual, where the kernel watches the limits."""
+        """Return the seconds between two samples: as many as usual, where the kernel watches the limits."""
         return usual
 
     def missing(self) -> str | None:
         """A file without which its limits do not hold, if it is gone."""
         return None
+
+    def keep_settings(self) -> None:
+        """Keep its processes from changing settings of the kernel, where that can be: see :mod:`...kernel.bpf`."""
+        return
 
 
 class RunCgroup(Protocol):
@@ -307,7 +311,7 @@ def member_pids(path: str) -> list[int]:
     except OSError:
         return found
     for directory in (path,) if childless else walk_up(path):
-        with suppress(OSError), open(f"{directory}/cgroup.procs", encoding="ascii") as file:  # can take several reads
+        with suppress(OSError), open(f"{directory}/cgroup.procs", encoding="utf-8") as file:  # can take several reads
             found += map(int, file.read().split())
     return found
 

@@ -1,1 +1,1 @@
-"""What a job sees of the file system: mounts, overlays, scratch, disk usage."""
+"""The file system that a job sees: mounts, overlays, scratch, disk usage."""

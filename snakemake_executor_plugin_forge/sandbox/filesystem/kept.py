@@ -100,7 +100,7 @@ class Connection:
 
 
 def places(first: str, workdir: str, scratch: str, *, apart: bool) -> tuple[str, ...]:
-    """Where the upper directories may be, in the order of preference.
+    """Return places for the upper directories, in the order of preference.
 
     Args:
         first: the best.

@@ -44,7 +44,7 @@ class PlannedMount:
     visible: tuple[tuple[str, bool], ...] = ()  # real paths below it that stay visible, and whether writable
 
     def path_at(self, place: str, path: str) -> str:
-        """Where ``path``, which is below the directory, is while this mount is assembled at ``place``."""
+        """Return the place of ``path``, which is below the directory, while this mount is assembled at ``place``."""
         return place + path.removeprefix(self.directory)
 
     def assembly_steps(self, place: str, inner: Iterable[PlannedMount], user: bool) -> list[Step]:
@@ -125,7 +125,7 @@ def _ancestors(path: str) -> Iterator[str]:
 Inner = Mapping[str, Sequence[PlannedMount]]
 
 _real: dict[str, int] = {}
-"""In a job's process: a descriptor of each directory that a layer is about to cover."""
+"""Descriptors, in a job's process, of the directories that layers are about to cover."""
 
 
 def open_real(directory: str) -> None:
@@ -134,7 +134,7 @@ def open_real(directory: str) -> None:
 
 
 _layers: list[int] = []
-"""In a job's process: a descriptor of the overlay of each layer."""
+"""Descriptors, in a job's process, of the overlays of its layers."""
 
 
 def _hold(place: str) -> None:

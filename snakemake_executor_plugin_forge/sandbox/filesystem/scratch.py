@@ -90,7 +90,7 @@ class Scratch:
         return f"{self.root}/{os.path.basename(path)}" if os.path.dirname(path) in self.private else None
 
     def left(self, seen: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        """What a job has left directly in /tmp and might want to be there later: paths, and bytes of files (else 0).
+        """Return files in /tmp that a job might want to be there later: paths, and bytes of files (else 0).
 
         Args:
             seen: paths of the job's mounts, some of which lie in /tmp, and of what is kept anyway.
