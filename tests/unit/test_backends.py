@@ -28,6 +28,7 @@ from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
 from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order, Outcome, Usage, Verdict
 from snakemake_executor_plugin_forge.workers.launcher import Command
 from snakemake_executor_plugin_forge.workers.renderer import Renderer
+from tests.conftest import DEADLINE
 from tests.contract import fake
 from tests.unit.test_slurm_parse import spec
 
@@ -56,14 +57,13 @@ def test_backends_are_found_and_near_misses_named(monkeypatch: pytest.MonkeyPatc
         registry.find("broken")
 
 
-@pytest.mark.timeout(60)
 def test_a_job_table_that_is_closed_at_any_moment_ends_its_thread() -> None:
     for _ in range(300):
         table = JobTable()
         thread = threading.Thread(target=table.listen, daemon=True)
         thread.start()
         table.close()
-        thread.join(10)
+        thread.join(DEADLINE)
         assert not thread.is_alive()
 
 
