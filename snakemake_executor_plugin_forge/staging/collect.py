@@ -20,7 +20,7 @@ from .links import leads_to_own
 from .owners import mark
 from .publish import publish_one
 from .tree import is_whiteout, unfit
-from .undeclared import PRIVATE, Decided
+from .undeclared import PRIVATE, Decided, take_own
 
 _FILES_OF_SNAKEMAKE = """
 auxiliary benchmarks conda conda-archive forge incomplete iocache locks log metadata metadata.db
@@ -38,7 +38,7 @@ class Collected:
     stale_logs: list[str] = field(default_factory=list)  # of an earlier attempt, and not written by this one
     missing: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)  # sentences
-    private: list[str] = field(default_factory=list)  # the state of a Snakemake, in output directories
+    private: list[str] = field(default_factory=list)  # names of Snakemake's and Forge's, in output directories
     undeclared: Decided = field(default_factory=Decided)
 
     @property
@@ -194,9 +194,7 @@ def _touched_nothing(target: Target, link: str) -> str | None:
 
 def _unfit_below(directory: str, target: Target, files: Files, private: list[str]) -> Iterator[str]:
     for here in walk(directory, open_up=True):
-        if PRIVATE in here.directories:
-            here.directories.remove(PRIVATE)
-            private.append(f"{here.path}/{PRIVATE}")
+        private += [f"{here.path}/{name}" for name in take_own(here)]
         for name in here.files:
             relative = f"{here.path.removeprefix(directory)}/{name}"
             mode = os.stat(name, dir_fd=here.fd, follow_symlinks=False).st_mode

@@ -24,7 +24,7 @@ from ..kernel.long_paths import reach
 from ..kernel.plain_paths import Places, near
 from ..kernel.tree import copy, copy_tree, remove_tree
 from ..sandbox.filesystem.directories import waited_lock
-from ..spec.paths import COPY, STATE
+from ..spec.paths import STATE
 from ..spec.printable import few
 from . import journal
 from .confines import Confines
@@ -229,7 +229,7 @@ def _refuse(seen: Sequence[_Looked], directory: str, found: Journal) -> None:
 def _kept(directory: str, number: int, one: _Looked) -> Move:
     """Bring a copy that is beside its place, and that others would remove, to the rest of what is kept."""
     move = one.move
-    if one.fate is Fate.DONE or not os.path.basename(move.source).startswith(COPY):
+    if one.fate is Fate.DONE or move.is_deletion or not move.is_beside:
         return move
     kept = f"{directory}/{_KEPT}{number}"
     with near(move.source) as short:

@@ -25,21 +25,19 @@ from ..kernel.long_paths import reach
 from ..record.jsonfile import parse, to_disk, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
 from ..spec.file_policy import below
-from ..spec.paths import COPY, STAGING, STAGING_ELSEWHERE
+from ..spec.paths import STAGING, STAGING_ELSEWHERE
 from .file_version import FileVersion, as_path, status_of
 
 JOURNAL, COPY_OF_JOURNAL = "journal.json", "journal.copy"
 PUBLISHED = "published.json"
 """The journal of what is published, where a later process has to know that."""
 
-TRASH = ".forge-trash-"
-"""Begins the names of what is to be deleted, in a layer."""
-
 UNDECIDED = "undecided-"
 """Begins the names of directories whose journal is damaged: nobody but a person can say what is to become of them."""
 
 _MOST_BYTES = 1 << 30
 _SCHEMA = 2
+_OF_DELETIONS = (".forge-trash-", ".forge-copy-")  # begin the names to which schema 1 brings what is deleted
 
 
 class UndecidedError(OSError):
@@ -59,9 +57,10 @@ class Move(NamedTuple):
     source: str
     place: str
     inode: int
-    merge: bool = False  # other jobs may publish at the place, too; or a deletion, from a place into staging
+    merge: bool = False  # other jobs may publish at the place, too; or a deletion
     base: int = 0  # with merge: the inode of what was at the place when that was decided; 0: nothing
     size: int = -1  # of a file to which the job has only appended, the bytes of what was there before
+    is_deletion: bool = False  # from a place into staging, where it is removed
     was: FileVersion | None = None  # at the place when the journal was written, or of what is deleted; None: unknown
 
     @classmethod
@@ -74,7 +73,7 @@ class Move(NamedTuple):
         if not isinstance(data, list) or not 3 <= len(data) <= len(cls._fields):
             raise TypeError(f"{data!r:.100} is no move")
         *plain, was = data if len(data) == len(cls._fields) else (*data, None)
-        kinds = (str, str, int, bool, int, int)
+        kinds = (str, str, int, bool, int, int, bool)
         if any(type(value) is not kind for value, kind in zip(plain, kinds, strict=False)):
             raise TypeError(f"{data!r:.100} is no move")
         source, place, *more = plain
@@ -96,9 +95,9 @@ class Move(NamedTuple):
         return found is not None and found.st_ino == self.inode
 
     @property
-    def is_deletion(self) -> bool:
-        """Whether it brings a file from its place to staging, where it is removed."""
-        return os.path.basename(self.place).startswith((TRASH, COPY))
+    def is_beside(self) -> bool:
+        """Whether the staged file is a copy of Forge's beside its place: what a job has written is never there."""
+        return os.path.dirname(self.source) == os.path.dirname(self.place)
 
 
 class Journal(NamedTuple):
@@ -185,7 +184,7 @@ def located(directory: str, journal: Journal) -> Journal:
 
 
 def _directory_of(moves: tuple[Move, ...], name: str) -> str:
-    """The directory in which a journal of schema 1 was written: its files lie beside it, unless its layers are elsewhere."""
+    """The directory in which a journal of schema 1 was written, if its files lie beside it."""
     for move in moves:
         for sign in (STAGING, STAGING_ELSEWHERE):
             root, found, _ = (move.place if move.is_deletion else move.source).partition(f"/{sign}/{name}/")
@@ -239,6 +238,11 @@ def _encode(journal: Journal) -> bytes:
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
+def _of_schema_1(move: Move) -> Move:
+    """The move with what only the name at its place said: that it deletes."""
+    return move._replace(is_deletion=move.is_deletion or os.path.basename(move.place).startswith(_OF_DELETIONS))
+
+
 def _decode(data: bytes) -> Journal:
     checksum, _, body = data.partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != checksum:
@@ -247,7 +251,9 @@ def _decode(data: bytes) -> Journal:
     lock, noted, directory = found["lock"], found["noted"], found.get("directory", "")
     if type(noted) is not bool:
         raise TypeError(f"{noted!r:.100}")
-    if found.get("schema", 1) not in (1, _SCHEMA):
+    schema, moves = found.get("schema", 1), tuple(map(Move.from_json, found["moves"]))
+    if schema not in (1, _SCHEMA):
         raise ValueError("another version of Forge has written it")
-    moves = tuple(map(Move.from_json, found["moves"]))
+    if schema == 1:
+        moves = tuple(_of_schema_1(move) for move in moves)
     return Journal(moves, as_path(lock) if lock else "", noted, as_path(directory) if directory else "")

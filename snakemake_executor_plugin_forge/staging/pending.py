@@ -42,7 +42,7 @@ from .interrupted import recover, recovering
 from .journal import JOURNAL, PUBLISHED, DamagedError, Journal, Move, UndecidedError, set_aside
 from .merge import ContestedError, lock_of, merging
 from .publish import publish, publish_one, sync
-from .undeclared import Scene
+from .scene import Scene
 
 _MOST_BYTES = 1 << 26  # of an entry
 

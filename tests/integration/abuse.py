@@ -49,6 +49,13 @@ def write(path: str, text: str = "x\n", mode: str = "a") -> None:
         file.write(text)
 
 
+def rewrite(path: str) -> None:
+    """Write what it says already."""
+    with open(path) as file:
+        text = file.read()
+    write(path, text, "w")
+
+
 def code_in_home() -> None:
     """Code and settings that the user's next shell, Python, git, ssh, systemd or cron would load."""
     for name in (
@@ -72,6 +79,7 @@ def system() -> None:
         works(path, lambda path=path: open(path, "a").close())  # no more: a hole here must not hurt the host
     for path in ("/proc/kcore", "/dev/mem", "/dev/kmsg", "/dev/port", "/proc/1/mem", "/dev/sda", "/dev/vda", "/dev/loop-control"):
         works(path, lambda path=path: open(path, "rb").read(1))
+    works("core_pattern rewritten", lambda: rewrite("/proc/sys/kernel/core_pattern"))
     works("oom_score_adj", lambda: write("/proc/self/oom_score_adj", "-1000", "w"))
 
 

@@ -91,6 +91,30 @@ def test_the_working_directory_is_tmp(workdir: Path, user: str) -> None:
     assert "does not declare" not in said
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+@pytest.mark.parametrize("user", ["root", "user"])
+def test_the_working_directory_is_read_only(workdir: Path, user: str) -> None:
+    """But for ``.snakemake``, which Snakemake itself needs; outputs are elsewhere."""
+    work = workdir / "work"
+    elsewhere = work / "elsewhere"
+    write_workflow(work, f"""
+        rule a:
+            output: "{elsewhere}/a.txt"
+            shell: "echo written > {{output}}"
+        """)
+    before = ordinary.given_to(user, work)
+    script = f"""set -e
+        mkdir .snakemake elsewhere; mount --bind -o ro . .; cd "$PWD"
+        for name in .snakemake elsewhere; do mount -t tmpfs -o mode=777 none $name; done
+        {shlex.join([*before, "env", f"HOME={elsewhere}", *command("forge", "-j1", f"{elsewhere}/a.txt")])}
+        {shlex.join([*before, *FORGE, "jobs"])}
+        test "$(cat elsewhere/a.txt)" = written
+    """
+    done = subprocess.run(["unshare", "-m", "--propagation", "private", "bash", "-c", script], cwd=work, text=True, check=False,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=DEADLINE)  # fmt: skip
+    assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts over /proc")
 def test_without_proc_it_says_so(workdir: Path) -> None:
     write_workflow(workdir, WORKFLOW)

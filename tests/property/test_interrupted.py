@@ -40,7 +40,7 @@ from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Move, Undec
 from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
 from snakemake_executor_plugin_forge.staging.publish import publish
 from snakemake_executor_plugin_forge.staging.recovery import recover_dead_runs
-from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 
 from ..child import in_child
 from .test_publish import PLACE, Killed, killed_at

@@ -27,7 +27,7 @@ from snakemake_executor_plugin_forge.staging.interrupted import recover
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Move
 from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
 from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
-from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 from tests.mutations import cut_and_flipped
 
 pytestmark = pytest.mark.security
