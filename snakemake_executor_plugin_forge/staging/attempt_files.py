@@ -32,11 +32,11 @@ from .journal import Move
 from .links import cut_off, led_elsewhere
 from .merge import lock_of, merging
 from .owners import mark
-from .pending import WaitingOutputs
 from .publish import publish, sync
 from .renamed import Renamed, fill_renamed
 from .scene import LayerPlace, Scene
 from .undeclared import decide, in_words
+from .waiting import WaitingOutputs
 
 _FILE_CLOCK = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2), from which file systems take their times
 

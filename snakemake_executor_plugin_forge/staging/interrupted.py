@@ -32,6 +32,7 @@ from .file_version import NOTHING, FileVersion, status_of
 from .journal import Journal, Move, UndecidedError
 from .publish import carry_out, remove_copies, settle
 from .tree import append
+from .writable import writable
 
 _KEPT = "kept-"
 
@@ -131,7 +132,8 @@ def recover(directory: str, confines: Confines | None) -> list[str]:
     found = journal.located(directory, written)
     if confines is not None:
         confines.check(directory, found)
-    with waited_lock(found.lock) if found.lock else nullcontext(), Places() as places:
+    lock = waited_lock(found.lock) if found.lock else nullcontext()
+    with lock, writable(found.moves), Places() as places:
         written_ns = journal.written_ns(directory)
         seen = [_look(move, written_ns, is_moved=found is not written) for move in found.moves]
         _refuse(seen, directory, found)

@@ -41,6 +41,7 @@ from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
 from snakemake_executor_plugin_forge.staging.publish import publish
 from snakemake_executor_plugin_forge.staging.recovery import recover_dead_runs
 from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.waiting import WaitingOutputs
 
 from ..child import in_child
 from .test_publish import PLACE, Killed, killed_at
@@ -418,3 +419,45 @@ def _refusing_to_seek(number: int) -> Callable[[int, int, int], int]:
         return real(fd, place, how)
 
     return seek
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o600])
+@pytest.mark.parametrize("step", [0, 1])
+def test_read_only_and_closed_directories_of_an_ordinary_user(mode: int, step: int) -> None:
+    """A rule that ends with ``chmod 555 results``: as a crash leaves it, and as a run finds what waits for it."""
+    root = Path(tempfile.mkdtemp(prefix="forge-test-interrupted-", dir=PLACE))
+    root.chmod(0o777)
+
+    def as_user() -> None:
+        staged, results = root / "layer/upper/results/deep", root / "work/results/deep"
+        moves = []
+        for path in (staged, results):
+            path.mkdir(parents=True)
+        for name in "xyz":
+            (staged / name).write_text("new")
+            (results / name).write_text("old")
+            moves.append(Move.of(f"{staged}/{name}", f"{results}/{name}"))
+        if step:
+            at = 0
+            while step and not (root / "layer" / JOURNAL).exists():
+                with suppress(Killed), killed_at(at, after=True):
+                    publish(moves, str(root / "layer"))
+                at += 1
+        for path in (staged, staged.parent, results, results.parent):
+            path.chmod(mode)
+        if step:
+            assert len(recover(str(root / "layer"), None)) == 3
+        else:
+            waiting = WaitingOutputs(tuple(moves), (), (), {}, (str(root / "layer"),), str(root / "layer"))
+            waiting.check()
+            waiting.publish()
+            assert waiting.journal
+        for path in (results.parent, results):
+            assert path.stat().st_mode & 0o777 == mode
+            path.chmod(0o700)
+        assert [(results / name).read_text() for name in "xyz"] == ["new"] * 3
+
+    try:
+        in_child(as_user, ordinary=True)
+    finally:
+        shutil.rmtree(root)

@@ -259,7 +259,12 @@ class AdoptingBackend:
             return None
         except OSError as error:
             found, said = read_verdict(entry.directory), words.unseen(Cause.UNPUBLISHED, entry.run, error)
-            return None if found is None else revised(found, Outcome.FAILED, Cause.UNPUBLISHED, said)
+            if found is None:
+                return None
+            failed = revised(found, Outcome.FAILED, Cause.UNPUBLISHED, said)
+            with suppress(OSError):  # a full disk: Snakemake is told all the same
+                held.note_failure(failed)
+            return failed
         self._notice(f"Forge: rule {entry.rule} had finished without its run {entry.run}: adopted ({entry.directory}).")
         return self._noted(entry, verdict)
 
