@@ -119,11 +119,14 @@ def test_a_truncated_file_ends_neither_what_is_shown_nor_the_order(cap: int | No
                 continue
             break
         stream.show(wait=False)
+        os.write(its, b"after")
+        os.close(its)
+        stream.drain()
+        os.ftruncate(log.fileno(), 0)
+        stream.show(wait=False)
         stream.finish()
         stream.tail()
-        os.write(its, b"after")
-        stream.drain()
-    for fd in (ours, its, shows, echo):
+    for fd in (ours, shows, echo):
         os.close(fd)
 
 
