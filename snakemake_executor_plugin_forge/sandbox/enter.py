@@ -32,6 +32,7 @@ class SandboxKey:
     """Everything that entering a sandbox depends on: jobs with equal keys can use each other's process."""
 
     scratch_base: str
+    layer_base: str
     network: Network = Network.ON
     exposed: tuple[str, ...] = ()  # paths below private directories that are visible all the same
     workdir: str = "/"
@@ -52,6 +53,7 @@ class SandboxKey:
         )  # fmt: skip
         return cls(
             scratch_base=spec.scratch_base,
+            layer_base=spec.layer_base,
             network=spec.network,
             exposed=spec.exposed,
             workdir=spec.workdir,

@@ -322,5 +322,5 @@ class WrittenFiles:
         spec, layers = self.before.spec, self.before.layers
         if layers and spec.files.layers and not spec.files.apart:
             return layers[0].directory
-        name = layer_name(os.path.basename(spec.scratch_base), os.getpid(), 0)
+        name = layer_name(spec.layer_base, os.getpid(), 0)
         return f"{staging_of(spec.workdir, spec.workdir)}/{name}"
