@@ -104,12 +104,12 @@ class LogHandler(LogHandlerBase):  # type: ignore[misc]
 
     @property
     def writes_to_stream(self) -> bool:
-        """Yes: it takes the place of Snakemake's own handler."""
+        """True: it takes the place of Snakemake's own handler."""
         return True
 
     @property
     def writes_to_file(self) -> bool:
-        """No: Snakemake keeps its log file."""
+        """False: Snakemake keeps its log file."""
         return False
 
     @property

@@ -26,7 +26,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-_SHARE = 0.1  # of the time span: two looks that are nearer to each other become one
+_SHARE = 0.1  # of the time span: two rounds that are nearer to each other become one
 
 
 class Arrivals(set[Any]):

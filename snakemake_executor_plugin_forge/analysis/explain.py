@@ -248,7 +248,7 @@ _EVIDENCE: dict[str, Callable[[Record], list[str]]] = {
     "failed": _failed_facts,
     "timeout": lambda facts: [f"its limit was {show_seconds(facts['limit_seconds'] or 0)}"],
     "pids": lambda facts: [f"{facts['refused_forks']} forks refused at the limit of {facts['limit']}"],
-    "violation": lambda facts: [f"{what.replace('_', ' ')}: {few(paths)}" for what, paths in facts.items()],
+    "violation": lambda facts: [f"{what.replace('_', ' ')}: {few(paths)}" for what, paths in facts.items() if paths],
     "cancelled": lambda _: [],  # "happened" has it all
 }
 
@@ -281,7 +281,9 @@ def _change_by_facts(record: Record, remedy: str, facts: Record, else_: str) -> 
         case "pids" if facts.get("limit"):
             return f"snakemake … --forge-pids {facts['limit'] * _GROWTH}"
         case "cancelled" | "lost":
-            return "nothing in the rule; to clear up and go on where it ended: snakemake-forge resume"
+            return "nothing in the rule; to clear up and continue where it ended: snakemake-forge resume"
+        case _ if record.get("cause") == Cause.RESOURCES:
+            return remedy or f"the resource, in rule {record['rule']}"
         case _:
             advice = remedy if remedy and record.get("cause") not in _IN_STDERR else else_
             return f"{advice}; to try it by hand: bash {record['directory']}/{COMMAND}"

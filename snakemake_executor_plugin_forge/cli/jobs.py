@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     state.add_argument("--running", action="store_true", help="only running attempts, with their present usage")
     which = parser.add_mutually_exclusive_group()
     add_run(which, "all")
-    which.add_argument("--last", dest="name", action="store_const", const="-1", help="the same as --run -1")
+    which.add_argument("--last", dest="name", action="store_const", const="-1", help="like --run -1")
     parser.add_argument("--timings", action="store_true", help="the time of each phase in ms (JSON: seconds)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)

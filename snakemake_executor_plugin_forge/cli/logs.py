@@ -18,7 +18,8 @@ from ..spec.printable import terminal_bytes
 from .select import add_command, add_job, add_run, newest
 
 _EXAMPLES = """examples:
-  snakemake-forge logs call sample=A             both streams of the newest attempt, and its rule's log: files
+  snakemake-forge logs                           both streams of the newest failure, and its rule's log: files
+  snakemake-forge logs call sample=A             those of the newest attempt of that job
   snakemake-forge logs call sample=A --stderr    only this stream
   snakemake-forge logs call sample=A --log       only the files of the rule's log:
   snakemake-forge logs call sample=A --follow    all of them as they grow, until the job ends
@@ -42,6 +43,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the streams."""
+    if options.follow and options.rule is None:
+        raise UsageError("--follow needs the rule of a job: snakemake-forge logs RULE WILDCARD=VALUE --follow.")
     attempt = newest(options)
     if options.follow:
         _follow(attempt, options)

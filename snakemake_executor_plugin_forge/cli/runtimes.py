@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .select import add_catalog, add_command
+from .select import add_catalog, add_command, add_directory
 from .show import print_json, print_table
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def _add_verb(verbs: Any, verb: str, text: str, run: Callable[[argparse.Namespac
     parser: argparse.ArgumentParser = verbs.add_parser(verb, help=text)
     parser.add_argument("names", nargs="*", metavar="RUNTIME", help="only these runtimes (default: all)")
     add_catalog(parser)
+    add_directory(parser, argparse.SUPPRESS)  # as every command takes it: behind its name
     parser.add_argument(
         "--runtimes-dir", metavar="DIR", help="where Forge keeps environments (default: in the user's cache)"
     )

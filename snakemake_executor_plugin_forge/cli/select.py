@@ -7,8 +7,9 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ..record.index import Index, Row, Selection, open_index
@@ -30,11 +31,14 @@ def add_command(commands: Any, name: str, examples: str, *, directory: bool = Tr
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if directory:
-        text = (
-            "the workflow's working directory (default: this one, or the next above it with a record or a forge.yaml)"
-        )
-        parser.add_argument("-d", "--directory", default=HERE, metavar="DIR", help=text)
+        add_directory(parser, HERE)
     return parser
+
+
+def add_directory(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--directory``; ``default`` may be :data:`argparse.SUPPRESS`, after a verb that has an own parser."""
+    text = "the workflow's working directory (default: this one, or the next above it with a record or a forge.yaml)"
+    parser.add_argument("-d", "--directory", default=default, metavar="DIR", help=text)
 
 
 def nearest_record(directory: str) -> str:
@@ -87,16 +91,9 @@ def add_run(parser: Any, default: str = "the newest") -> None:
     parser.add_argument("--run", dest="name", metavar="RUN", help=text)
 
 
-def add_job(parser: argparse.ArgumentParser, without: str = "") -> None:
-    """Add ``RULE WILDCARD=VALUE …``, which a shell can complete.
-
-    Args:
-        without: what the command does without a rule; "" if it needs one.
-    """
-    if without:
-        add_rule(parser, "rule", f"the rule's name (default: {without})", nargs="?")
-    else:
-        add_rule(parser, "rule", "the rule's name")
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Add ``RULE WILDCARD=VALUE …`` of :func:`newest`, which a shell can complete."""
+    add_rule(parser, "rule", "the rule's name (default: the newest failure of any job)", nargs="?")
     wildcards: Any = parser.add_argument("wildcards", nargs="*", metavar="WILDCARD=VALUE")
     wildcards.completer = complete_wildcards
     parser.set_defaults(name=None)
@@ -121,8 +118,11 @@ def complete_wildcards(parsed_args: argparse.Namespace, **_: object) -> list[str
         return []
 
 
-def parse_wildcards(pairs: Sequence[str]) -> dict[str, str]:
+def parse_wildcards(pairs: Sequence[str], known: Collection[str] = ()) -> dict[str, str]:
     """Read words like ``sample=A`` as a dictionary.
+
+    Args:
+        known: the wildcards of the rule, for the message.
 
     Raises:
         UsageError: for a word without ``=``.
@@ -131,7 +131,8 @@ def parse_wildcards(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise UsageError(f"{pair!r} is no wildcard; write it like sample=A.")
+            example = f"{min(known)}={pair or 'A'}" if known else "sample=A"
+            raise UsageError(f"{pair!r} is no wildcard; write it like {example}.")
         wildcards[name] = value
     return wildcards
 
@@ -158,18 +159,38 @@ def check_job(index: Index, rule: str | None, wildcards: dict[str, str]) -> None
 def newest(options: argparse.Namespace) -> Row:
     """Return the whole record of the newest attempt of the job that ``options`` names.
 
+    If several jobs match, one whose newest attempt failed comes first: of 400 jobs, the user means that one. Without a
+    rule, it is the newest failure.
+
     Raises:
         UsageError: see :func:`check_job`.
         NothingFoundError: if no attempt matches.
     """
-    wildcards = parse_wildcards(options.wildcards)
     with open_index(options.directory) as index:
-        check_job(index, options.rule, wildcards)
         run = pick_run(index, options.name) if options.name else None
-        found = index.newest(Selection(rule=options.rule, wildcards=wildcards, run=run))
-    if found is None:
-        raise no_attempts()
+        if options.rule is None:
+            found = index.newest_failure(Selection(run=run))
+            if found is None:
+                raise NothingFoundError("No attempt on record has failed.")
+            return found
+        known = index.rules().get(options.rule, set())
+        wildcards = parse_wildcards(options.wildcards, known)
+        check_job(index, options.rule, wildcards)
+        selection = Selection(rule=options.rule, wildcards=wildcards, run=run)
+        found = index.newest_failure(replace(selection, last=True)) if known - wildcards.keys() else None
+        found = found or index.newest(selection)
+        if found is None:
+            raise _no_such_job(index, options.rule, wildcards)
     return found
+
+
+def _no_such_job(index: Index, rule: str, wildcards: dict[str, str]) -> NothingFoundError:
+    """Make the error for a job that no attempt of the rule is of; names the near miss."""
+    for name, value in wildcards.items():
+        known = {row["wildcards"].get(name, "") for row in index.rows(Selection(rule=rule))}
+        if value not in known:
+            return NothingFoundError(f"No attempt of rule {rule} has {name}={value}.{near_miss(value, sorted(known))}")
+    return no_attempts()
 
 
 def no_attempts() -> NothingFoundError:

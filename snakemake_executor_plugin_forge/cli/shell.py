@@ -8,6 +8,7 @@ from typing import Any
 from .select import add_command, add_job, newest
 
 _EXAMPLES = """examples:
+  snakemake-forge shell                                    a prompt where the newest failure happened
   snakemake-forge shell call sample=A                      a prompt where that job ran, with its files and limits
   snakemake-forge shell call sample=A --run 'ls -l; free -m'   one command
 

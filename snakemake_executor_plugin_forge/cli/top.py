@@ -67,7 +67,7 @@ class Running:
 
     record: Row
     live: Live
-    cores: float | None  # in use since the last look or, at the first look, since its start
+    cores: float | None  # in use since the last sample or, at first, since its start
     line: str
 
     def cells(self) -> tuple[str, ...]:

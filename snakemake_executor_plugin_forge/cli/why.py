@@ -8,15 +8,13 @@ from typing import Any
 
 from ..analysis.attempt_log import read_telling
 from ..analysis.explain import explain
-from ..record.index import Row, open_index
-from ..spec.errors import NothingFoundError
-from .select import add_command, add_job, add_run, newest, pick_run
+from .select import add_command, add_job, add_run, newest
 from .show import COLOURS, print_fields, print_json
 
 _EXAMPLES = """examples:
   snakemake-forge why                          the newest failure
   snakemake-forge why call sample=A            the newest attempt of that job
-  snakemake-forge why call                     the newest attempt of any job of the rule
+  snakemake-forge why call                     of the rule's jobs one that failed, or else the newest
   snakemake-forge why call --json | jq -r .change
 
 five lines: what happened, the evidence, the lines of stderr that matter, what to change (to paste into the Snakefile or
@@ -27,7 +25,7 @@ to add to the command line), and the paths of the files
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "why", _EXAMPLES)
-    add_job(parser, without="the newest failure of any job")
+    add_job(parser)
     add_run(parser, "the newest with that job")
     parser.add_argument(
         "--json",
@@ -39,18 +37,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the five lines."""
-    record = newest(options) if options.rule else _newest_failure(options)
+    record = newest(options)
     explanation = explain(record, read_telling(record["directory"]))
     if options.json:
         print_json(asdict(explanation))
     else:
         print_fields(explanation.fields(), COLOURS.get(record["outcome"], "bold red"))
     return 0
-
-
-def _newest_failure(options: argparse.Namespace) -> Row:
-    with open_index(options.directory) as index:
-        found = index.newest_failure(pick_run(index, options.name) if options.name else None)
-    if found is None:
-        raise NothingFoundError("No attempt on record has failed.")
-    return found

@@ -275,7 +275,7 @@ def capset_step(numbers: frozenset[int]) -> Step:
 
 def effective_capabilities() -> frozenset[int]:
     """The effective capabilities of this process: proc_pid_status(5)."""
-    with open("/proc/self/status", encoding="ascii") as status:
+    with open("/proc/self/status", encoding="utf-8") as status:
         mask = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     return frozenset(n for n in range(64) if mask >> n & 1)
 

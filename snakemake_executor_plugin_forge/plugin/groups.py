@@ -69,10 +69,11 @@ class Group:
             time.sleep(_PAUSE_SECONDS)
 
     def _done(self, job: Any, verdict: Verdict) -> None:
-        spare(job, verdict)
         with self._lock:
             self._running = {name: other for name, other in self._running.items() if other is not job}
             ended_service = job.is_service and self._consumers == 0
+            if not ended_service:  # which Snakemake takes for a success
+                spare(job, verdict)
             if not verdict.ok and not ended_service and self._failure is None:
                 self._fail(verdict, f"{job.rule.name}, a member of the same group, failed")
             if not job.is_service:

@@ -71,6 +71,7 @@ class Translator:
             together=_is_together(job),
             streamed=tuple(self._streamed(job)),
             shadow=bool(job.is_shadow),
+            shadow_directory=_shadow(job),
             declared_at=declared_at(job.rule),
             by_default=by_default(job.rule),
             threads_asked=threads_asked(job.rule),
@@ -87,6 +88,7 @@ class Translator:
             targets=tuple(_targets(job, place)),
             products=tuple(_products(job, place)),
             live=self._live(job),
+            shadow_directory=_shadow(job),
         )
 
     def _resources(self, job: Any) -> dict[str, object]:
@@ -175,7 +177,7 @@ def _recipe(job: Any) -> str:
 
 def _products(job: Any, place: Callable[[str], str]) -> Iterator[Product]:
     """The outputs whose checksums go on record: pipes and services are used up when the job ends."""
-    shadow = os.path.realpath(job.shadow_dir) if job.shadow_dir else None
+    shadow = _shadow(job)
     for file, name in zip(job.output, _paths(job.output), strict=True):
         if not is_flagged(file, "pipe") and not is_flagged(file, "service"):
             path = place(name) if shadow is None else os.path.normpath(os.path.join(shadow, name))
@@ -184,10 +186,14 @@ def _products(job: Any, place: Callable[[str], str]) -> Iterator[Product]:
 
 def _live(job: Any, place: Callable[[str], str]) -> Iterator[str]:
     """The paths that others use while a job runs: its shadow directory, FIFOs, and directories of services' files."""
-    if job.shadow_dir:
-        yield os.path.realpath(job.shadow_dir)
+    if (shadow := _shadow(job)) is not None:
+        yield shadow
     for file in (*job.input, *job.output):
         if is_flagged(file, "pipe"):
             yield place(str(file))
         elif is_flagged(file, "service"):
             yield os.path.dirname(place(str(file)))
+
+
+def _shadow(job: Any) -> str | None:
+    return os.path.realpath(job.shadow_dir) if job.shadow_dir else None

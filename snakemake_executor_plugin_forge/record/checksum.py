@@ -30,7 +30,7 @@ _FILE_COST_BYTES = 16 * 1024  # opening and closing a file takes as long as read
 _PIECES = 8
 _SAMPLED_FILES = 32
 _CHUNK = 1 << 20
-_TIMESTAMP = ".snakemake_timestamp"  # Snakemake puts it into a directory() after the job
+TIMESTAMP = ".snakemake_timestamp"  # Snakemake puts it into a directory() after the job
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _entries(directory: str) -> Iterator[tuple[str, int, int]]:
     for here in walk(directory):
         below = f"{here.path}/".removeprefix(f"{directory}/")
         for name in (*here.directories, *here.files):
-            if below or name != _TIMESTAMP:
+            if below or name != TIMESTAMP:
                 status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
                 yield below + name, stat.S_IFMT(status.st_mode), status.st_size
 

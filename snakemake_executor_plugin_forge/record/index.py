@@ -13,7 +13,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,6 +24,10 @@ from .schema import JSONS, NUMBERS, TEXTS, NewerIndexError, connect, transaction
 NAME = "index.db"
 COLUMNS = (*TEXTS, *JSONS, *NUMBERS)
 _INSERT = f"INSERT OR REPLACE INTO attempt ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_LAST_OF_EACH_JOB = (
+    "SELECT run, name FROM (SELECT run, name, row_number() OVER "
+    "(PARTITION BY rule, wildcards ORDER BY run DESC, name DESC) AS turn FROM attempt) WHERE turn = 1"
+)
 _BATCH = 500
 Row = dict[str, Any]
 _T = TypeVar("_T")
@@ -37,6 +41,7 @@ class Selection:
     wildcards: Mapping[str, str] = field(default_factory=dict)
     failed: bool = False  # ended, and not with success
     running: bool = False
+    last: bool = False  # of its job's attempts that have ended
     run: str | None = None
 
     def accepts(self, record: Row, run: str) -> bool:
@@ -63,6 +68,8 @@ class Selection:
             parts.append("outcome != 'succeeded'")
         if self.running:
             parts.append("0")  # running attempts are in no table
+        if self.last:
+            parts.append(f"(run, name) IN ({_LAST_OF_EACH_JOB})")
         return " AND ".join(parts), values
 
 
@@ -273,9 +280,9 @@ class Index:
             found.setdefault(run, []).append(outcome)
         return found
 
-    def newest_failure(self, run: str | None = None) -> Row | None:
+    def newest_failure(self, selection: Selection) -> Row | None:
         """The whole record of the newest attempt that failed, or else of the newest that was cancelled."""
-        failed = Selection(failed=True, run=run)
+        failed = replace(selection, failed=True)
         lost = [record for record in reversed(self.unfinished(failed)) if record["outcome"] != RUNNING]
         text = "SELECT record FROM verdict WHERE (run, name) = (SELECT run, name FROM attempt WHERE {} LIMIT 1)"
         where, values = failed.where()

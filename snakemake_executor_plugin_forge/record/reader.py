@@ -84,6 +84,8 @@ def state_directory(workdir: str) -> str:
     """
     path = os.path.join(os.path.abspath(workdir), STATE)
     if not os.path.isdir(path):
+        if not os.path.isdir(workdir):
+            raise UsageError(f"There is no directory {os.path.abspath(workdir)}.")
         raise UsageError(
             f"There is no record of Forge in {os.path.abspath(workdir)} (no {path}). "
             "Name the directory in which snakemake --executor forge was run with --directory DIR."

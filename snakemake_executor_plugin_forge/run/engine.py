@@ -91,7 +91,8 @@ class Engine:
             run_id, workdir, config.run_memory, config.run_pids, gpus, request.declared,
             request.prepare, request.execute, request.render, priority_of_run(config), self._scratch,
         )  # fmt: skip
-        self._places = Backends(config, setup, run_dir, request.local_cores, notice, self._cores)
+        with self._record.starting():
+            self._places = _open_backends(config, setup, run_dir, request.local_cores, notice, self._cores)
         self._mounts = MountTable(_inside(workdir, request.runtimes.environments()))
         self._run = RunContext(
             run_id, workdir, state,
@@ -105,11 +106,6 @@ class Engine:
         self._attempts = Attempts(notice)
         self._resources = ResourceChecks(config, self._run, self._attempts.number, notice)
         self._metrics: Any = None
-        try:
-            check_requirement(config.require, self._places.local.host, config.io_weight)
-        except HostError:
-            self._places.close()
-            raise
         self.write_record()
         reached("run written", "")
         if config.metrics_file is not None:
@@ -135,7 +131,7 @@ class Engine:
 
     @property
     def groups(self) -> RunsGroups | None:
-        """That backend, if it runs the members of a group on one host."""
+        """The backend beside this host, if it runs the members of a group on one host."""
         return self._places.remote if isinstance(self._places.remote, RunsGroups) else None
 
     def isolation_line(self) -> str:
@@ -310,6 +306,18 @@ class Engine:
             adopted=self._places.local.adopted,
             ended=ended,
         )
+
+
+def _open_backends(
+    config: Config, setup: ZygoteSetup, run_dir: str, local_cores: int, notice: Callable[[str], None], cores: int
+) -> Backends:
+    places = Backends(config, setup, run_dir, local_cores, notice, cores)
+    try:
+        check_requirement(config.require, places.local.host, config.io_weight)
+    except HostError:
+        places.close()
+        raise
+    return places
 
 
 def _metrics_file(path: str, run: RunContext, host: Host, cores: int, notice: Callable[[str], None]) -> Any:

@@ -1,4 +1,4 @@
-"""Which leftovers of dead runs ``snakemake-forge gc`` removes, and when: see staging/recovery.py for the inventory."""
+"""The choice of leftovers that ``snakemake-forge gc`` removes; staging/recovery.py has the inventory."""
 
 from __future__ import annotations
 

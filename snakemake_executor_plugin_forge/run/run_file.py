@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from ..kernel.syscalls import spread_subdirectories
 from ..record.attempt_dir import now
@@ -15,7 +16,7 @@ from ..record.identity import boot_id, software_versions, start_time, user_name
 from ..record.jsonfile import replace_file
 from ..record.origin import claim
 from ..record.reader import RUN
-from ..spec.errors import HostError
+from ..spec.errors import ForgeError, HostError
 from ..spec.job import RECORD_SCHEMA
 
 
@@ -86,6 +87,15 @@ class RunFile:
                 "Make the working directory writable, or start Snakemake in another one with --directory."
             ) from error
         return aside
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Put on record that the run is over, if Forge refuses to start it: nothing of it is there to resume."""
+        try:
+            yield
+        except ForgeError:
+            self.update(ended=now())
+            raise
 
     def update(self, **facts: object) -> None:
         """Add these facts, and replace the file: durably, or a power cut could leave it empty. For several threads."""

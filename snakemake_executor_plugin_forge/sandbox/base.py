@@ -51,6 +51,19 @@ def mechanisms(namespaces: str) -> tuple[str, ...]:
     return MECHANISMS[namespaces] + tuple(name for name, refusal in refusals.items() if not refusal)
 
 
+def work_out_ahead(declared: tuple[str, ...]) -> None:
+    """Fill the caches that each supervisor needs, in the process that forks them: they share them, and spare the time.
+
+    Args:
+        declared: see :func:`prepare`.
+    """
+    environment.values_of(tuple(sorted(map(os.fsencode, withheld(os.environ, declared)))))
+    landlock.refusal(landlock.abi())
+    seccomp.steps(nested=False)
+    seccomp.can_listen()
+    syscalls.has_mount_setattr()
+
+
 def prepare(
     namespaces: str,
     gpus: tuple[str, ...] = (),

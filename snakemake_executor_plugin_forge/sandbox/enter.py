@@ -32,6 +32,7 @@ class SandboxKey:
     """Everything that entering a sandbox depends on: jobs with equal keys can use each other's process."""
 
     scratch_base: str
+    layer_base: str
     network: Network = Network.ON
     exposed: tuple[str, ...] = ()  # paths below private directories that are visible all the same
     workdir: str = "/"
@@ -50,6 +51,7 @@ class SandboxKey:
         files = _of_all(spec.files)
         return cls(
             scratch_base=spec.scratch_base,
+            layer_base=spec.layer_base,
             network=spec.network,
             exposed=spec.exposed,
             workdir=spec.workdir,
@@ -261,7 +263,7 @@ def entry_steps(plan: EntryPlan, base: Base) -> EntrySteps:
         *[(mount_plan.open_real, (layer.root,), "") for layer in plan.layers],
         *mount_steps,
         *(mounts.gpu_steps(key.gpus) if base.gpus else []),
-        *(mounts.rdma_steps() if key.network is Network.OFF else []),
+        *(mounts.offline_steps() if key.network is Network.OFF else []),
         *[syscalls.unmount_step(place) for _, place in base.kept],
         *(rootfs.steps(key.root, key.shown) if key.root is not None else []),
         syscalls.chdir_step(key.workdir),

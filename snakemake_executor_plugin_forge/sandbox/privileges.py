@@ -33,7 +33,7 @@ def bound() -> frozenset[int]:
     kept = frozenset(_KEPT_BY_ROOT.values()) if os.geteuid() == 0 else frozenset[int]()
     own = syscalls.effective_capabilities()
     if _CAP_SETPCAP in own:  # otherwise no_new_privs has to suffice: execve(2) adds none
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # proc_sys_kernel(5)
+        with open("/proc/sys/kernel/cap_last_cap", encoding="utf-8") as file:  # proc_sys_kernel(5)
             known = range(int(file.read()) + 1)
         for number in set(known) - (kept | {_CAP_SETPCAP, _CAP_SETFCAP} if kept else kept):
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)

@@ -55,6 +55,10 @@ _LIBRARY = re.compile(
 )
 LIBRARY_PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH", "R_LIBS", "R_LIBS_USER", "PERL5LIB", "CLASSPATH", "NODE_PATH")
 """Variables with directories in which programs look for libraries."""
+_AROUND = f":,;()[]<>{_MARKS}"
+_UNWRITTEN = re.compile(
+    r"\b(?:fail\w*|unable|cannot|can't|couldn't|(?:could|can) not|error)\b.{0,80}\b(?:writ|creat)", re.IGNORECASE
+)
 _MOST_LINES = 200
 
 
@@ -110,7 +114,7 @@ def _names(line: str) -> Iterator[str]:
         yield part.strip()
         yield part[part.find("/") :].strip()
     for word in reversed(line.split()):
-        yield word.strip(f":,;.()[]<>{_MARKS}")
+        yield word.lstrip(_AROUND).rstrip(_AROUND + ".")  # "../ref.fa.fai" begins with dots
         if "=" in word:
             yield word.rpartition("=")[2]
 
@@ -130,6 +134,11 @@ def lacks(text: str, variable: str) -> bool:
 def reads(command: str, variable: str) -> bool:
     """Whether a shell command reads a variable of the environment."""
     return re.search(rf"\$\{{?{re.escape(variable)}(?![A-Za-z0-9_])", command) is not None
+
+
+def could_not_write(text: str) -> bool:
+    """Whether a line of a text says that something could not be written or created, for whatever reason."""
+    return any(_UNWRITTEN.search(line) for line in text.splitlines()[-_MOST_LINES:])
 
 
 def removes(command: str, path: str) -> bool:

@@ -96,7 +96,9 @@ def near_miss(word: str, known: Iterable[str]) -> str:
 
     words = [str(w) for w in known]
     near = difflib.get_close_matches(word, words, n=1)
-    return f" Did you mean {near[0]}?" if near else f" Known are {', '.join(words) or 'none'}."
+    if near:
+        return f" Did you mean {near[0]}?"
+    return f" Known are {', '.join(words)}." if words else " There are none."
 
 
 def require(module: str, extra: str) -> Any:

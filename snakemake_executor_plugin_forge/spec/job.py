@@ -7,6 +7,7 @@ limit it; the limits of the run still hold.
 from __future__ import annotations
 
 import enum
+import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -61,7 +62,7 @@ class Nested(enum.StrEnum):
 
 
 class KeepScratch(enum.StrEnum):
-    """Which attempts' scratch directories stay after the attempt."""
+    """The attempts whose scratch directories stay after the attempt."""
 
     NEVER = "never"
     FAILED = "failed"
@@ -219,6 +220,7 @@ class Checks:
     formats: CheckFormats = CheckFormats.WARN
     outputs: tuple[Product, ...] = ()
     inputs: tuple[str, ...] = ()  # absolute; if one has changed after the job, its outputs cannot be trusted
+    shadow: str | None = None  # absolute: the directory from which Snakemake moves the outputs, when the job has ended
     may_change_inputs: bool = False  # the user asks for forge_files="open": a changed input makes a note only
 
 
@@ -297,6 +299,7 @@ class JobRequest:
     streamed: tuple[str, ...] = ()  # inputs that others change while it runs: files of services, FIFOs
     own_snakemake: bool = False  # it starts a Snakemake, which needs memory beside the rule's
     shadow: bool = False  # it works in a directory that Snakemake has made for this try alone
+    shadow_directory: str | None = None  # absolute
     declared_at: str = ""  # file and line of its rule
     by_default: tuple[str, ...] = ()  # resources that it has from --default-resources
     threads_asked: int | None = None  # before Snakemake scaled them down to --cores; None: a function gives them
@@ -417,3 +420,9 @@ class LaunchSpec:
     planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown
     group: JobGroup | None = None  # see JobRequest
     slurm_job: str | None = None  # the id of the Slurm job in which it runs: "12", or "12_3" in an array
+    copy: str = ""  # in Slurm, the name of this copy of the attempt: several may have one scratch base after another
+
+    @property
+    def layer_base(self) -> str:
+        """The beginning of the names of its layers, by which recovery knows whose they are."""
+        return self.copy or posixpath.basename(self.scratch_base)

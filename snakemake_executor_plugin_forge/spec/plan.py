@@ -203,6 +203,7 @@ def _checks(request: JobRequest, config: Config, policy: FilePolicy, run: RunCon
         formats=_setting(request, "forge_check_formats", config.check_formats),
         outputs=request.products,
         inputs=tuple(path for path in inputs if path not in written and not path.startswith(private)),
+        shadow=request.shadow_directory,
         may_change_inputs=policy is FilePolicy.OPEN,
     )
 

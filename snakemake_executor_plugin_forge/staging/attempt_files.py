@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -25,15 +26,17 @@ from ..spec.verdict import Outcome
 from . import salvage
 from .checks import Inspection, inspect
 from .collect import Collected, collect, discarded, publish_logs, undeclared_reads
-from .declared import DECLARED
+from .declared import DECLARED, Declared
 from .file_version import FileVersion, file_version, input_version
 from .journal import Move
+from .links import cut_off, led_elsewhere
 from .merge import lock_of, merging
 from .owners import mark
 from .pending import WaitingOutputs
 from .publish import publish, sync
 from .renamed import Renamed, fill_renamed
-from .undeclared import STATE_IN_WORDS, LayerPlace, Scene, decide
+from .scene import LayerPlace, Scene
+from .undeclared import decide, in_words
 
 _FILE_CLOCK = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2), from which file systems take their times
 
@@ -116,10 +119,13 @@ class FilesBefore:
         found = collect(spec.files, layers)
         others = [path for path, before in self.outputs.items() if file_version(path) != before]
         found.rejected += [f"{path} was changed by somebody else while the job ran" for path in others]
+        found.rejected += led_elsewhere(spec, Declared(self._declared))
+        if spec.checks.shadow is not None:
+            found.rejected += cut_off(spec.checks.shadow, (*spec.outputs, *spec.logs), spec.workdir)
         scene = self._scene(appended, begun, renamed.times, locks=locks)
         found.undeclared = decide(scene)
         found.undeclared.left_out.extend(discarded(layers))
-        found.undeclared.left_out += [f"{self._place_of(path)} ({STATE_IN_WORDS})" for path in found.private]
+        found.undeclared.left_out += [in_words(self._place_of(path)) for path in found.private]
         return WrittenFiles(self, found, scene, frozenset(renamed.links))
 
     def _scene(
@@ -137,13 +143,17 @@ class FilesBefore:
             shown=(*files.mounted_inputs, *files.visible),
             inputs=files.compared_inputs,
             outputs=spec.outputs,
-            declared=f"{os.path.dirname(spec.job_dir)}/{DECLARED}",
+            declared=self._declared,
             allow=files.undeclared is Undeclared.ALLOW,
             appended=appended,
             begun=begun,
             linked=linked,
             locks=locks,
         )
+
+    @property
+    def _declared(self) -> str:
+        return f"{os.path.dirname(self.spec.job_dir)}/{DECLARED}"
 
     def inputs_changed(self) -> tuple[str, ...]:
         """Return the inputs that somebody has changed since."""
@@ -212,7 +222,7 @@ class WrittenFiles:
         if frozen:  # but for what is carried, which is in no layer
             moves = moves[len(self.found.outputs) :]
         elif self._kept_scene() is not None:
-            moves += [move for move in self.found.undeclared.moves if not move.is_deletion]
+            moves += self.found.undeclared.moves
         places = {move.source: move.place for move in moves}
         found = tuple(self.before.named(places[path]) for path in held(places))
         return found or (("a file that it wrote or deleted",) if frozen is False else ())
@@ -231,7 +241,8 @@ class WrittenFiles:
         problems = publish_logs(self.found, self.before.spec.rule) if has_logs else ()
         if decided in (Disposal.PUBLISH, Disposal.STAGE):
             for path in self.found.private:
-                remove_tree(path)
+                if not remove_tree(path):
+                    raise OSError(errno.EACCES, "it cannot be removed, and must not be published", path)
             mark(self.found.benchmarks, self.before.spec.rule)  # Snakemake keeps no record of them
         match decided:
             case Disposal.PUBLISH:
@@ -311,5 +322,5 @@ class WrittenFiles:
         spec, layers = self.before.spec, self.before.layers
         if layers and spec.files.layers and not spec.files.apart:
             return layers[0].directory
-        name = layer_name(os.path.basename(spec.scratch_base), os.getpid(), 0)
+        name = layer_name(spec.layer_base, os.getpid(), 0)
         return f"{staging_of(spec.workdir, spec.workdir)}/{name}"

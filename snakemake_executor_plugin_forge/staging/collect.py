@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ..kernel.plain_paths import unlink
 from ..kernel.tree import walk
+from ..record.checksum import TIMESTAMP
 from ..sandbox.filesystem.overlay import Layer
 from ..spec.file_policy import inside_outputs
 from ..spec.job import Files, Target, TargetKind
@@ -19,7 +20,7 @@ from .links import leads_to_own
 from .owners import mark
 from .publish import publish_one
 from .tree import is_whiteout, unfit
-from .undeclared import PRIVATE, Decided
+from .undeclared import PRIVATE, Decided, take_own
 
 _FILES_OF_SNAKEMAKE = """
 auxiliary benchmarks conda conda-archive forge incomplete iocache locks log metadata metadata.db
@@ -37,7 +38,7 @@ class Collected:
     stale_logs: list[str] = field(default_factory=list)  # of an earlier attempt, and not written by this one
     missing: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)  # sentences
-    private: list[str] = field(default_factory=list)  # the state of a Snakemake, in output directories
+    private: list[str] = field(default_factory=list)  # names of Snakemake's and Forge's, in output directories
     undeclared: Decided = field(default_factory=Decided)
 
     @property
@@ -143,7 +144,7 @@ class _LayerWalk:
         if problem is None and target.checksum is not None and stat.S_ISREG(status.st_mode):
             problem = _wrong_checksum(target.checksum, path)
         if problem is None and stat.S_ISLNK(status.st_mode):
-            problem = leads_to_own(os.readlink(path), target.path, self.files)
+            problem = leads_to_own(os.readlink(path), target.path, self.files) or _touched_nothing(target, path)
         if problem is not None:
             self.found.rejected.append(f"{target.name} is {problem}")
         return problem is None
@@ -178,17 +179,30 @@ def _wrong_checksum(expected: str, path: str) -> str | None:
     return None if found == digest.lower() else f"not what ensure() says: its {algorithm} is {found}"
 
 
+def _touched_nothing(target: Target, link: str) -> str | None:
+    """Name a touch() output that is a link to nothing: Snakemake's assertion that it exists would end the whole run."""
+    place = os.path.dirname(target.path)
+    beside = os.path.relpath(os.path.join(place, os.readlink(link)), place)
+    if (
+        not target.optional
+        or os.path.exists(f"{os.path.dirname(link)}/{beside}")
+        or os.path.exists(f"{place}/{beside}")
+    ):
+        return None
+    return "a link to a file that does not exist, but the rule says touch()"
+
+
 def _unfit_below(directory: str, target: Target, files: Files, private: list[str]) -> Iterator[str]:
     for here in walk(directory, open_up=True):
-        if PRIVATE in here.directories:
-            here.directories.remove(PRIVATE)
-            private.append(f"{here.path}/{PRIVATE}")
+        private += [f"{here.path}/{name}" for name in take_own(here)]
         for name in here.files:
             relative = f"{here.path.removeprefix(directory)}/{name}"
             mode = os.stat(name, dir_fd=here.fd, follow_symlinks=False).st_mode
             problem = unfit(mode)
             if stat.S_ISLNK(mode):
                 problem = leads_to_own(os.readlink(name, dir_fd=here.fd), target.path + relative, files)
+                if target.directory and relative == f"/{TIMESTAMP}":
+                    problem = "a link, and Snakemake would make the file behind it"  # when it touches the directory
             if problem is not None:
                 yield f"{target.name}{relative} is {problem}"
 

@@ -21,15 +21,11 @@ from typing import NamedTuple
 from ..kernel.long_paths import reach
 from ..record.jsonfile import parse, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
-from ..spec.paths import COPY
 from .file_version import as_path, file_version
 
 JOURNAL, COPY_OF_JOURNAL = "journal.json", "journal.copy"
 PUBLISHED = "published.json"
 """The journal of what is published, where a later process has to know that."""
-
-TRASH = ".forge-trash-"
-"""Begins the names of what is to be deleted, in a layer."""
 
 UNDECIDED = "undecided-"
 """Begins the names of directories whose journal is damaged: nobody but a person can say what is to become of them."""
@@ -47,9 +43,10 @@ class Move(NamedTuple):
     source: str
     place: str
     inode: int
-    merge: bool = False  # other jobs may publish at the place, too; or a deletion, from a place into staging
+    merge: bool = False  # other jobs may publish at the place, too; or a deletion
     base: int = 0  # with merge: the inode of what was at the place when that was decided; 0: nothing
     size: int = -1  # of a file to which the job has only appended, the bytes of what was there before
+    is_deletion: bool = False  # from a place into staging, where it is removed
 
     @classmethod
     def from_json(cls, data: object) -> Move:
@@ -60,7 +57,7 @@ class Move(NamedTuple):
         """
         if not isinstance(data, list) or not 3 <= len(data) <= len(cls._fields):
             raise TypeError(f"{data!r:.100} is no move")
-        kinds = (str, str, int, bool, int, int)
+        kinds = (str, str, int, bool, int, int, bool)
         if any(type(value) is not kind for value, kind in zip(data, kinds, strict=False)):
             raise TypeError(f"{data!r:.100} is no move")
         source, place, *more = data
@@ -77,9 +74,9 @@ class Move(NamedTuple):
         return found is not None and found.inode == self.inode
 
     @property
-    def is_deletion(self) -> bool:
-        """Whether it brings a file from its place to staging, where it is removed."""
-        return os.path.basename(self.place).startswith((TRASH, COPY))
+    def is_beside(self) -> bool:
+        """Whether the staged file is a copy of Forge's beside its place: what a job has written is never there."""
+        return os.path.dirname(self.source) == os.path.dirname(self.place)
 
     def is_done(self) -> bool:
         """Whether this rename has been made."""

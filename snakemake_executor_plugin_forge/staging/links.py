@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
+from ..record.checksum import TIMESTAMP
 from ..spec.file_policy import PRIVATE_DIRECTORIES, below
-from ..spec.job import Files
+from ..spec.job import Files, LaunchSpec
 from ..spec.verdict import Harm, HarmKind
 from .declared import Declared
 
@@ -29,15 +30,28 @@ def harm_of(link: str, place: str, roots: Sequence[str], declared: Declared, *, 
     """
     target = os.path.join(os.path.dirname(place), os.readlink(link))
     if declared.has_below(place):
-        stays = any(below(os.path.realpath(target), root) for root in roots) and _stays(target, place, roots)
-        return None if stays else Harm(place, HarmKind.CARRIES)
+        real = os.path.realpath(target)
+        stays = any(below(real, root) for root in roots) and _stays(target, place, roots)
+        is_theirs = declared.has_below(real) or declared.at(real) or declared.around(real)  # outputs would meet there
+        return None if stays and not is_theirs else Harm(place, HarmKind.CARRIES)
     if allow or _stays(target, place, roots) or _is_file(target):
         return None
     return Harm(place, HarmKind.LEADS_OUT)
 
 
+def led_elsewhere(spec: LaunchSpec, declared: Declared) -> Iterator[str]:
+    """Yield, in sentences, the outputs that a link, made since the run began, leads to the place of another rule's."""
+    for target in spec.files.targets:
+        if target.path != os.path.normpath(os.path.join(spec.workdir, target.name)):
+            rules = [owner.rule for owner in declared.at(target.path)]
+            if rules and spec.rule not in rules:
+                yield f"{target.name} is, by a link on the way to it, {target.path}, an output of rule {rules[0]}"
+
+
 def leads_to_own(text: str, place: str, files: Files) -> str | None:
-    """Name what a link is, if it leads to something that only jobs see: in their $HOME, caches or private /tmp.
+    """Name what a link is, if it leads to what only jobs see (in $HOME, caches or private /tmp), or to what none sees.
+
+    Snakemake would show what is hidden from jobs in a report, or upload it to a storage.
 
     Args:
         text: of the link.
@@ -45,6 +59,8 @@ def leads_to_own(text: str, place: str, files: Files) -> str | None:
         files: what the job may see.
     """
     target = os.path.normpath(os.path.join(os.path.dirname(place), text))
+    if files.hidden and any(below(os.path.realpath(target), os.path.realpath(path)) for path in files.hidden):
+        return f"a link to {target}, which is hidden from jobs"
     if any(below(target, root) for root in (*files.layers, *files.writable)) or os.path.lexists(target):
         return None
     kept = [path for path in (files.home, *files.caches) if path is not None]
@@ -59,6 +75,31 @@ def leads_to_own(text: str, place: str, files: Files) -> str | None:
     if any(below(target, path) for path in PRIVATE_DIRECTORIES):
         return f"a link to {target}, which goes with the job (use cp -L)"
     return None
+
+
+def cut_off(shadow: str, names: Iterable[str], workdir: str) -> Iterator[str]:
+    """Replace links in a shadow directory behind which Snakemake would move files away, or make one; yield sentences.
+
+    It moves outputs and logs to their places by path, and touches directories, when the job has ended; logs also if the
+    job has failed.
+
+    Args:
+        shadow: the directory, with links in it that Snakemake has made: to the same place in the working directory.
+        names: of outputs and logs.
+    """
+    for name in names:
+        path, stamp = shadow, f"{shadow}/{name}/{TIMESTAMP}"
+        for part in os.path.dirname(os.path.normpath(name)).split("/") if not os.path.isabs(name) else ():
+            path = f"{path}/{part}".rstrip("/")
+            there = os.path.realpath(path)
+            own = os.path.realpath(f"{workdir}{path.removeprefix(shadow)}")
+            if os.path.islink(path) and not below(there, shadow) and there != own:
+                os.unlink(path)
+                os.mkdir(path)
+                yield f"{name} is behind a link to {there}, from which Snakemake would move it away"
+        if os.path.islink(stamp):
+            os.unlink(stamp)
+            yield f"{name}/{TIMESTAMP} is a link, and Snakemake would make the file behind it"
 
 
 def _stays(target: str, place: str, roots: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Which processes of Forge may be alive, as far as files say it. In doubt, one is."""
+"""The processes of Forge that may be alive, as far as files say it. In doubt, one is."""
 
 from __future__ import annotations
 

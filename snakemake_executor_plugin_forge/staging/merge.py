@@ -21,8 +21,9 @@ from ..spec.verdict import Harm
 from .journal import Move
 from .owners import entry_of, mark
 from .publish import beside, near_place, remove_copies
+from .scene import Scene
 from .tree import append, remove_file
-from .undeclared import Append, Decided, Scene, decide
+from .undeclared import Append, Decided, decide
 
 _CHANGE = stat.S_IWUSR | stat.S_IXUSR
 
@@ -97,6 +98,7 @@ def _writable_directories(moves: Sequence[Move]) -> Iterator[None]:
 def _appended(found: Append) -> Move:
     """Append, in the layer, to what is at the place now."""
     now = reach(os.lstat, found.place)
+    os.makedirs(os.path.dirname(found.result), exist_ok=True)
     with near(found.place) as short:
         append(found.source, found.size, short, found.result)
     inode = os.lstat(found.result).st_ino
@@ -105,8 +107,9 @@ def _appended(found: Append) -> Move:
 
 def _on_one_file_system(removal: Move) -> Move:
     """Move what is to be deleted beside its place, if its layer is elsewhere."""
-    here, layer = reach(os.lstat, os.path.dirname(removal.source)), os.stat(os.path.dirname(removal.place))
-    if here.st_dev == layer.st_dev:
+    here, layer = reach(os.lstat, os.path.dirname(removal.source)), os.path.dirname(os.path.dirname(removal.place))
+    if here.st_dev == os.stat(layer).st_dev:
+        os.makedirs(os.path.dirname(removal.place), exist_ok=True)
         return removal
     return removal._replace(place=beside(removal.source, removal.inode))
 

@@ -172,7 +172,7 @@ class Owners:
 
     @cached_property
     def _all_windows(self) -> tuple[tuple[float, float], ...]:
-        """The windows of all jobs: perhaps thousands of files, but this is the last look before a job fails."""
+        """The windows of all jobs: perhaps thousands of files, but this is the last search before a job fails."""
         records = (
             here.near(name) for here in walk(self._records, quiet=True, through_link=True) for name in here.files
         )

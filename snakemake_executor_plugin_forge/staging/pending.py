@@ -42,7 +42,7 @@ from .fingerprint import Fingerprint
 from .journal import JOURNAL, PUBLISHED, Journal, Move, UndecidedError
 from .merge import ContestedError, lock_of, merging
 from .publish import publish, publish_one, recover, sync
-from .undeclared import Scene
+from .scene import Scene
 
 _MOST_BYTES = 1 << 26  # of an entry
 

@@ -158,10 +158,9 @@ def near_place(move: Move) -> Move:
 def remove_copies(moves: Iterable[Move]) -> None:
     """Remove what :func:`near_place` has made, or a previous version that was exchanged with it."""
     for move in moves:
-        for path in (move.source, move.place):
-            if os.path.basename(path).startswith(COPY):
-                with suppress(OSError), near(path) as short:
-                    remove_tree(short)
+        if move.is_beside:
+            with suppress(OSError), near(move.place if move.is_deletion else move.source) as short:
+                remove_tree(short)
 
 
 def beside(path: str, inode: int) -> str:

@@ -22,94 +22,29 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..kernel.long_paths import Shortcut
-from ..kernel.tree import walk
+from ..kernel.tree import Directory, walk
 from ..sandbox.filesystem.directories import attribute
-from ..sandbox.filesystem.overlay import PREPARED
+from ..sandbox.filesystem.overlay import PREPARED, trash_of
 from ..spec.file_policy import below
-from ..spec.paths import STAGING_ELSEWHERE
+from ..spec.paths import COPY, STAGING_ELSEWHERE
 from ..spec.verdict import Harm, HarmKind, Owner
-from .contents import MODES, begin_alike, has_header_of, is_byte_code, is_changed_under_locks, is_equal, is_kept
+from .contents import MODES, has_header_of, is_byte_code, is_equal, is_kept
 from .control_files import ControlFiles, is_cached
 from .deletions import files_below, removable
 from .git_index import is_refreshed_index
-from .journal import TRASH, Move
+from .journal import Move
 from .links import harm_of
-from .owners import Owners, maker
+from .owners import maker
 from .publish import OVERLAY_ATTRIBUTES
+from .scene import LayerPlace, Scene
 from .tree import is_whiteout, unfit
 
 PRIVATE = ".snakemake"  # Snakemake's own, in which jobs leave temporary files: no record is a job's to write
-STATE_IN_WORDS = "the state of a Snakemake"
-
-
-class LayerPlace(NamedTuple):
-    """A layer, as a JSON list in files."""
-
-    root: str
-    upper: str
-    shows_root: bool  # False under strict: the job did not see what it has written over
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """The facts from which the undeclared changes of a job follow."""
-
-    rule: str
-    workdir: str
-    state: str  # the state directory
-    begin_ns: int  # when the job was started, by the clock of the file system
-    layers: tuple[LayerPlace, ...]
-    targets: tuple[str, ...]
-    shown: tuple[str, ...]  # mount points for inputs are not the job's
-    outputs: tuple[str, ...]  # as the rule has them
-    allow: bool = False  # changes to files that are nobody's are carried out, too
-    appended: Mapping[str, int] = field(default_factory=dict)  # files only appended to: size before; 0: not there
-    begun: Mapping[str, int] = field(default_factory=dict)  # files written, then appended to: size in between
-    linked: Mapping[str, int] = field(default_factory=dict)
-    """Files in directories that it has renamed, with the times (ctime, ns) that they have only because of that."""
-    locks: bool = False  # the job relied on a lock that kept no other job out
-    inputs: tuple[str, ...] = ()  # of which the job can change what its layer shows
-    declared: str = ""  # the file with the outputs of the run: see staging/declared.py
-
-    def owners(self) -> Owners:
-        """The knowledge about files in the working directory, as it is now."""
-        return Owners(self.workdir, self.state, self.outputs, self.rule, self.declared)
-
-    def size_before(self, upper: str, path: str) -> int | None:
-        """Return the size of what a file had before the job appended to it; None if it has done something else, too.
-
-        A job that finds no table writes its header and appends a line: another one may have done so meanwhile.
-        """
-        begun = self.begun.get(path, 0)
-        if path not in self.appended and begun and begin_alike(upper, path, begun):
-            return begun
-        return self.appended.get(path)
-
-    def is_new(self, path: str, now: os.stat_result) -> bool:
-        """Whether a file was made or changed at its place since the job began: its time tells (ctime)."""
-        # An interrupted publication has changed the time of both names of a linked file; a new file has one name.
-        same = self.linked.get(path) == now.st_ctime_ns or (now.st_nlink > 1 and now.st_mtime_ns < self.begin_ns)
-        return now.st_ctime_ns >= self.begin_ns and not (path in self.linked and same)
-
-    def relied_on_lock(self, upper: str, path: str) -> bool:
-        """Whether the job has changed a file in the belief that no other one does so meanwhile."""
-        return not self.allow and (self.locks or is_changed_under_locks(upper, path))
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Scene:
-        """Read what was written of ``asdict(scene)``.
-
-        Raises:
-            TypeError, ValueError, KeyError: if it is damaged.
-        """
-        names = ("targets", "shown", "outputs", "inputs")
-        layers = tuple(LayerPlace(*layer) for layer in data["layers"])
-        return cls(**{**data, "layers": layers} | {name: tuple(data.get(name, ())) for name in names})
 
 
 class Append(NamedTuple):
@@ -187,8 +122,7 @@ class _Judge:
         return (
             path in self._targets
             or path in self._shown
-            or name == STAGING_ELSEWHERE
-            or (name.startswith(TRASH) and os.path.dirname(path) == self.layer.root)
+            or (name != PRIVATE and is_own(name))
             or (path not in self._parents and f"/{PRIVATE}/" in f"{path.removeprefix(self.layer.root)}/")
         )
 
@@ -231,8 +165,7 @@ class _Walk(_Judge):
     def entry(self, upper: str, path: str, again: bool) -> None:
         """Decide on an entry of a directory that is in the layer and, as a directory, at its place."""
         if self._is_skipped(path):
-            if path.endswith(f"/{PRIVATE}") and os.path.dirname(path) != self.layer.root:
-                self.decided.left_out.append(f"{path} ({STATE_IN_WORDS})")
+            self._note_own(upper, path)
             return
         status, now = os.lstat(self._upper(upper)), self._status(path)
         owner = None if stat.S_ISDIR(status.st_mode) else self._owners.other_rule(path, is_there=now is not None)
@@ -247,6 +180,13 @@ class _Walk(_Judge):
             self.decided.left_out.append(f"{path} ({problem})")
         else:
             self._file(upper, path, status, now)
+
+    def _note_own(self, upper: str, path: str) -> None:
+        name, is_top = os.path.basename(path), path == f"{self.layer.root}/{PRIVATE}"
+        if is_top or path in self._targets or not is_own(name) or is_whiteout(os.lstat(self._upper(upper))):
+            return
+        if name == PRIVATE or self._status(path) is None:
+            self.decided.left_out.append(in_words(path))
 
     def _status(self, path: str) -> os.stat_result | None:
         try:
@@ -294,10 +234,9 @@ class _Walk(_Judge):
             return
         for here in walk(upper, open_up=True):
             place = f"{path}{here.path.removeprefix(upper)}"
-            if PRIVATE in here.directories:
-                here.directories.remove(PRIVATE)
-                self.decided.dropped.append(f"{here.path}/{PRIVATE}")
-                self.decided.left_out.append(f"{place}/{PRIVATE} ({STATE_IN_WORDS})")
+            for name in take_own(here):
+                self.decided.dropped.append(f"{here.path}/{name}")
+                self.decided.left_out.append(in_words(f"{place}/{name}"))
             for name in here.files:
                 self._is_control(f"{here.path}/{name}", f"{place}/{name}")
                 if others and (owner := self._owners.other_rule(f"{place}/{name}", is_there=False)) is not None:
@@ -372,7 +311,7 @@ class _Walk(_Judge):
         elif size == 0 and self._is_unseen(now) and has_header_of(upper, path):
             self.decided.harms.append(Harm(path, HarmKind.BEGUN))
         elif size is not None and size <= status.st_size and self._is_unseen(now):
-            result = f"{self.layer.upper}/{TRASH}a{len(self.decided.appends)}"
+            result = f"{trash_of(self.layer.upper)}/a{len(self.decided.appends)}"
             self.decided.appends.append(Append(upper, path, size, result))
         elif now.st_ctime_ns >= self._scene.begin_ns and self._scene.relied_on_lock(upper, path):
             self.decided.harms.append(Harm(path, HarmKind.LOCKED))
@@ -437,7 +376,27 @@ class _Walk(_Judge):
 
     def _trash(self, path: str, inode: int) -> None:
         number = len(self.decided.removals)
-        self.decided.removals.append(Move(path, f"{self.layer.upper}/{TRASH}{number}", inode, merge=True))
+        trash = f"{trash_of(self.layer.upper)}/{number}"
+        self.decided.removals.append(Move(path, trash, inode, merge=True, is_deletion=True))
+
+
+def is_own(name: str) -> bool:
+    """Whether only Snakemake and Forge make files of this name: a job's are never published."""
+    return name in (PRIVATE, STAGING_ELSEWHERE) or name.startswith(COPY)
+
+
+def take_own(here: Directory) -> list[str]:
+    """Take the names of which :func:`is_own` is true out of a directory that is walked, and return them."""
+    found = list(filter(is_own, (*here.directories, *here.files)))
+    for names in (here.directories, here.files):
+        names[:] = [name for name in names if name not in found]
+    return found
+
+
+def in_words(path: str) -> str:
+    """Say why a file was left out of which :func:`is_own` is true."""
+    is_state = os.path.basename(path) == PRIVATE
+    return f"{path} ({'the state of a Snakemake' if is_state else 'a name that Forge keeps for itself'})"
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""While a job runs: one loop of poll(2) that tells :mod:`.lifecycle` what happens and carries out its instructions."""
+"""The loop of a supervisor while a job runs: poll(2) tells what happens, :mod:`.lifecycle` what to do about it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ IDLE_SECONDS = 10.0
 """Seconds for which a writer of a log or of an undeclared file may do nothing: servers hold their logs for ever."""
 WRITE_SECONDS = 600.0
 """Seconds that writers may take at least, where the job has no wall time; or as long as the command itself took."""
-_LOOK_SECONDS = (0.002, 0.25)  # the shortest and the longest pause between two looks at the writers
+_LOOK_SECONDS = (0.002, 0.25)  # the shortest and the longest pause between two checks of the writers
 _LOOK_SHARE = 8  # a pause is this part of the time that they were waited for
 
 

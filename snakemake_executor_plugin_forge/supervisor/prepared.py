@@ -215,4 +215,6 @@ def _make_cgroup(spec: LaunchSpec, tools: Tools, undo: ExitStack) -> JobCgroup |
         limits = replace(limits, pids=limits.pids + tools.own_processes)
     cgroup = tools.group.create_job(spec.name, limits, spec.cpu_mode)
     undo.callback(remove_patiently, cgroup.remove)
+    if spec.files.nested and os.geteuid() == 0:  # others may not write there
+        cgroup.keep_settings()
     return cgroup

@@ -19,6 +19,7 @@ from ..spec.complaints import (
     Complaint,
     absolute_paths,
     complaints,
+    could_not_write,
     lacks,
     lacks_library,
     makes_user_namespaces,
@@ -36,6 +37,7 @@ _WRITING = (errno.EROFS, errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, er
 _NO_SERVICE = (errno.ECONNREFUSED, errno.ENOENT, errno.EACCES, errno.EPERM)
 _LONGEST_NAME = 1000
 _KERNEL = ("/proc", "/sys", "/dev")
+_ELSEWHERE = ("/", "../")  # a name that leads out of the working directory
 _LIKELIEST = tuple(RefusalKind)
 
 
@@ -55,6 +57,8 @@ def find(
     if not found and exit_code != 0:
         read_only = any(complaint.error == errno.EROFS for complaint in complaints(text))
         found.update(dict.fromkeys(host.suspected(read_only=read_only, silent=not text.strip())))
+        if not found and (read_only or could_not_write(text)):
+            found.update(dict.fromkeys(host.beside_inputs()))
     return tuple(sorted(found, key=lambda refusal: _LIKELIEST.index(refusal.kind))[:_MOST])
 
 
@@ -112,6 +116,11 @@ class _Host:
                 yield Refusal(RefusalKind.SOCKET, path)
         yield from (_not_passed_on(name) for name in self.removed if reads(command, name))
 
+    def beside_inputs(self) -> Iterator[Refusal]:
+        """Yield directories of inputs in which the user can write, and the job could not: tools make indexes there."""
+        directories = dict.fromkeys(os.path.dirname(self._absolute(name)) for name in self.spec.inputs)
+        yield from filter(None, (self._unchangeable(directory, errno.EROFS) for directory in directories))
+
     def _confirm(self, complaint: Complaint) -> Refusal | None:
         spec = self.spec
         if complaint.error in (errno.EPERM, errno.EACCES) and complaint.about_namespaces and self._may_nest():
@@ -157,7 +166,7 @@ class _Host:
             if hidden is not None:
                 return Refusal(RefusalKind.HIDDEN, hidden, error)
         if error == errno.ENOENT:
-            return self._undeclared(path) or (self._unseen(path) if name.startswith("/") else None)
+            return self._undeclared(path) or (self._unseen(path) if name.startswith(_ELSEWHERE) else None)
         return self._unchangeable(path, error) if error in _WRITING else None
 
     # -- files that it may not change ------------------------------------------------------------------------------

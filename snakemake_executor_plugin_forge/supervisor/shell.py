@@ -107,6 +107,8 @@ def _enter(spec: LaunchSpec, arguments: list[str]) -> int:
         stack.callback(group.remove)
         job = group.create_job(name, spec.limits, spec.cpu_mode)
         stack.callback(job.remove)
+        if spec.files.nested and os.geteuid() == 0:
+            job.keep_settings()
         scratch, apart = os.path.dirname(spec.scratch_base), namespaces.layers_apart
         home, _ = hold_home(namespaces.kind, spec.workdir, scratch, apart=apart) if spec.files.home else (None, "")
         if home is not None:

@@ -19,7 +19,7 @@ from typing import NoReturn, assert_never
 from ..kernel import inherited, process_tree, syscalls
 from ..kernel.shortage import REMEDY, SECONDS, Patience, is_shortage, retold, told
 from ..sandbox import privileges
-from ..sandbox.base import prepare
+from ..sandbox.base import prepare, work_out_ahead
 from ..sandbox.cgroups.base import RunCgroup
 from ..sandbox.cgroups.polled import PolledRun
 from ..sandbox.filesystem.kept import Kept
@@ -194,7 +194,7 @@ class Pool:
                     assert_never(instruction)
 
     def tell_above(self, name: str) -> None:
-        """Called when an attempt is over and its verdict is in the mailbox."""
+        """Take note that an attempt is over and its verdict in the mailbox."""
 
     def own_children(self) -> set[int]:
         """Children that this process waits for by their pid."""
@@ -246,6 +246,7 @@ class Pool:
         self.carry_out(self.assignments.forked(worker.pid))
 
     def _new_worker(self) -> Worker:
+        work_out_ahead(self.enclosure.declared)
         ours, theirs = socket.socketpair()
         with ExitStack() as undo:
             undo.callback(ours.close)

@@ -25,9 +25,9 @@ UPSTREAM = guest.CHECKOUT / "build" / "upstream-venv"
 class Background(threading.Thread):
     """A daemon: a session that is broken off does not wait for it, and what it has started ends with this process."""
 
-    def __init__(self, share: Path, wanted: set[str], *, soak: bool) -> None:
+    def __init__(self, share: Path, wanted: set[str], suites: set[str]) -> None:
         super().__init__(name="background", daemon=True)
-        self._share, self._wanted, self._soak = share, wanted, soak
+        self._share, self._wanted, self._suites = share, wanted, suites
 
     def run(self) -> None:
         """Make the environment of Snakemake's tests beside the guest, which has one core and a half."""
@@ -47,7 +47,7 @@ class Background(threading.Thread):
 
     def _in_guest(self) -> list[guest_tests.Report] | Exception:
         try:
-            return guest_tests.run(self._share / "guest", soak=self._soak)
+            return guest_tests.run(self._share / "guest", self._suites)
         except Exception as error:
             return error
 
@@ -84,7 +84,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly or not asking or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         return
     wanted = {name for item in asking for name in getattr(item, "fixturenames", ())}
-    soak = any(item.get_closest_marker("soak") is not None for item in asking)
+    suites = {str(item.callspec.params["suite"]) for item in asking if isinstance(item, pytest.Function) and hasattr(item, "callspec")}
     share = _share(session.config)
     (share / "guest").mkdir(parents=True)
     try:
@@ -93,7 +93,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     except GuestError as error:
         _give(share, "guest", error)
         wanted.remove("guest_reports")
-    Background(share, wanted, soak=soak).start()
+    Background(share, wanted, suites).start()
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ MODULES = (
     "fuse",
     "virtio_rng",
     "bfq",
+    "quota_v2",
 )
 TESTER = 1000
 

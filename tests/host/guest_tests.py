@@ -1,9 +1,9 @@
 """Chooses the tests that run in the guest, runs them there, and reads their results.
 
 The marks choose, anywhere in tests/ outside tests/host: `v2` (as root) and `v2_user` (as an ordinary user with a delegated
-cgroup) what only a host with cgroup v2 and systemd can show; a soak takes all that is marked `kernel` and `kernel_user`
-instead, but for `outside`. Only files whose text has the mark are collected: importing all of them would take a minute under
-emulation. guest_selfcheck.py is always among them. What tests start there is forked: tests/warm.py.
+cgroup) what only a host with cgroup v2 and systemd can show; a soak takes all that is marked `kernel` and `kernel_user`, or
+`security`, instead, but for `outside`. Only files whose text has the mark are collected: importing all of them would take a
+minute under emulation. guest_selfcheck.py is always among them. What tests start there is forked: tests/warm.py.
 """
 
 import os
@@ -22,8 +22,8 @@ LONGEST = 4000  # characters of one failure's text
 # PYTEST_TIMEOUT: seconds for one test. Everything takes about ten times as long as on the host.
 COMMAND = """
 install -d -o {user} /work/{user}
-export PYTEST_TIMEOUT=900 FORGE_TEST_PATIENCE=3 OPENBLAS_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY=/work/{user}/hypothesis
-{prefix} "$FORGE_GUEST_PYTHON" -m pytest -v -m "{marker} and not outside" -p no:cacheprovider \\
+export PYTEST_TIMEOUT=1500 FORGE_TEST_PATIENCE=5 OPENBLAS_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY=/work/{user}/hypothesis
+{prefix} "$FORGE_GUEST_PYTHON" -m pytest -v -m "({marker}) and not outside" -p no:cacheprovider \\
   --durations=0 \\
   --basetemp=/work/{user}/tmp --junitxml=/work/{user}/result.xml {files} > /host/{user}.log 2>&1
 echo $? > /host/{user}.status
@@ -41,7 +41,7 @@ class Phase:
     @property
     def files(self) -> list[Path]:
         """The test files that have the marker."""
-        used = re.compile(rf"\bmark\.{self.marker}\b")
+        used = re.compile(rf"\bmark\.({self.marker.replace(' or ', '|')})\b")
         found = sorted(path for path in TESTS.rglob("test_*.py") if TESTS / "host" not in path.parents)
         return [path for path in found if used.search(path.read_text())]
 
@@ -57,8 +57,16 @@ class Phase:
         )
 
 
-PHASES = (Phase("root", "v2"), Phase("tester", "v2_user"))
-SOAK = (Phase("root", "kernel"), Phase("tester", "kernel_user"))
+SECONDS, SOAK_SECONDS = 3600, 14400
+USERS = ("root", "tester")
+SUITES = {"v2": ("v2", "v2_user"), "all": ("kernel", "kernel_user"), "security": ("security", "security")}
+"""The marks of root's tests and of those of the ordinary user, by what test_guest.py asks for."""
+
+
+def phases(suites: set[str]) -> list[Phase]:
+    """What the two users run, of all suites that are asked for."""
+    marks = (sorted({SUITES[suite][number] for suite in suites}) for number in range(len(USERS)))
+    return [Phase(user, " or ".join(chosen)) for user, chosen in zip(USERS, marks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -113,20 +121,20 @@ class Report:
         return ""
 
 
-def run(share: Path, *, soak: bool) -> list[Report]:
+def run(share: Path, suites: set[str]) -> list[Report]:
     """Boot the guest once and run both phases in it, side by side, as it has two CPUs. Raise GuestError if that fails."""
-    phases = SOAK if soak else PHASES
-    commands = "".join(f"(\n{phase.command}) &\n" for phase in phases)
+    chosen = phases(suites)
+    commands = "".join(f"(\n{phase.command}) &\n" for phase in chosen)
     script = f"cd {shlex.quote(str(guest.CHECKOUT))}\n{commands}wait\nexit 0\n"
     try:
-        guest.boot(script, share, timeout=float(os.environ.get("FORGE_GUEST_TIMEOUT", "3600")), memory="2560M")
+        guest.boot(script, share, timeout=float(os.environ.get("FORGE_GUEST_TIMEOUT", SECONDS if suites == {"v2"} else SOAK_SECONDS)), memory="2560M")
     except GuestError as error:
         logs = [
             f"\n--- pytest as {log.stem}, last lines ({log})\n{guest.tail(log.read_text())}"
             for log in share.glob("*.log")
         ]
         raise GuestError(f"{error}{''.join(logs)}") from error
-    return [report(phase, share) for phase in phases]
+    return [report(phase, share) for phase in chosen]
 
 
 def report(phase: Phase, share: Path) -> Report:

@@ -15,6 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 libc = ctypes.CDLL(None, use_errno=True)
+MACHINE = os.uname().machine
+# The numbers below are those of x86_64: the same calls of aarch64, -1 where it has none. From 424 on all machines agree.
+AARCH64 = {
+    101: 117, 103: 116, 153: 58, 155: 41, 161: 51, 163: 89, 164: 170, 165: 40, 167: 224, 168: 225, 169: 142, 170: 161, 172: -1, 175: 105, 179: 60,
+    180: 42, 212: 18, 237: 235, 240: 180, 246: 104, 248: 217, 250: 219, 272: 97, 285: 47, 298: 241, 300: 262, 304: 265, 308: 268, 310: 270, 311: 271,
+    316: 276, 321: 280, 323: 282,
+}  # fmt: skip
 HOME = os.path.expanduser("~")
 OUTSIDE = sys.argv[2] if len(sys.argv) > 2 else ""
 
@@ -30,8 +37,9 @@ def works(name: str, act: Callable[[], object]) -> None:
 
 
 def call(number: int, *arguments: object) -> None:
-    """Make a system call by its number."""
-    if libc.syscall(number, *arguments) < 0:
+    """Make a system call by its number on x86_64."""
+    assert MACHINE in ("x86_64", "aarch64"), f"abuse.py has no numbers of system calls for {MACHINE}"
+    if libc.syscall(AARCH64.get(number, number) if MACHINE == "aarch64" else number, *arguments) < 0:
         raise OSError(ctypes.get_errno(), "")
 
 
@@ -39,6 +47,13 @@ def write(path: str, text: str = "x\n", mode: str = "a") -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, mode) as file:
         file.write(text)
+
+
+def rewrite(path: str) -> None:
+    """Write what it says already."""
+    with open(path) as file:
+        text = file.read()
+    write(path, text, "w")
 
 
 def code_in_home() -> None:
@@ -64,6 +79,7 @@ def system() -> None:
         works(path, lambda path=path: open(path, "a").close())  # no more: a hole here must not hurt the host
     for path in ("/proc/kcore", "/dev/mem", "/dev/kmsg", "/dev/port", "/proc/1/mem", "/dev/sda", "/dev/vda", "/dev/loop-control"):
         works(path, lambda path=path: open(path, "rb").read(1))
+    works("core_pattern rewritten", lambda: rewrite("/proc/sys/kernel/core_pattern"))
     works("oom_score_adj", lambda: write("/proc/self/oom_score_adj", "-1000", "w"))
 
 
@@ -76,6 +92,7 @@ def processes() -> None:
         here = f"/proc/{pid}"
         works(f"{here}/mem", lambda here=here: open(f"{here}/mem", "r+b"))
         works(f"{here}/environ", lambda here=here: bool(open(f"{here}/environ", "rb").read()) and b"abuse.py" not in open(f"{here}/cmdline", "rb").read())
+        works(f"{here}/cwd", lambda here=here: os.stat(f"{here}/cwd/").st_ino != os.stat(".").st_ino)
         works(f"{here}/root", lambda here=here: os.stat(f"{here}/root/").st_dev != os.stat("/").st_dev)
         for fd in glob.glob(f"{here}/fd/*"):
             works(fd, lambda fd=fd: os.stat(fd).st_mode & 0o170000 == 0o100000 and os.close(os.open(fd, os.O_RDWR)))
@@ -119,7 +136,7 @@ def calls() -> None:
         ("setns", 308, (os.open("/proc/self/ns/mnt", os.O_RDONLY), 0)), ("unshare", 272, (0x20000,)), ("chroot", 161, (b"/",)), ("acct", 163, (0,)),
         ("mount", 165, (b"x", b"/mnt", b"tmpfs", 0, 0)), ("pivot_root", 155, (b".", b".")), ("syslog", 103, (3, zero, 200)), ("fspick", 433, (-100, b"/", 0)),
         ("open_tree", 428, (-100, b"/", 1)), ("sethostname", 170, (b"x", 1)), ("settimeofday", 164, (0, 0)), ("quotactl", 179, (0x80000100, 0, 0, zero)),
-        ("io_uring_setup", 425, (1, zero)), ("ptrace", 101, (16, 1, 0, 0)), ("process_vm_readv", 310, (1, iov, 1, iov, 1, 0)), ("add_key", 248, (b"user", b"forge-abuse", b"x", 1, -4)),
+        ("io_uring_setup", 425, (1, zero)), ("ptrace", 101, (16, 1, 0, 0)), ("process_vm_readv", 310, (1, iov, 1, iov, 1, 0)), ("process_vm_writev", 311, (1, iov, 1, iov, 1, 0)), ("pidfd_getfd", 438, (os.pidfd_open(1), 0, 0)), ("add_key", 248, (b"user", b"forge-abuse", b"x", 1, -4)),
         ("keyctl link", 250, (8, -3, -4)), ("personality READ_IMPLIES_EXEC is harmless; vhangup", 153, ()), ("mbind", 237, (0, 4096, 0, 0, 0, 0)),
         ("lookup_dcookie", 212, (0, zero, 1)), ("clone3 into cgroup", 435, (ctypes.create_string_buffer(struct.pack("11Q", 0x200000000, 0, 0, 0, 17, 0, 0, 0, 0, 0, root)), 88)),
         ("fsmount", 432, (0, 0, 0)), ("reboot", 169, (0, 0, 0, 0)), ("swapoff", 168, (b"/x",)), ("nfsservctl", 180, (0, 0, 0)), ("vm86", 1000, ()),

@@ -59,6 +59,11 @@ CASES = [
     Case("silentmv", 'input: "@.in"\noutput: touch("@.out")\nshell: "mv {input} @.x 2> /dev/null"', "input", "@.in", 'forge_files="open"', "@.in"),
     Case("nofile", 'input: "@.in"\noutput: "@.out"\nshell: "mv {input} {output} || true"', "input", "@.in", 'forge_files="open"', "@.in"),
     Case("elsewhere", 'output: touch("@.out")\nshell: "cd OUT/sub; touch @.x"', "outside", "OUT/sub", 'write: ["OUT/sub"]'),
+    Case("index", 'input: "OUT/ref.fa"\noutput: touch("@.out")\nshell: "f=$(realpath --relative-to=. {input}).fai; touch $f 2> /dev/null || '
+         '(echo [E::fai] Failed to open FASTA index $f : Read-only file system; exit 1) >&2"', "outside", "OUT/ref.fa.fai", 'write: ["OUT"]'),
+    Case("vague", 'input: "OUT/ref.fa"\noutput: touch("@.out")\nshell: "touch {input}.bai 2> /dev/null || '
+         '(echo samtools index: failed to create or write index; exit 1) >&2"', "outside", "OUT", 'write: ["OUT"]'),
+    Case("relative", 'output: "@.out"\nparams: os.path.relpath("TMP/ref.fa")\nshell: "cat {params} > {output}"', "private", "TMP/ref.fa", 'read: ["TMP"]'),
     Case("strict", 'output: "@.out"\nresources: forge_files="strict"\nshell: "cat @.side > {output}"', "undeclared", "@.side",
          'input: "@.side"', "@.side"),
     Case("unshare", 'output: touch("@.out")\nshell: "unshare -Um true"', "namespaces", "namespaces", 'forge_nested="on"'),
@@ -101,7 +106,8 @@ def advised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     (temporary / "bin").mkdir()
     (temporary / "lib").mkdir()
     (temporary / "lib" / "Advised.pm").write_text("package Advised; 1;\n")
-    (temporary / "ref.fa").write_text(">A\n")
+    for directory in (out, temporary):
+        (directory / "ref.fa").write_text(">A\n")
     tool = temporary / "bin" / "advised"
     tool.write_text("#!/bin/sh\necho tool\n")
     tool.chmod(0o755)

@@ -10,6 +10,8 @@ from .. import ordinary
 from ..conftest import run
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.security
+
 LAST = 6
 HARM = """
 import os, pathlib

@@ -20,7 +20,7 @@ import pytest
 from .. import ordinary
 from ..conftest import DEADLINE, Result, command, residue, run, write_workflow
 
-pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user]
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user, pytest.mark.security]
 
 # The guest has a phase for its ordinary user.
 USERS = ["user"] if os.geteuid() != 0 else ["root"] if "FORGE_GUEST" in os.environ else ["root", "user"]

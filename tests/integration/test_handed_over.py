@@ -12,6 +12,8 @@ from ..conftest import DEADLINE, Result, command, ending, residue, wait_until
 from ..ordinary import given_to
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.security
+
 CATALOG = """
 version: 1
 runtimes:

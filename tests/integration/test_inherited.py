@@ -15,6 +15,8 @@ from .. import ordinary
 from ..conftest import DEADLINE, Result, command, residue, write_workflow
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.security
+
 WORKFLOW = """
 rule all:
     input: "shell.txt", "run.txt", "script.txt", "pipe.txt"

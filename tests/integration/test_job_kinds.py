@@ -376,6 +376,12 @@ def _tree(directory: Path) -> dict[str, object]:
     return files
 
 
+def _notes_of_snakemake(directory: Path) -> set[str]:
+    """What Snakemake has noted of outputs: that they are finished, or incomplete."""
+    own = directory / ".snakemake"
+    return {str(path.relative_to(own)) for kind in ("metadata", "incomplete") for path in (own / kind).rglob("*") if path.is_file()}
+
+
 def test_same_files_and_modes(results: dict[str, Result]) -> None:
     for name, result in results.items():
         assert result.code == 0, f"{name}:\n{result.output[-5000:]}"
@@ -385,6 +391,8 @@ def test_same_files_and_modes(results: dict[str, Result]) -> None:
     local, forge = (_tree(results[name].directory) for name in ("local", "forge"))
     assert forge.keys() == local.keys()
     assert {k: v for k, v in forge.items() if v != local[k]} == {}
+    local_notes, notes = (_notes_of_snakemake(results[name].directory) for name in ("local", "forge"))
+    assert notes == local_notes
     columns, *rows = results["forge"].read("benchmark.tsv").splitlines()
     assert results["local"].read("benchmark.tsv").splitlines()[0] == columns
     assert len(rows) == 2

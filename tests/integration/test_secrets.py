@@ -13,6 +13,8 @@ from .. import ordinary
 from ..conftest import DEADLINE, Result, residue, write_workflow
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.security
+
 # The head of the Snakefile leaves what Python programs leave: a copy of the environment, made and freed again.
 WORKFLOW = """
 import os, subprocess

@@ -16,6 +16,8 @@ from .. import ordinary
 from ..conftest import DEADLINE, FORGE, command, write_workflow
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.security
+
 WORKFLOW = """
 rule all:
     input: "shell.txt", "run.txt", "linked.txt"
@@ -80,13 +82,37 @@ def test_forge_works_in_odd_places(workdir: Path, where: str, user: str) -> None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts over /tmp and /proc")
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", ["root", "user"])
 def test_the_working_directory_is_tmp(workdir: Path, user: str) -> None:
     setup = "cp -a . /run/forge-test-$$; mount -t tmpfs -o mode=1777 none /tmp; cp -a /run/forge-test-$$/. /tmp; rm -r /run/forge-test-$$"
     setup += '; cd /tmp; ln -sf "$PWD/file.txt" whole.txt'
     said = _run(workdir, user, b"w", setup, "", "")
     assert "files guard" in said
     assert "does not declare" not in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+@pytest.mark.parametrize("user", ["root", "user"])
+def test_the_working_directory_is_read_only(workdir: Path, user: str) -> None:
+    """But for ``.snakemake``, which Snakemake itself needs; outputs are elsewhere."""
+    work = workdir / "work"
+    elsewhere = work / "elsewhere"
+    write_workflow(work, f"""
+        rule a:
+            output: "{elsewhere}/a.txt"
+            shell: "echo written > {{output}}"
+        """)
+    before = ordinary.given_to(user, work)
+    script = f"""set -e
+        mkdir .snakemake elsewhere; mount --bind -o ro . .; cd "$PWD"
+        for name in .snakemake elsewhere; do mount -t tmpfs -o mode=777 none $name; done
+        {shlex.join([*before, "env", f"HOME={elsewhere}", *command("forge", "-j1", f"{elsewhere}/a.txt")])}
+        {shlex.join([*before, *FORGE, "jobs"])}
+        test "$(cat elsewhere/a.txt)" = written
+    """
+    done = subprocess.run(["unshare", "-m", "--propagation", "private", "bash", "-c", script], cwd=work, text=True, check=False,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=DEADLINE)  # fmt: skip
+    assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts over /proc")

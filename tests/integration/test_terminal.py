@@ -14,6 +14,8 @@ from .. import ordinary
 from ..conftest import command, in_a_terminal, residue, write_workflow
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.security
+
 PROBE = """
 import errno, fcntl, json, os, pty, socket, sys, termios
 

@@ -38,6 +38,8 @@ from snakemake_executor_plugin_forge.staging.pending import WaitingOutputs, entr
 from tests.mutations import FEW_OR_MANY, SEED, damaged
 from tests.records import Made, write_run
 
+pytestmark = pytest.mark.security
+
 _RESULT = {
     "exit_code": 0, "signal": None, "error": "Error: é", "summary": "x", "children": [1024, 8, 8],
     "measured": [1024, 0.5, 8, 8, 4096],

@@ -26,8 +26,10 @@ from snakemake_executor_plugin_forge.staging import publish as publishing
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Move
 from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
 from snakemake_executor_plugin_forge.staging.publish import publish, publish_one, recover
-from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 from tests.mutations import cut_and_flipped
+
+pytestmark = pytest.mark.security
 
 KINDS = st.sampled_from(["file", "directory", "link"])
 NAMES = ("a", "b", "deep/er/c", "odd \udcff\nname", "d")

@@ -22,6 +22,8 @@ from snakemake_executor_plugin_forge.sandbox.filesystem.disk_usage import Meter
 from tests.child import in_child
 from tests.ordinary import UID
 
+pytestmark = pytest.mark.security
+
 DEPTH = 5000
 _BYTES = st.integers(1, 255).filter(lambda byte: byte != ord("/"))
 _NAMES = st.one_of(

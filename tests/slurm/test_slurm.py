@@ -25,7 +25,7 @@ from tests.integration.test_resume import on_an_overlay
 from tests.killer import environment
 from tests.slurm.cluster import Cluster, Shape
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.host
 
 
 @dataclass
@@ -616,6 +616,7 @@ def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, 
     """The node's part of Forge is killed, and the controller forgets at once: only sacct knows how it ended."""
     cluster = accounted
     session = Session(cluster, workdir)
+    begin = time.monotonic()
     session.start("""
         rule all:
             input: "killed.txt", "fine.txt"
@@ -644,7 +645,7 @@ def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, 
     assert "Slurm: the batch script failed before Forge could write a verdict" in found["killed"]["reason"]
     assert found["killed"]["usage"]["memory_peak_bytes"] > 80 << 20
     assert found["killed"]["usage"]["cpu_seconds"] > 0
-    assert 2 < found["killed"]["seconds"] < 120
+    assert 2 < found["killed"]["seconds"] < time.monotonic() - begin + 2  # Slurm has whole seconds, of the wall clock
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     rows = [row for row in SlurmClient().history(["1", "2"]) if workdir.joinpath(".snakemake/forge/runs", run_of(row.name)).is_dir()]

@@ -50,20 +50,21 @@ def submit(backend: QueuedBackend, told: Told, place: Path, name: str, memory: i
 
 def test_waiting_jobs_start_when_the_raised_one_is_over(tmp_path: Path) -> None:
     running: dict[str, float] = {}
-    backend = QueuedBackend(FakeBackend(lambda job: Scripted(running.setdefault(job.name, 0.2))), by_memory(100))
+    backend = QueuedBackend(FakeBackend(lambda job: Scripted(running.setdefault(job.name, 1000 if job.name == "a" else 0))), by_memory(100))
     told = Told()
     for name, memory, retry in (("a", 60, 0), ("b", 60, 1), ("c", 30, 0), ("d", 50, 0)):
         submit(backend, told, tmp_path, name, memory, retry)
     assert list(running) == ["a"], "b has no room beside it, and nobody overtakes b"
+    backend.cancel("a", ORDER)
     told.wait(["a", "b", "c", "d"])
-    assert told.outcomes() == {name: [Outcome.SUCCEEDED] for name in "abcd"}
+    assert told.outcomes() == {"a": [Outcome.CANCELLED]} | {name: [Outcome.SUCCEEDED] for name in "bcd"}
     assert list(running) == ["a", "b", "c", "d"]
     backend.close()
 
 
 @pytest.mark.parametrize("all_at_once", [True, False])
 def test_those_that_wait_can_be_sent_away(tmp_path: Path, all_at_once: bool) -> None:
-    backend = QueuedBackend(FakeBackend(lambda _: Scripted(60)), by_memory(100))
+    backend = QueuedBackend(FakeBackend(lambda _: Scripted(1000)), by_memory(100))
     told = Told()
     names = ["a", "b", "c", "d"]
     for name, memory, retry in (("a", 60, 0), ("b", 60, 1), ("c", 30, 0), ("d", 10, 0)):
@@ -75,7 +76,7 @@ def test_those_that_wait_can_be_sent_away(tmp_path: Path, all_at_once: bool) -> 
             backend.cancel(name, ORDER)
     told.wait(names)
     assert told.outcomes() == {name: [Outcome.CANCELLED] for name in names}
-    assert backend.wait_idle(30)
+    assert backend.wait_idle(DEADLINE)
     assert json.loads((tmp_path / "b" / "verdict.json").read_text())["outcome"] == "cancelled"
     assert "while it waited for memory" in told.verdicts["b"][0].reason
     backend.close()

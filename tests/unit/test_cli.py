@@ -63,10 +63,12 @@ def test_the_search_for_a_record_ends_at_a_catalog_and_where_everybody_may_write
     (["top", "--interval", "x"], "argument --interval: 'x' is not a number, from 0.1 to 3600"),
     (["advise", "--min-jobs", "0"], "argument --min-jobs: '0' is not a whole number, 1 or more"),
     (["jobs", "x=A"], "No rule on record has a wildcard 'x'. Known are s."),
-    (["why", "call", "s"], "'s' is no wildcard; write it like sample=A."),
+    (["why", "call", "s"], "'s' is no wildcard; write it like s=s."),
+    (["jobs", "s"], "'s' is no wildcard; write it like sample=A."),
+    (["jobs", "--directory", "/nowhere"], "There is no directory /nowhere."),
     (["jobs", "--directory", "/"], "There is no record of Forge in /"),
     (["jobs", "--nonsense"], "unrecognized arguments"),
-    (["logs"], "required: RULE"),
+    (["logs", "--follow"], "--follow needs the rule of a job"),
     (["jobs", "--run", "-3"], "--run -3: 2 runs are on record; -1 is the newest, -2 the oldest."),
     (["why", "--run", "2026"], "--run 2026: 2 runs begin like this, from 20260130-120000-1-aaaa to 20260131-120000-1-aaaa."),
     (["advise", "--run", "x"], "--run x: there is no such run. Known are 20260130-120000-1-aaaa, 20260131"),
@@ -134,7 +136,21 @@ def test_why_is_five_lines(workdir: Path) -> None:
     assert "boom: Error" in done.stdout
     parts = json.loads(forge("why", "call", "--json", cwd=workdir).stdout)
     assert parts["change"].startswith("in rule call:  resources: mem_mb=1024 ")
-    assert forge("why", "call", "s=B", cwd=workdir).returncode == 1
+    done = forge("why", "call", "s=B", cwd=workdir)
+    assert (done.returncode, done.stderr) == (1, "No attempt of rule call has s=B. Known are A.\n")
+
+
+def test_of_many_jobs_the_one_that_failed_is_meant(tmp_path: Path) -> None:
+    failure = {"exit_code": 3}
+    write_run(tmp_path, [Made("call", {"s": "A"}, evidence=failure, stderr="old\n")], "20260130-120000-1-aaaa")
+    write_run(tmp_path, [Made("call", {"s": "A"}), Made("call", {"s": "B"}, evidence=failure, stderr="mine\n"), Made("call", {"s": "C"})])
+    for words in (["why", "call"], ["why"]):
+        assert "call s=B" in forge(*words, cwd=tmp_path).stdout.splitlines()[0]
+    for words in (["logs"], ["logs", "call"]):
+        assert forge(*words, "--stderr", cwd=tmp_path).stdout == "mine\n"
+    assert "call s=C" in forge("why", "call", "s=C", cwd=tmp_path).stdout
+    write_run(tmp_path, [Made("call", {"s": "B"})], "20260201-120000-1-aaaa")
+    assert "call s=B: succeeded" in forge("why", "call", cwd=tmp_path).stdout.replace(" (Snakefile:1)", "")
 
 
 def test_a_record_is_found_from_a_directory_below_it(workdir: Path) -> None:

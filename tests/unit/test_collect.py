@@ -18,9 +18,11 @@ from snakemake_executor_plugin_forge.sandbox.filesystem.overlay import Layer
 from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, Target, TargetKind
 from snakemake_executor_plugin_forge.spec.verdict import Harm, HarmKind
 from snakemake_executor_plugin_forge.staging.collect import Collected, collect, undeclared_reads
+from snakemake_executor_plugin_forge.staging.journal import Move
 from snakemake_executor_plugin_forge.staging.merge import ContestedError, merging
 from snakemake_executor_plugin_forge.staging.publish import publish
-from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene, decide
+from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.undeclared import decide
 
 
 class Place:
@@ -225,6 +227,45 @@ def test_a_fifo_is_left_out_alone(place: Place) -> None:
     assert decide(scene).left_out == [f"{place.root}/d/pipe (a FIFO)"]
     place.keep(scene)
     assert os.listdir(place.root / "d") == ["x"]
+
+
+def test_names_that_forge_uses_are_no_orders_to_it(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A deletion is one by a field of its move, and goes where the job cannot write: no name in the layer counts."""
+    outside = tmp_path_factory.mktemp("outside")
+    place.old("there")
+    place.new("made.txt")
+    place.new("sub/made.txt")
+    place.keep(place.scene())
+    place.delete("made.txt")
+    place.link(".forge-trash-0", str(outside))
+    place.new("sub/.forge-trash-suid")
+    os.chmod(f"{place.layer.upper}/sub/.forge-trash-suid", 0o4755)
+    for name in (".forge-copy-1-1", "sub/.forge-copy-1-1", "whole/.forge-copy-1-1", "whole/deep/.forge-staging/x/journal.json", "whole/file"):
+        place.new(name)
+    place.link("whole/deep/.snakemake", str(outside))
+    scene = place.scene()
+    decided = decide(scene)
+    assert decided.harms == [Harm(f"{place.root}/.forge-trash-0", HarmKind.LEADS_OUT)]
+    left_out = place.names(path.partition(" (")[0] for path in decided.left_out)
+    assert sorted(left_out) == [".forge-copy-1-1", "sub/.forge-copy-1-1", "whole/.forge-copy-1-1", "whole/deep/.forge-staging",
+                                "whole/deep/.snakemake"]
+    os.unlink(f"{place.layer.upper}/.forge-trash-0")
+    place.new(".forge-trash-0", "a file")
+    place.keep(place.scene())
+    assert place.text("made.txt") is None and place.text(".forge-trash-0") == "a file"
+    assert stat.S_IMODE((place.root / "sub/.forge-trash-suid").stat().st_mode) == 0o755
+    assert sorted(os.listdir(place.root / "whole")) == ["deep", "file"] and os.listdir(place.root / "whole/deep") == []
+    assert not list(place.root.glob("**/.forge-copy*")) and os.listdir(outside) == []
+    assert sorted(os.listdir(place.layer.directory)) == ["upper", "work"]  # nothing waits for the next job of this layer
+
+
+def test_a_copy_beside_its_place_is_known_by_its_move(place: Place) -> None:
+    """Not by its name, which a file of a job may have."""
+    place.new("x/.forge-copy-1-1")
+    place.new("y")
+    source = f"{place.layer.upper}/x/.forge-copy-1-1"
+    publish([Move.of(source, f"{place.root}/.forge-copy-1-1"), Move.of(f"{place.layer.upper}/y", f"{place.root}/y")], place.layer.directory)
+    assert place.text(".forge-copy-1-1") == place.text("y") == "new"
 
 
 def test_an_append_under_strict_is_appended_to_what_the_job_did_not_see(place: Place) -> None:

@@ -151,10 +151,10 @@ def test_with_the_network_off_there_is_no_infiniband(tmp_path: Path, monkeypatch
 
     def seen() -> tuple[list[str], bool]:
         mounts.enter_namespace("root")
-        syscalls.run(mounts.rdma_steps())
+        syscalls.run(mounts.offline_steps())
         return os.listdir(tmp_path), os.access(tmp_path, os.W_OK)
 
     assert in_child(seen) == ([], False)
     assert os.listdir(tmp_path) == ["uverbs0"]
     monkeypatch.setattr(mounts, "_RDMA", str(tmp_path / "none"))
-    assert mounts.rdma_steps() == []
+    assert mounts.offline_steps() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "snakemake_executor_plugin_forge"
 OTHERS = [ROOT / "snakemake_logger_plugin_forge", ROOT / "snakemake_scheduler_plugin_forge"]
 FILES = sorted(path for package in (PACKAGE, *OTHERS) for path in package.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 LINES, FUNCTION, CLASS = 450, 50, 250
 REASON = re.compile(r"\b[Ll]ong(er than other \w+:| because)")
 """The sentence that excuses a size: above a definition, in its docstring, or within the first lines of a file."""
@@ -24,13 +24,19 @@ BANNED = re.compile(
     r"\b(g[ia]ves? up|given up|giving up|anew|stands? back|let off|as ever|manieth|goes on|going on|jobs? go on|bears the|"
     r"no feature of the|a look\b|looks of|the opposite)\b", re.IGNORECASE)
 SUBJECTLESS = re.compile(
-    r"(Of|Those|That of|The same|One that|Who|Whose|What|Where|How|All that|For|In their|The opposite|As above|As below)\b")
+    r"(Of|Those|That of|The same|One that|Who|Whose|What|Where|When|Which|How|All that|For|In their|The opposite|As above|As below)\b")
+
+
+@cache  # not at the import, which each worker does to collect
+def _trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def test_the_root_holds_the_face_alone() -> None:
     assert {p.name for p in PACKAGE.iterdir() if p.is_file()} == {"__init__.py", "py.typed"}
 
 
+@cache
 def _module(path: Path) -> str:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
@@ -40,7 +46,7 @@ def _imports(path: Path) -> set[str]:
     """Modules of the package that a file imports anywhere: also late ones tie files to each other."""
     names, known = set(), {_module(p) for p in FILES}
     package = _module(path).split(".") if path.name == "__init__.py" else _module(path).split(".")[:-1]
-    for node in ast.walk(TREES[path]):
+    for node in ast.walk(_trees()[path]):
         if isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else []
             whole = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
@@ -65,7 +71,7 @@ def test_no_two_files_import_each_other_on_any_way() -> None:
 
 def test_sizes_have_a_bound_or_a_reason() -> None:
     found = []
-    for path, tree in TREES.items():
+    for path, tree in _trees().items():
         lines = path.read_text(encoding="utf-8").splitlines()
         where = path.relative_to(ROOT)
         if len(lines) > LINES and not REASON.search("\n".join(lines[:12])):
@@ -83,7 +89,7 @@ def test_sizes_have_a_bound_or_a_reason() -> None:
 
 def test_each_class_has_a_name_of_its_own() -> None:
     places = defaultdict(list)
-    for path, tree in TREES.items():
+    for path, tree in _trees().items():
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(str(path.relative_to(ROOT)))
@@ -92,7 +98,7 @@ def test_each_class_has_a_name_of_its_own() -> None:
 
 def test_docstrings_begin_with_their_subject() -> None:
     found = []
-    for path, tree in TREES.items():
+    for path, tree in _trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""

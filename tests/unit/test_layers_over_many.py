@@ -6,7 +6,8 @@ from pathlib import Path
 
 from snakemake_executor_plugin_forge.spec.file_policy import plan_files
 from snakemake_executor_plugin_forge.spec.job import FilePolicy, JobRequest, RunContext, Target, Undeclared
-from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene, decide
+from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.undeclared import decide
 
 from .test_plan import HOST
 

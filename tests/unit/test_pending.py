@@ -34,9 +34,11 @@ from snakemake_executor_plugin_forge.staging.pending import (
     entries,
 )
 from snakemake_executor_plugin_forge.staging.recovery import Inventory, recover_dead_runs
-from snakemake_executor_plugin_forge.staging.undeclared import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 
 from ..property.specs import spec
+
+pytestmark = pytest.mark.security
 
 # A supervisor that is dead: announces, stages, ends.
 SUPERVISOR = """
@@ -224,7 +226,7 @@ def test_what_was_forged_moves_and_removes_nothing(tmp_path: Path) -> None:
     (victim / ".forge-copy-1-1").write_text("copy")
     good = Move.of(f"{layer}/upper/x", f"{work}/x")
     forged = [good._replace(place=str(victim / "x")), good._replace(place=f"{work}/../victim/x"), good._replace(place=f"{state}/origin"),
-              good._replace(place=f"{work}/.forge-staging/x"), Move.of(str(key), f"{work}/x"), Move.of(str(key), f"{layer}/upper/.forge-trash-0"),
+              good._replace(place=f"{work}/.forge-staging/x"), Move.of(str(key), f"{work}/x"), Move.of(str(key), f"{layer}/trash/0")._replace(is_deletion=True),
               Move.of(f"{victim}/.forge-copy-1-1", f"{victim}/x"), Move.of(f"{work}/.forge-copy-1-1", f"{victim}/x")]
     for move in forged:
         journal.write(str(layer), journal.Journal((good, move)))

@@ -1,7 +1,8 @@
 """Run Snakemake's own feature tests with Forge, and compare with what they do with Snakemake's local executor.
 
-The tests come from the source distribution of the Snakemake that is installed. What ``local`` does is in local.json, for
-each version of Snakemake: ``--afresh`` runs the tests with ``local`` too, and rewrites that file.
+The tests come from the source distribution of the Snakemake that is installed. For each version of Snakemake, local.json
+says which of them fail with ``local``, and which never take the executor that a run has by default. These show nothing of
+Forge, and are left out. ``--afresh`` runs all tests, with both executors, and rewrites that file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tarfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from tests.packages import install
@@ -35,6 +37,7 @@ class Result:
 
     outcome: str  # passed, failed or skipped
     text: str = ""
+    takes: bool = True  # the executor that use_executor.py chooses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,24 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     version = importlib.metadata.version("snakemake")
     source = _source(version)
     shutil.rmtree(options.work, ignore_errors=True)
-    recorded: dict[str, list[str]] = json.loads(LOCAL.read_text(encoding="utf-8"))
+    recorded: dict[str, dict[str, list[str]]] = json.loads(LOCAL.read_text(encoding="utf-8"))
+    about = recorded.get(version, {})
     if options.afresh:
         local = _run("local", source, options)
-        recorded[version] = sorted(test for test, result in local.items() if result.outcome == "failed")
-        if not options.expression:
-            LOCAL.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
-    elif version not in recorded:
+    elif not about:
         print(f"local.json does not know Snakemake {version}: `make upstream` runs the tests with the local executor too")
     known = tomllib.loads(KNOWN.read_text(encoding="utf-8"))
-    forge = _run("forge", source, options) | _plugin_suite(options)
-    expected = {*known, *recorded.get(version, ())}
+    forge = _run("forge", source, options, without=() if options.afresh else [*chain(*about.values())])
+    if options.afresh:
+        recorded[version] = about = {
+            "failed": sorted(test for test, result in local.items() if result.outcome == "failed"),
+            "elsewhere": sorted(test for test, result in forge.items() if result.outcome == "passed" and not result.takes),
+        }
+        if not options.expression:
+            LOCAL.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    forge |= _plugin_suite(options)
+    expected = {*known, *about.get("failed", ())}
     lost = [test for test, result in forge.items() if result.outcome == "failed" and test not in expected]
     if alone := [test for test in lost if test.startswith("tests/")]:  # many measure time, and two run at once
         again = _run("forge", source, options, again=alone)
         print(*(f"failed once, passed alone: {test}" for test in alone if again[test].outcome != "failed"), sep="\n")
         forge |= again
         lost = [test for test in lost if forge[test].outcome == "failed"]
-    _report(forge, known, recorded.get(version, []), lost)
+    _report(forge, known, about, lost)
     print(f"Details: {options.work}")
     return 1 if lost else 0
 
@@ -94,12 +103,15 @@ def _source(version: str) -> Path:
     return source
 
 
-def _run(executor: str, source: Path, options: argparse.Namespace, again: Sequence[str] = ()) -> dict[str, Result]:
-    """Run all tests, or some of them again, one after the other."""
+def _run(
+    executor: str, source: Path, options: argparse.Namespace, again: Sequence[str] = (), without: Sequence[str] = ()
+) -> dict[str, Result]:
+    """Run all tests but some, or some of them again, one after the other."""
     work: Path = options.work / (f"{executor}-again" if again else executor)
     work.mkdir(parents=True)
     shutil.copytree(source / "tests", work / "tests")  # some tests write into their own directory
     chosen = list(again) or ["tests/tests.py", *(["-k", options.expression] if options.expression else [])]
+    chosen += [word for test in without for word in ("--deselect", test)]
     return _pytest(executor, work, options.timeout, 1 if again else options.workers, chosen)
 
 
@@ -131,11 +143,11 @@ def _pytest(executor: str, work: Path, timeout: int, workers: int, arguments: li
     for line in (work / "results.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["test"] not in results or results[record["test"]].outcome != "failed":  # what failed stays failed
-            results[record["test"]] = Result(record["outcome"], record["text"])
+            results[record["test"]] = Result(record["outcome"], record["text"], record["takes"])
     return results
 
 
-def _report(forge: dict[str, Result], known: dict[str, str], local: list[str], lost: list[str]) -> None:
+def _report(forge: dict[str, Result], known: dict[str, str], about: dict[str, list[str]], lost: list[str]) -> None:
     failed = {test for test, result in forge.items() if result.outcome == "failed"}
     for test in sorted(failed & known.keys()):
         print(f"known difference: {test}\n    {known[test].strip()}")
@@ -147,9 +159,10 @@ def _report(forge: dict[str, Result], known: dict[str, str], local: list[str], l
     groups = {
         "passed": sum(result.outcome == "passed" for result in forge.values()),
         "skipped": sum(result.outcome == "skipped" for result in forge.values()),
-        "failed with local too": len(failed & set(local)),
+        "failed with local too": len(failed & set(about.get("failed", ()))),
         "known differences": len(failed & known.keys()),
         "failed only with Forge": len(lost),
+        "never take the executor": len(about.get("elsewhere", ())),
     }
     print("Snakemake's own tests: " + ", ".join(f"{count} {group}" for group, count in groups.items()))
 

@@ -24,7 +24,7 @@ import pytest
 from snakemake.api import DAGApi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 EXECUTOR = os.environ["FORGE_UPSTREAM_EXECUTOR"]
 RESULTS = Path(os.environ["FORGE_UPSTREAM_RESULTS"])
@@ -32,12 +32,25 @@ TEST_MODULES = ("tests.common", "tests.tests", "tests.test_api", "tests.test_log
 
 _TURNED_FUNCTIONS = ("run", "Popen", "check_call", "check_output")
 _COMMAND = re.compile(r"(^|\s|/)snakemake(?=\s|$)")
+TAKES = "takes the executor"  # the property of a test that would have taken ``local``
+_running: list[pytest.Item] = []
+
+
+def _take() -> None:
+    """Note that the running test takes the executor."""
+    for item in _running:
+        if (TAKES, True) not in item.user_properties:
+            item.user_properties.append((TAKES, True))
 
 
 def _turn_text(command: str) -> str:
     if "--executor" in command:
-        return command.replace("--executor local", f"--executor {EXECUTOR}")
-    return _COMMAND.sub(rf"\1snakemake --executor {EXECUTOR}", command, count=1)
+        turned = command.replace("--executor local", f"--executor {EXECUTOR}")
+    else:
+        turned = _COMMAND.sub(rf"\1snakemake --executor {EXECUTOR}", command, count=1)
+    if turned != command:
+        _take()
+    return turned
 
 
 def _turn(command: Any) -> Any:
@@ -49,6 +62,7 @@ def _turn(command: Any) -> Any:
     place = next((i for i, word in enumerate(program) if Path(word).name == "snakemake"), None)
     if place is None or "--executor" in words:
         return command
+    _take()
     return [*words[: place + 1], "--executor", EXECUTOR, *words[place + 1 :]]
 
 
@@ -74,7 +88,10 @@ def _turn_api() -> None:
     original = DAGApi.execute_workflow
 
     def execute_workflow(self: Any, executor: str = "local", *args: Any, **kwargs: Any) -> Any:
-        return original(self, EXECUTOR if executor == "local" else executor, *args, **kwargs)
+        if executor == "local":
+            _take()
+            executor = EXECUTOR
+        return original(self, executor, *args, **kwargs)
 
     setattr(DAGApi, "execute_workflow", execute_workflow)  # noqa: B010 - mypy forbids the plain assignment
 
@@ -93,11 +110,19 @@ def pytest_collection_modifyitems() -> None:
                 _turn_module(sys.modules[name])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Know which test runs."""
+    _running[:] = [item]
+    return (yield)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Record the end of a test, in the process that hears from all workers, also of the death of one."""
     if "PYTEST_XDIST_WORKER" in os.environ or (report.passed and report.when != "call"):
         return
     text = "\n".join([str(report.longrepr), *(f"--- {name}\n{body}" for name, body in report.sections)]) if report.failed else ""
-    record = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2), "text": text}
+    takes = (TAKES, True) in map(tuple, report.user_properties)
+    record = {"test": report.nodeid, "outcome": report.outcome, "takes": takes, "seconds": round(report.duration, 2), "text": text}
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

@@ -1,4 +1,4 @@
-"""When Slurm's controller is called, and what a query says about jobs without a result. Pure.
+"""The times of calls to Slurm's controller, and the meaning of its answers for jobs without a result. Pure.
 
 Times are in seconds, all of one monotonic clock.
 """
@@ -61,7 +61,7 @@ class Limiter:
 
 @dataclass(frozen=True, slots=True)
 class Polling:
-    """When the queue is asked next.
+    """The time of the next question to the queue.
 
     Results come through the file system; the queue only tells of jobs that died without one. So Forge asks often while
     there is news in the queue, and less and less while there is none, or no answer.

@@ -106,6 +106,10 @@ class JobCgroup(Remains, Protocol):
         """A file without which its limits do not hold, if it is gone."""
         return None
 
+    def keep_settings(self) -> None:
+        """Keep its processes from changing settings of the kernel, where that can be: see :mod:`...kernel.bpf`."""
+        return
+
 
 class RunCgroup(Protocol):
     """The cgroup of the run: a parent for the cgroups of its jobs."""

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 
 from ...kernel import procfs
+from ...kernel.bpf import keep_settings
 from ...spec.job import ORDINARY, CpuMode, Limits, Priority
 from . import base
 from .base import Counters, JobCgroup, RunCgroup, Sample
@@ -77,6 +78,10 @@ class V2Job(JobCgroup):
         """See :class:`.base.JobCgroup`: somebody has removed the cgroup, or taken its memory controller away."""
         path = f"{self._path}/memory.max"
         return None if os.path.exists(path) else path
+
+    def keep_settings(self) -> None:
+        with suppress(OSError):  # in a container, without CAP_BPF: docs/explanation/security.md says so
+            keep_settings(self._path)
 
     def remove(self) -> bool:
         return base.remove_tree(self._path)

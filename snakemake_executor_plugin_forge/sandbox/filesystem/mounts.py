@@ -152,17 +152,19 @@ def gpu_steps(gpus: tuple[str, ...]) -> list[Step]:
     ]
 
 
-def rdma_steps() -> list[Step]:
-    """Steps that hide the network adapters whose traffic no network namespace keeps in: InfiniBand's."""
-    if not os.path.isdir(_RDMA):
-        return []
-    flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    return [syscalls.mount_step("forge-hidden", _RDMA, "tmpfs", flags, "mode=755,size=4k")]
+def offline_steps() -> list[Step]:
+    """Steps that hide what no network namespace keeps in: InfiniBand's adapters, and services that ask the network."""
+    sockets = [path for path in map(os.path.realpath, _NAME_SERVICES) if stat.S_ISSOCK(_mode(path))]
+    found = [syscalls.bind_step(os.devnull, path, recursive=False) for path in sockets]
+    if os.path.isdir(_RDMA):
+        flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        found.append(syscalls.mount_step("forge-hidden", _RDMA, "tmpfs", flags, "mode=755,size=4k"))
+    return found
 
 
 def in_user_namespace() -> bool:
     """Whether this process is in a user namespace, where even root writes no trusted attributes: xattr(7)."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
         return file.read().split() != ["0", "0", "4294967295"]
 
 
@@ -241,6 +243,11 @@ _SOCKETS = (
     "/run/docker.sock", "/run/systemd/private", "/run/systemd/notify", "/run/snapd.socket", "/run/udev/control",
     "/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log",
     "/var/lib/lxd/unix.socket", "/var/snap/lxd/common/lxd/unix.socket", "/var/lib/incus/unix.socket",
+)  # fmt: skip
+# They look up any name, and so carry data to another machine: nscd(8), systemd-resolved(8), avahi-daemon(8).
+_NAME_SERVICES = (
+    "/run/nscd/socket", "/run/avahi-daemon/socket",
+    "/run/systemd/resolve/io.systemd.Resolve", "/run/systemd/resolve/io.systemd.Resolve.Monitor",
 )  # fmt: skip
 VARIABLES = (
     "SSH_AUTH_SOCK", "SSH_AGENT_PID", "GPG_AGENT_INFO", "DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS",

@@ -59,6 +59,11 @@ class Layer:
         """The overlay's work directory."""
         return f"{self.directory}/work"
 
+    @property
+    def trash(self) -> str:
+        """The directory for what Forge deletes or puts together when it publishes: out of the job's reach."""
+        return trash_of(self.upper)
+
     def make(self) -> None:
         """Make the directories of the layer.
 
@@ -95,8 +100,6 @@ class Layer:
         Raises:
             OSError: if the kernel refuses it.
         """
-        import shutil  # few jobs need it, and every fork copies the mappings of its libraries
-
         nested = inside_outputs(targets)
         inner = {target.path for inside in nested.values() for target in inside}
         for target in targets:
@@ -113,6 +116,8 @@ class Layer:
             elif there and not target.update:
                 os.mknod(f"{self.upper}/{name}", stat.S_IFCHR, os.makedev(0, 0))
             elif there and _is_foreign(target.path):
+                import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
                 shutil.copy2(target.path, f"{self.upper}/{name}", follow_symlinks=False)
                 with suppress(OSError):  # a group of which this user is no member
                     os.chown(f"{self.upper}/{name}", -1, os.lstat(target.path).st_gid, follow_symlinks=False)
@@ -199,6 +204,8 @@ class Layer:
             for entry in list(entries):
                 if not remove_tree(entry.path):
                     raise OSError(errno.ENOTEMPTY, "it cannot be removed", entry.path)
+        if not remove_tree(self.trash):
+            raise OSError(errno.ENOTEMPTY, "it cannot be removed", self.trash)
         self.reset_work()
 
     def reset_root(self) -> None:
@@ -241,23 +248,25 @@ class LayerPool:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str, bool], Layer] = {}
         self._uses: Counter[Layer] = Counter()
-        self._number = 0
+        self._number, self._base = 0, ""
 
     def take_all(self, files: Files, workdir: str, base: str, slot: str) -> Iterator[Layer]:
         """Yield empty layers over the directories of a job's file policy, in their order.
 
         Args:
-            base: name of the scratch base, ``forge-RUN``.
+            base: with which the names of layers begin, ``forge-RUN``; those of another base are removed.
             slot: the scratch slot. It contains the layers where the directory's own file system cannot hold an
                 overlay's upper directory (NFS, Lustre, FUSE).
 
         Raises:
             OSError: if a layer cannot be made.
         """
-        strict = files.policy is FilePolicy.STRICT
-        apart = f"{slot}/layers"
+        if base != self._base:
+            self.close()
+        self._base = base
         for root in files.layers:
-            yield self._take(root, apart if files.apart else staging_of(root, workdir), base, from_nothing=strict)
+            place = f"{slot}/layers" if files.apart else staging_of(root, workdir)
+            yield self._take(root, place, base, from_nothing=files.policy is FilePolicy.STRICT)
 
     def _take(self, root: str, place: str, base: str, *, from_nothing: bool) -> Layer:
         layer = self._kept.get((root, place, from_nothing))
@@ -276,8 +285,7 @@ class LayerPool:
 
         A layer that cannot be emptied, or that was used often, is removed instead: each mount of an overlay makes and
         deletes seven inodes, and an ext4 without journal, before it makes an inode, searches all that were deleted near
-        by in the last minutes. A new layer lies in another part of the disk: see
-        :func:`...kernel.syscalls.spread_subdirectories`.
+        by just now. A new layer is elsewhere on the disk: :func:`...kernel.syscalls.spread_subdirectories`.
         """
         for layer in layers:
             self._uses[layer] += 1
@@ -303,11 +311,16 @@ class LayerPool:
             self._remove(layer)
 
 
+def trash_of(upper: str) -> str:
+    """The directory beside the upper directory of a layer: see :attr:`Layer.trash`."""
+    return f"{os.path.dirname(upper)}/trash"
+
+
 def layer_name(base: str, pid: int, number: int | str) -> str:
     """The name of a layer's directory.
 
     Args:
-        base: name of the scratch base, ``forge-RUN``.
+        base: ``forge-RUN``; with the name of the copy in Slurm.
         number: of the layer; "" gives the beginning of all its supervisor's names. A directory with number 0 has only
             the journal of outputs whose layers are elsewhere.
     """
