@@ -6,6 +6,7 @@ The processes of jobs with Python in them are forks, which have all of the memor
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import sys
@@ -42,7 +43,7 @@ def forget(names: Iterable[str], secrets: Iterable[str] = ()) -> None:
         _overwrite(name)
         del os.environb[name]
     if found:
-        _overwrite_initial(found)
+        _overwrite_initial(values_of(tuple(sorted(found))))
         _overwrite_freed({name: value for name, value in values.items() if len(value) >= _SHORTEST})
     for value in values.values():
         value[:] = bytes(len(value))
@@ -57,15 +58,20 @@ def _overwrite(name: bytes) -> None:
         ctypes.memset(id(value) + _BYTES_HEAD, 0, len(value))
 
 
-def _overwrite_initial(names: Iterable[bytes]) -> None:
+@functools.cache  # each supervisor looks for the same: see sandbox/base.py
+def values_of(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    """The pattern that finds the values of variables in a process's environment; its group is the value."""
+    return re.compile(rb"(?:^|\0)(?:%s)=([^\0]+)" % b"|".join(map(re.escape, names)))
+
+
+def _overwrite_initial(pattern: re.Pattern[bytes]) -> None:
     """Overwrite values in the block that execve(2) has made, which ``/proc/PID/environ`` shows."""
     fields = read("/proc/self/stat").rpartition(b")")[2].split()
     begin, end = int(fields[_BEGIN]), int(fields[_END])
     if not 0 < begin < end:  # where the kernel hides them
         return
     block = (ctypes.c_char * (end - begin)).from_address(begin)
-    pattern = rb"(?:^|\0)(?:%s)=([^\0]+)" % b"|".join(map(re.escape, names))
-    for found in re.finditer(pattern, block):
+    for found in pattern.finditer(block):
         ctypes.memset(begin + found.start(1), 0, found.end(1) - found.start(1))
 
 

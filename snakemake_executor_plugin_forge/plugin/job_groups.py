@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backends.slurm import sbatch
@@ -87,14 +87,29 @@ class JobGroups:
             changed |= self._found(members)
         for key, (name, component) in changed.items():
             try:
-                group = JobGroup(key, name, len(component), self._resources(name, component))
+                found = self._by_member(key, name, component)
             except UsageError as error:
                 errors.append(error)
                 continue
             self._members[key] = component
-            self._groups |= dict.fromkeys(component, group)
+            self._groups |= found
         if errors:
             raise all_at_once(errors)
+
+    def _by_member(self, key: str, name: str, component: list[Any]) -> dict[Any, JobGroup]:
+        """Return the group for each of its members, with the part that pipes connect.
+
+        Raises:
+            UsageError: if it cannot be one job of the scheduler.
+        """
+        group = JobGroup(key, name, len(component), self._resources(name, component))
+        found = dict.fromkeys(component, group)
+        for pipe in {pipe for job in component if (pipe := _pipe_id(job)) is not None}:
+            part = [job for job in component if _pipe_id(job) == pipe]
+            if len(part) < len(component):
+                piped = JobGroup(f"{key} {pipe}", name, len(part), self._resources(name, part))
+                found |= dict.fromkeys(part, replace(group, piped=piped))
+        return found
 
     def _found(self, members: list[Any]) -> dict[str, tuple[str, list[Any]]]:
         """Return the groups that are new or have other members: key to id and members."""

@@ -57,7 +57,7 @@ def work_out_ahead(declared: tuple[str, ...]) -> None:
     Args:
         declared: see :func:`prepare`.
     """
-    withheld(os.environ, declared)
+    environment.values_of(tuple(sorted(map(os.fsencode, withheld(os.environ, declared)))))
     landlock.refusal(landlock.abi())
     seccomp.steps(nested=False)
     seccomp.can_listen()

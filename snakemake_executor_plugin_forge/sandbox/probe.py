@@ -169,10 +169,15 @@ def _try_inside(scratch_base: str, workdir: str) -> Namespaces:
     refusal = ""
     for files in kinds:
         before = refusal
-        refusal = _try_sandbox(base, SandboxKey(scratch_base, workdir=workdir if files.layers else "/", files=files))
+        refusal = _try_sandbox(base, _trial_key(scratch_base, workdir, files))
         if not refusal:
             return Namespaces(kind, "", counts, "" if files.layers else before, files.apart)
     return Namespaces("none", refusal)
+
+
+def _trial_key(scratch_base: str, workdir: str, files: Files) -> SandboxKey:
+    name = os.path.basename(scratch_base)
+    return SandboxKey(scratch_base, name, workdir=workdir if files.layers else "/", files=files)
 
 
 def _try_sandbox(base: Base, key: SandboxKey) -> str:
@@ -187,7 +192,7 @@ def _try_sandbox(base: Base, key: SandboxKey) -> str:
     scratch = Scratch(key.scratch_base, base.private)
     stock = LayerPool()
     try:
-        layers = tuple(stock.take_all(key.files, key.workdir, os.path.basename(key.scratch_base), scratch.slot))
+        layers = tuple(stock.take_all(key.files, key.workdir, key.layer_base, scratch.slot))
         text = _ask(Inside(key, base, scratch, layers, forking(base, execute, as_init=True), as_init=True))
         written = not layers or os.path.isdir(f"{layers[0].upper}/{name}")
         reached("probing", "")

@@ -7,7 +7,6 @@ fork, namespaces and mounts that a job does not wait for (docs/decisions/0010).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from contextlib import suppress
 
@@ -106,9 +105,7 @@ class Standby:
         if key.files.policy is FilePolicy.STRICT:
             scratch.end(())  # the job must not see mount points of the job before it
         try:
-            layers = tuple(
-                self._layers.take_all(key.files, key.workdir, os.path.basename(key.scratch_base), scratch.slot)
-            )
+            layers = tuple(self._layers.take_all(key.files, key.workdir, key.layer_base, scratch.slot))
             return Inside(key, self._base, scratch, layers, self._start, as_init=self.as_init)
         except OSError:
             self._slots.give_back(scratch, key.exposed)

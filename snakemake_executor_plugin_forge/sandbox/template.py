@@ -77,33 +77,34 @@ class Template:
         return int(answer)
 
     def _ask(self, body: bytes, descriptors: Sequence[int]) -> bytes:
-        if self._ours is None:
-            self._begin()
-            assert self._ours is not None
-        send(self._ours, body, descriptors)
-        return self._ours.recv(_ANSWER_BYTES)
+        ours = self._ours if self._ours is not None else self._begin()
+        send(ours, body, descriptors)
+        return ours.recv(_ANSWER_BYTES)
 
-    def _begin(self) -> None:
+    def _begin(self) -> socket.socket:
+        """Start it. It and its children share what is worked out here, and the next one need not do it again."""
+        assert self._plan is not None
+        ready = Ready.of(self._plan, self._base, self._execute, as_init=self._as_init)
         ours, theirs = socket.socketpair()
         try:
             self._pid = os.fork()
             if self._pid == 0:
-                self._serve(theirs)
+                self._serve(theirs, self._pickled, ready)
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
         self._ours = ours
+        return ours
 
-    def _serve(self, orders: socket.socket) -> NoReturn:
+    def _serve(self, orders: socket.socket, known: bytes, ready: Ready) -> NoReturn:
         """Obey orders: the whole life of the template."""
         try:
             syscalls.set_process_name("forge-template")
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             privileges.close_descriptors((orders.fileno(), self._base.null, self._base.own_pid_namespace))
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for its children: see namespaces.start()
-            known = b""
             while True:
                 descriptors, received = receive(orders)
                 (holder,), body = _HOLDER.unpack_from(received), received[_HOLDER.size :]

@@ -7,6 +7,7 @@ limit it; the limits of the run still hold.
 from __future__ import annotations
 
 import enum
+import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -419,3 +420,9 @@ class LaunchSpec:
     planned: float = field(default=0.0, compare=False)  # when it was planned: time.monotonic(); 0: unknown
     group: JobGroup | None = None  # see JobRequest
     slurm_job: str | None = None  # the id of the Slurm job in which it runs: "12", or "12_3" in an array
+    copy: str = ""  # in Slurm, the name of this copy of the attempt: several may have one scratch base after another
+
+    @property
+    def layer_base(self) -> str:
+        """The beginning of the names of its layers, by which recovery knows whose they are."""
+        return self.copy or posixpath.basename(self.scratch_base)

@@ -14,3 +14,4 @@ class JobGroup:
     name: str  # the id, for people
     members: int  # how many jobs it has
     resources: Mapping[str, object] = field(default_factory=dict)  # of all of it, as Snakemake sums them
+    piped: JobGroup | None = None  # a member's part that pipes connect, which stays together if the whole cannot

@@ -39,6 +39,8 @@ class Partition:
     max_mem_mb: float | None = None  # on one node
     max_threads: float | None = None  # on one node
     max_gpu: float | None = 0
+    max_mpi_tasks: float | None = None  # of a job with mpi
+    supports_mpi: bool = True
     available_gpu_models: tuple[str, ...] = ()  # (): any
     available_constraints: tuple[str, ...] = ()  # (): any
 
@@ -53,6 +55,7 @@ class Request:
     gpus: int
     gpu_model: str
     constraint: str
+    mpi_tasks: int | None = None  # None: it starts no ranks; 0: nobody knows how many
 
 
 _LIMITS = ("max_runtime", "max_mem_mb", "max_threads", "max_gpu")
@@ -88,8 +91,9 @@ def lacking(partition: Partition, request: Request) -> list[str]:
         "max_mem_mb": ("mem_mb", request.mem_mb),
         "max_threads": ("threads", request.threads),
         "max_gpu": ("gpu", request.gpus),
+        "max_mpi_tasks": ("tasks", request.mpi_tasks),
     }
-    lack = []
+    lack = ["no mpi"] if request.mpi_tasks is not None and not partition.supports_mpi else []
     for key, (name, value) in asked.items():
         limit = getattr(partition, key)
         if limit is not None and value is not None and value > limit:
@@ -111,6 +115,7 @@ def no_partition(rule: str, partitions: Iterable[Partition], request: Request) -
     asked += [f"runtime={request.runtime:.15g}"] if request.runtime is not None else []
     asked += [f"mem_mb={request.mem_mb:.15g}"] if request.mem_mb is not None else []
     asked += [f"gpu={request.gpus}"] if request.gpus else []
+    asked += [f"mpi tasks={request.mpi_tasks}"] if request.mpi_tasks is not None else []
     return (
         f"Rule {rule}: {', '.join(asked)} fits into no partition of --forge-slurm-partitions ({each}). Lower what the "
         "rule asks for, or name its partition: slurm_partition."
@@ -149,8 +154,16 @@ def _read_partition(name: str, limits: object, where: str) -> Partition:
     for key, value in limits.items():
         if key not in known:
             raise UsageError(f"{where}.{key}={value!r}: not known to Forge.{near_miss(str(key), known)}")
-        found[key] = _read_list(value, f"{where}.{key}") if key in _LISTS else _read_limit(key, value, f"{where}.{key}")
+        found[key] = _read_value(key, value, f"{where}.{key}")
     return Partition(name, **found)
+
+
+def _read_value(key: str, value: object, where: str) -> object:
+    if key == "supports_mpi":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}={value!r}: must be true or false.")
+        return value
+    return _read_list(value, where) if key in _LISTS else _read_limit(key, value, where)
 
 
 def _read_limit(key: str, value: object, where: str) -> float | None:

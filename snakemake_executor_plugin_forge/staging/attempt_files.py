@@ -26,10 +26,10 @@ from ..spec.verdict import Outcome
 from . import salvage
 from .checks import Inspection, inspect
 from .collect import Collected, collect, discarded, publish_logs, undeclared_reads
-from .declared import DECLARED
+from .declared import DECLARED, Declared
 from .file_version import FileVersion, file_version, input_version
 from .journal import Move
-from .links import cut_off
+from .links import cut_off, led_elsewhere
 from .merge import lock_of, merging
 from .owners import mark
 from .pending import WaitingOutputs
@@ -119,6 +119,7 @@ class FilesBefore:
         found = collect(spec.files, layers)
         others = [path for path, before in self.outputs.items() if file_version(path) != before]
         found.rejected += [f"{path} was changed by somebody else while the job ran" for path in others]
+        found.rejected += led_elsewhere(spec, Declared(self._declared))
         if spec.checks.shadow is not None:
             found.rejected += cut_off(spec.checks.shadow, (*spec.outputs, *spec.logs), spec.workdir)
         scene = self._scene(appended, begun, renamed.times, locks=locks)
@@ -142,13 +143,17 @@ class FilesBefore:
             shown=(*files.mounted_inputs, *files.visible),
             inputs=files.compared_inputs,
             outputs=spec.outputs,
-            declared=f"{os.path.dirname(spec.job_dir)}/{DECLARED}",
+            declared=self._declared,
             allow=files.undeclared is Undeclared.ALLOW,
             appended=appended,
             begun=begun,
             linked=linked,
             locks=locks,
         )
+
+    @property
+    def _declared(self) -> str:
+        return f"{os.path.dirname(self.spec.job_dir)}/{DECLARED}"
 
     def inputs_changed(self) -> tuple[str, ...]:
         """Return the inputs that somebody has changed since."""
@@ -321,5 +326,5 @@ class WrittenFiles:
         spec, layers = self.before.spec, self.before.layers
         if layers and spec.files.layers and not spec.files.apart:
             return layers[0].directory
-        name = layer_name(os.path.basename(spec.scratch_base), os.getpid(), 0)
+        name = layer_name(spec.layer_base, os.getpid(), 0)
         return f"{staging_of(spec.workdir, spec.workdir)}/{name}"

@@ -53,7 +53,7 @@ def take(spec: LaunchSpec) -> Checkpoint | None:
     try:
         return Checkpoint(spec.checkpoint, basis(spec))
     except CheckpointInUseError:
-        own = f"{spec.checkpoint}.{os.path.basename(spec.scratch_base)}-{spec.name}"
+        own = f"{spec.checkpoint}.{spec.layer_base}-{spec.name}"
         return Checkpoint(own, b"", lasting=False)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from ..record.checksum import TIMESTAMP
 from ..spec.file_policy import PRIVATE_DIRECTORIES, below
-from ..spec.job import Files
+from ..spec.job import Files, LaunchSpec
 from ..spec.verdict import Harm, HarmKind
 from .declared import Declared
 
@@ -30,11 +30,22 @@ def harm_of(link: str, place: str, roots: Sequence[str], declared: Declared, *, 
     """
     target = os.path.join(os.path.dirname(place), os.readlink(link))
     if declared.has_below(place):
-        stays = any(below(os.path.realpath(target), root) for root in roots) and _stays(target, place, roots)
-        return None if stays else Harm(place, HarmKind.CARRIES)
+        real = os.path.realpath(target)
+        stays = any(below(real, root) for root in roots) and _stays(target, place, roots)
+        is_theirs = declared.has_below(real) or declared.at(real) or declared.around(real)  # outputs would meet there
+        return None if stays and not is_theirs else Harm(place, HarmKind.CARRIES)
     if allow or _stays(target, place, roots) or _is_file(target):
         return None
     return Harm(place, HarmKind.LEADS_OUT)
+
+
+def led_elsewhere(spec: LaunchSpec, declared: Declared) -> Iterator[str]:
+    """Yield, in sentences, the outputs that a link, made since the run began, leads to the place of another rule's."""
+    for target in spec.files.targets:
+        if target.path != os.path.normpath(os.path.join(spec.workdir, target.name)):
+            rules = [owner.rule for owner in declared.at(target.path)]
+            if rules and spec.rule not in rules:
+                yield f"{target.name} is, by a link on the way to it, {target.path}, an output of rule {rules[0]}"
 
 
 def leads_to_own(text: str, place: str, files: Files) -> str | None:

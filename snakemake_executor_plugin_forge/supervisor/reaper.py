@@ -39,7 +39,7 @@ def reap(spec: LaunchSpec, group: RunCgroup | None, dead_pid: int) -> Verdict:
     recorded = read_verdict(spec.job_dir)
     if recorded is not None and recorded.staged:
         return recorded
-    layers = layer_name(os.path.basename(spec.scratch_base), dead_pid, "")
+    layers = layer_name(spec.layer_base, dead_pid, "")
     published = recover_supervisor(spec, layers, dead_pid)  # before its scratch goes, in which outputs may be staged
     remove_slot(spec.scratch_base, slot_path(spec.scratch_base, dead_pid))
     if spec.checkpoint is not None:

@@ -201,3 +201,39 @@ rule allowed:
     links = {str(p.relative_to(workdir)) for p in workdir.rglob("*") if p.is_symlink() and ".snakemake" not in p.parts}
     assert links == {*KEPT, "data", "results"}
     assert (workdir / "results").readlink() == out / "results"
+
+
+LED = """
+rule theirs:
+    output: "other/data"
+    shell: "echo RIGHT > {output}"
+rule at_once:
+    input: "other/data"
+    output: touch("at_once.done")
+    shell: "ln -s other once"
+rule in_two_steps:
+    input: "other/data"
+    output: touch("in_two_steps.done")
+    shell: "mkdir step; ln -s step twice"
+rule second_step:
+    input: "in_two_steps.done"
+    output: touch("second_step.done")
+    shell: "rmdir step; ln -s other step"
+rule once:
+    input: "at_once.done"
+    output: "once/data"
+    shell: "echo WRONG > {output}"
+rule twice:
+    input: "second_step.done"
+    output: "twice/data"
+    shell: "echo WRONG > {output}"
+"""
+
+
+def test_a_link_leads_no_output_to_that_of_another_rule(workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "Snakefile").write_text(LED)
+    result = run(workdir, "-j2", "-k", "once/data", "twice/data")
+    assert result.attempt("at_once")["outcome"] == "violation", result.output
+    assert result.attempt("twice")["outcome"] == "failed" and "an output of rule theirs" in result.attempt("twice")["reason"], result.output
+    assert result.read("other/data") == "RIGHT\n"

@@ -38,6 +38,9 @@ with open(os.environ["HITS"], "a") as file:
 raise ImportError("this is not the module that you want")
 """
 WORKFLOW = """
+import sys
+for name in ("pandas", "numpy", "polars"):  # Snakemake imports them for a script, if they are there; they meet gzip.py here, as with local
+    sys.modules[name] = None
 import helper, gzip_of_mine
 rule all:
     input: "shell.txt", "script.txt", "run.txt"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from snakemake_executor_plugin_forge.backends.slurm import fence
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_slurm import Session
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.host
 
 PACKED = """
     rule all:
@@ -74,3 +78,29 @@ def test_packs_while_the_controller_is_away(session: Session) -> None:
     assert [attempt["outcome"] for attempt in done.attempts()] == ["succeeded"] * 12
     assert {len((session.directory / "signs" / str(n)).read_text().split()) for n in range(6)} == {1}, "no job ran twice"
     session.cluster.await_idle()
+
+
+def test_the_process_of_a_pack_dies_with_one_job_and_no_other(session: Session) -> None:
+    """One process prepares the node for all; another one goes on with the next job."""
+    session.start(PACKED.replace("range(6)", "range(24)"), "--forge-slurm-pack", "12")
+    held = session.wait_file("signs/2").strip()
+
+    def running() -> list[str]:
+        attempts = session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*.*")
+        return [str(attempt) for attempt in attempts if fence.latest(str(attempt)) > 0 and fence.holder(str(attempt)) is None]
+
+    session.wait(lambda: len(running()) == 1)
+    process = fence.process_of(running()[0], 1)
+    assert process is not None
+    os.kill(process, signal.SIGKILL)
+    done = session.finish()
+    found = {attempt["wildcards"]["n"]: attempt for attempt in done.attempts("short")}
+    assert {n: attempt["outcome"] for n, attempt in found.items()} == {str(n): "succeeded" for n in range(24)} | {"2": "lost"}, done.output
+    assert {len((session.directory / "signs" / str(n)).read_text().split()) for n in range(24)} == {1}, "no job ran twice"
+    prepared: dict[str, set[str]] = {}
+    for attempt in found.values():
+        plan = json.loads((Path(attempt["directory"]) / "spec.json").read_text())
+        prepared.setdefault(attempt["slurm_job"], set()).add(plan["scratch_base"])
+    assert {job for job, places in prepared.items() if len(places) > 1} <= {held}, "once for a pack, and again after the kill"
+    assert sum(map(len, prepared.values())) < len(found), "some were packed"
+    assert not list(session.directory.glob(".snakemake/forge/staging/*"))

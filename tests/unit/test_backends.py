@@ -14,7 +14,7 @@ import pytest
 
 from snakemake_executor_plugin_forge.backends import registry
 from snakemake_executor_plugin_forge.backends.registry import Services
-from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, node
+from snakemake_executor_plugin_forge.backends.slurm import exchange, execution, fence, node
 from snakemake_executor_plugin_forge.backends.slurm import job as slurm_job
 from snakemake_executor_plugin_forge.backends.slurm.job import Job, script
 from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
@@ -118,6 +118,9 @@ def test_each_copy_has_a_record_and_a_scratch_of_its_own(monkeypatch: pytest.Mon
     assert first.scratch_base != second.scratch_base
     assert first.scratch_base.endswith("/forge-run@b1.7.1")
     assert first.exposed == (str(tmp_path),)
+    after = node.own_spec(planned, "run", fence.CopyClaim("/r/slurm/b1/8", 1, ""), first.scratch_base)
+    assert after.scratch_base == first.scratch_base, "one process runs both"
+    assert (first.layer_base, after.layer_base) == ("forge-run@b1.7.1", "forge-run@b1.8.1")
     assert second.environment["FORGE_JOB_DIR"] == second.job_dir
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     elsewhere = replace(planned, scratch_base="/login-node-only/forge-run")
@@ -130,7 +133,7 @@ def test_the_scratch_is_put_into_the_command(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        result = node.execute(node.with_scratch(pickle.dumps(command), "/here"), {"TMPDIR": "/there"}, "/idle")
+        result = execution.execute(execution.with_scratch(pickle.dumps(command), "/here"), {"TMPDIR": "/there"}, "/idle")
         os.write(write_end, json.dumps(result["exit_code"]).encode())
         os._exit(0)
     os.waitpid(pid, 0)

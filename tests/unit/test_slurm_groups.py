@@ -21,6 +21,7 @@ from snakemake_executor_plugin_forge.backends.slurm.orders import OrderBook, Ord
 from snakemake_executor_plugin_forge.spec.errors import UsageError
 from snakemake_executor_plugin_forge.spec.job_group import JobGroup
 from snakemake_executor_plugin_forge.spec.slurm import SlurmSettings
+from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order
 from tests.property.specs import spec
 
 
@@ -117,7 +118,7 @@ def groups_of(table: JobTable, directory: Path, told: list[str]) -> Groups:
         table.was_sent(job)
         return True
 
-    return Groups("run", str(directory), table, told.append, send)
+    return Groups("run", str(directory), table, told.append, send, SlurmSettings())
 
 
 def member(name: str, group: JobGroup, *, cpus: int = 1, since: float = 0.0, together: bool = False) -> Job:
@@ -143,19 +144,43 @@ def test_members_of_a_pipe_do_not_wait_behind_one_that_does_not_fit(tmp_path: Pa
 
 
 def test_what_pipes_connect_is_never_submitted_one_by_one(tmp_path: Path) -> None:
-    """They go to sbatch by themselves, as one Slurm job, and fail if it refuses that too."""
+    """They go to sbatch by themselves, as one Slurm job of their own size, and fail if it refuses that too."""
     table, told = JobTable(), list[str]()
     groups = groups_of(table, tmp_path, told)
-    group = JobGroup("g1", "g", 4, {"_cores": 100})
+    pipe = JobGroup("g1 pipe", "g", 2, {"_cores": 7})
+    group = JobGroup("g1", "g", 4, {"_cores": 100}, piped=pipe)
     alone, *piped = (member(name, group, together=name != "a") for name in ("a", "p1", "p2"))
     for job in (alone, *piped):
         table.add(job)
     assert groups.refused([alone, *piped], UsageError("too big")), "they are tried again"
-    assert [job.grouped for job in (alone, *piped)] == [None, group, group]
-    assert groups.shape(alone.spec, SlurmSettings()) == ()
-    assert "--cpus-per-task=100" in groups.shape(piped[0].spec, SlurmSettings())
+    assert [job.grouped for job in (alone, *piped)] == [None, pipe, pipe]
+    assert groups.shape(alone.spec) == (group, ())
+    found, arguments = groups.shape(piped[0].spec)  # of one that comes later
+    assert found == pipe
+    assert "--cpus-per-task=7" in arguments
+    assert piped[0].group_shape == arguments
     assert not groups.refused(piped, UsageError("too big"))
     assert "they fail" in told[-1]
+
+
+def test_a_member_of_a_worker_without_further_orders_is_ended_by_itself(tmp_path: Path) -> None:
+    """Its Slurm job runs others, which scancel would end too."""
+    table = JobTable()
+    groups = groups_of(table, tmp_path, [])
+    group = JobGroup("g1", "g", 4, {"_cores": 2})
+    service, other = member("service", group, together=True), member("other", group)
+    for job in (service, other):
+        table.add(job)
+    groups.place([service, other], "b1", None)
+    fence.claim(service.attempt, "copy")
+    groups.lost(other)  # of which Slurm said something that is not true any more
+    assert not groups.has_worker(service)
+    table.cancel(["service"], Order(EndedBy.FORGE, "nobody needs it any more"))
+    groups.step(0.0)
+    found = orders.of_attempt(service.attempt)
+    assert found is not None
+    assert OrderReader(found[0], "").names() >= {f"{orders.STOP}{found[1]}"}
+    assert table.to_cancel() == [], "Slurm is asked to end nothing"
 
 
 def test_a_group_asks_for_no_less_than_its_first_member() -> None:

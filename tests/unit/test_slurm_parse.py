@@ -43,7 +43,7 @@ from snakemake_executor_plugin_forge.spec.job import (
     Network,
     Require,
 )
-from snakemake_executor_plugin_forge.spec.slurm import SlurmSettings, minutes_of, read_partitions
+from snakemake_executor_plugin_forge.spec.slurm import Partition, SlurmSettings, minutes_of, read_partitions
 from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
 from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage
 
@@ -340,7 +340,40 @@ def test_partitions_of_the_cluster_are_limits_that_choose() -> None:
         check("map", {"mem_mb": 2_000_000, "_cores": 1}, SlurmSettings(partitions=partitions))
 
 
+def test_mpi_jobs_get_a_partition_that_takes_them() -> None:
+    limits = {"small": {"max_threads": 8, "supports_mpi": False}, "wide": {"max_threads": 16, "max_mpi_tasks": 8}, "wider": {"max_threads": 32}}
+    partitions = read_partitions({"partitions": limits}, "p.yaml")
+
+    def chosen(**resources: object) -> str:
+        words = shape(adapt(spec(Limits(None, 1, None, None), **resources)), SlurmSettings(partitions=partitions))
+        return next(word.partition("=")[2] for word in words if word.startswith("--partition"))
+
+    assert (chosen(), chosen(tasks=20)) == ("small", "small")
+    assert chosen(mpi="srun", tasks=8) == chosen(mpi="srun", tasks_per_node=4, nodes=2) == "wide"
+    assert chosen(mpi="srun", tasks=9) == chosen(mpi="srun", tasks_per_node=4, nodes=3) == "wider"
+    only = read_partitions({"partitions": {"small": limits["small"]}}, "p.yaml")
+    with pytest.raises(UsageError, match="small: no mpi"):
+        check("map", {"mpi": "srun", "tasks": 2}, SlurmSettings(partitions=only))
+
+
+# Limits of the Slurm plugin's partition file: PartitionLimits in its partitions.py, and its names for the cluster.
+PLUGIN_LIMITS = ["max_runtime", "max_mem_mb", "max_mem_mb_per_cpu", "max_cpus_per_task", "max_threads", "max_nodes", "max_tasks", "max_tasks_per_node", "max_gpu",
+                 "available_gpu_models", "max_cpus_per_gpu", "supports_mpi", "max_mpi_tasks", "available_constraints", "slurm_cluster", "cluster", "clusters"]
+
+
+@pytest.mark.parametrize("name", PLUGIN_LIMITS)
+def test_no_limit_of_the_plugins_partition_file_is_ignored(name: str) -> None:
+    value: object = {"supports_mpi": False, "available_gpu_models": ["a100"], "available_constraints": ["ssd"]}.get(name, 1)
+    try:
+        (found,) = read_partitions({"partitions": {"p": {name: value}}}, "p.yaml")
+    except UsageError as error:
+        assert f"partitions.p.{name}" in str(error)
+    else:
+        assert found != Partition("p")
+
+
 @pytest.mark.parametrize(("data", "words"), [
+    ({"partitions": {"a": {"supports_mpi": "no"}}}, "true or false"),
     (None, "'partitions'"), ({"partitions": {}}, "'partitions'"), ({"partitions": {"a b": {}}}, "no name of a partition"),
     ({"partitions": {"a": {"max_runtme": 3}}}, "Did you mean max_runtime?"), ({"partitions": {"a": {"max_mem_mb": -1}}}, "max_mem_mb=-1"),
     ({"partitions": {"a": {"max_runtime": "soon"}}}, "partitions.a.max_runtime=soon"), ({"partitions": {"a": 3}}, "partitions.a=3"),
@@ -383,7 +416,10 @@ def test_every_job_is_in_exactly_one_pack(seconds: list[float | None], setting: 
 
 
 def test_packs_by_time() -> None:
-    assert [len(pack) for pack in packs([0.2] * 200, None)] == [40] * 5
+    assert [len(pack) for pack in packs([0.2] * 200, None)] == [18, 18, 19, 18, 18, 18, 18, 18, 19, 18, 18]
+    assert {len(pack) for pack in packs([0.2] * 20_000, None)} == {99, 100}, "half a minute each, at most"
+    assert len(packs([0.2] * 4, None)) == 2
+    assert len(packs([10.0] * 20, None)) == 20, "no later than each by itself, if there are nodes"
     assert len(packs([60.0] * 20, None)) == 20, "no later than each by itself"
     assert time_minutes(3600, [1.0] * 30) == 63
     assert time_minutes(300, [None] * 49) == 43, "nobody knows how long they take; what is too long a partition refuses"

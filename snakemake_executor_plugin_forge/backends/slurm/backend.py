@@ -72,8 +72,8 @@ class SlurmBackend:
             self._dispatcher.groups.note(spec, verdict)
             done(verdict)
 
-        own, group = shape(spec, self._settings), spec.group
-        of_group = self._dispatcher.groups.shape(spec, self._settings) if group is not None else ()
+        own = shape(spec, self._settings)
+        group, of_group = self._dispatcher.groups.shape(spec)
         alone = (spec.together or is_mpi(spec.resources)) if group is None else not of_group
         self._table.add(
             Job(spec, payload, noted, own, time.monotonic(), alone=alone, group=group, group_shape=of_group)

@@ -54,7 +54,7 @@ class Dispatcher:
         self._polling = polling.Polling()
         self._settings = services.config.slurm
         self._durations = durations
-        self.groups = Groups(services.run_id, self._state, table, services.notice, self._hand_over)
+        self.groups = Groups(services.run_id, self._state, table, services.notice, self._hand_over, self._settings)
         self._room, self._ended = polling.Room(), 0
         self._faulty: set[str] = set()  # nodes on which jobs of this run were lost for the node's sake
         self._nodes: int | None = None

@@ -99,7 +99,15 @@ class GroupWorker:
 class Groups:
     """The workers of a run."""
 
-    def __init__(self, run_id: str, state: str, table: JobTable, notice: Callable[[str], None], send: HandOver) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        state: str,
+        table: JobTable,
+        notice: Callable[[str], None],
+        send: HandOver,
+        settings: SlurmSettings,
+    ) -> None:
         """Begin without any.
 
         Args:
@@ -108,6 +116,7 @@ class Groups:
             send: writes what a node needs of a job, given batch, index and part; False if that was impossible.
         """
         self._run_id, self._state, self._table, self._notice, self._send = run_id, state, table, notice, send
+        self._settings = settings
         self._workers: dict[str, GroupWorker] = {}  # those that take orders, by group
         self._succeeded: dict[str, set[tuple[str, tuple[tuple[str, str], ...]]]] = {}
         self._failed: set[str] = set()
@@ -121,33 +130,42 @@ class Groups:
         """Return the seconds in which nothing has to be done; None if there are no workers."""
         return _STEP_SECONDS if self._workers else None
 
-    def shape(self, spec: LaunchSpec, settings: SlurmSettings) -> tuple[str, ...]:
-        """Return the arguments of sbatch for the group of a job; () if it cannot be one Slurm job. In any thread.
+    def shape(self, spec: LaunchSpec) -> tuple[JobGroup | None, tuple[str, ...]]:
+        """Return the group in whose Slurm job a job is to run, with the arguments of sbatch for it. In any thread.
 
-        What pipes connect is never submitted one by one, because a pipe has both its ends on one node: if sbatch
-        refuses the group once more, it fails.
+        What pipes connect is never submitted one by one: if its group cannot be one Slurm job, they are by themselves.
+
+        Returns:
+            The group, and () if it cannot be one Slurm job.
 
         Raises:
             UsageError: if it cannot, and a pipe connects this job with others.
         """
         group = spec.group
-        if group is None or (group.key in self.dissolved and not spec.together):
-            return ()
+        if group is not None and group.key in self.dissolved:
+            group = (group.piped or group) if spec.together else None
+        if group is None:
+            return spec.group, ()
         try:
-            return sbatch.shape(whole(spec, group), settings)
+            return group, sbatch.shape(whole(spec, group), self._settings)
         except UsageError as error:
-            if spec.together:
+            if spec.together and group.piped is None:
                 raise
             self._dissolve({group.key: group.name}, error)
-            return ()
+            return self.shape(spec)
 
     def _dissolve(self, groups: Mapping[str, str], error: Exception) -> None:
         names = ", ".join(dict.fromkeys(groups.values()))
         self._notice(f"Forge: group {names} cannot be one Slurm job ({error}); its members are submitted one by one.")
         self.dissolved |= groups.keys()
         for job in self._table.jobs():
-            of_these = job.group is not None and job.group.key in groups
-            job.alone = job.alone or (of_these and not job.spec.together)
+            if job.group is None or job.group.key not in groups:
+                continue
+            job.alone = job.alone or not job.spec.together
+            if job.group.piped is not None:
+                with suppress(UsageError):  # sbatch refuses it once more
+                    job.group_shape = sbatch.shape(whole(job.spec, job.group.piped), self._settings)
+                    job.group = job.group.piped
 
     def has_worker(self, job: Job) -> bool:
         """Whether a job needs no call of sbatch, because its group has a worker."""
@@ -155,11 +173,13 @@ class Groups:
 
     def note(self, spec: LaunchSpec, verdict: Verdict) -> None:
         """Remember how a member has ended. Called in any thread."""
-        if spec.group is not None and (verdict.ok or verdict.ended_by is EndedBy.FORGE):  # a service that was needed
-            done = (spec.rule, tuple(sorted(spec.wildcards.items())))
-            self._succeeded.setdefault(spec.group.key, set()).add(done)
-        elif spec.group is not None:
-            self._failed.add(spec.group.key)
+        groups = (spec.group, spec.group.piped) if spec.group is not None else ()
+        for key in (group.key for group in groups if group is not None):
+            if verdict.ok or verdict.ended_by is EndedBy.FORGE:  # a service that was needed
+                done = (spec.rule, tuple(sorted(spec.wildcards.items())))
+                self._succeeded.setdefault(key, set()).add(done)
+            else:
+                self._failed.add(key)
 
     # -- a worker ----------------------------------------------------------------------------------------------------
 
@@ -197,12 +217,7 @@ class Groups:
 
     def script(self, jobs: list[Job]) -> str:
         """Return the batch script for the workers of jobs that :meth:`place` has handed over."""
-        command = shlex.join(own_command(f"{__package__}.worker"))
-        directory = shlex.quote(f"{self._state}/{jobs[0].batch}")
-        workers = sorted((worker.key[1], worker.book.public) for worker in self._of_batch(jobs[0].batch))
-        cases = "".join(f"  {index}) key={public} ;;\n" for index, public in workers)
-        head = '#!/bin/sh\nindex="${SLURM_ARRAY_TASK_ID:-0}"\n'
-        return f'{head}case "$index" in\n{cases}esac\nexec {command} {directory} "$index" "$key"\n'
+        return _script(f"{self._state}/{jobs[0].batch}", self._of_batch(jobs[0].batch))
 
     def forget(self, batch: str) -> None:
         """Take back workers that Slurm has not taken."""
@@ -251,7 +266,7 @@ class Groups:
         Raises:
             OSError: if an order cannot be written.
         """
-        if not self._workers and not self._exits:
+        if not self._workers and not self._exits and not self._table.to_cancel():
             return []
         waiting: dict[str, list[Job]] = {}
         running: dict[tuple[str, int], list[Job]] = {}
@@ -263,24 +278,9 @@ class Groups:
         for key, worker in list(self._workers.items()):
             of_worker = running.get(worker.key, [])
             self._order(worker, waiting.get(key, []), of_worker)
-            self._stop(worker, of_worker)
             self._end_or_renew(worker, bool(of_worker or key in waiting), now)
+        _stop(self._table, {worker.key: worker for worker in self._workers.values()}, running)
         return self._exited([job for jobs in running.values() for job in jobs], now)
-
-    def _stop(self, worker: GroupWorker, running: list[Job]) -> None:
-        """End single members; a worker that is to end as a whole is cancelled in Slurm."""
-        to_cancel = {job.spec.name for job in self._table.to_cancel()}
-        ended = [job for job in running if job.spec.name in to_cancel]
-        alone = [job for job in ended if job.cancelled is not None and job.cancelled.ended_by is EndedBy.FORGE]
-        if not alone:
-            return
-        worker.began = worker.began or any(fence.latest(job.attempt) > 0 for job in ended)  # Slurm may say so later
-        if len(ended) == len(running) and not worker.began:
-            return
-        for job in alone:
-            if job.part is not None:
-                orders.stop(worker.book.path, job.part)
-        self._table.cancelled(alone)
 
     def _end_or_renew(self, worker: GroupWorker, busy: bool, now: float) -> None:
         key = worker.group.key
@@ -335,7 +335,7 @@ class Groups:
             False if pipes connect all of these jobs. Else some are to be submitted again: those that pipes connect too,
             which are then by themselves.
         """
-        if all(job.spec.together for job in jobs):
+        if all(job.spec.together and job.group is not None and job.group.piped is None for job in jobs):
             self._notice(_piped(jobs, error))
             return False
         self._dissolve({job.group.key: job.group.name for job in jobs if job.group is not None}, error)
@@ -346,6 +346,34 @@ class Groups:
         with suppress(OSError):
             orders.say_all_over(self._state)
         self._workers.clear()
+
+
+def _script(directory: str, workers: Iterable[GroupWorker]) -> str:
+    command = shlex.join(own_command(f"{__package__}.worker"))
+    keys = sorted((worker.key[1], worker.book.public) for worker in workers)
+    cases = "".join(f"  {index}) key={public} ;;\n" for index, public in keys)
+    head = '#!/bin/sh\nindex="${SLURM_ARRAY_TASK_ID:-0}"\n'
+    return f'{head}case "$index" in\n{cases}esac\nexec {command} {shlex.quote(directory)} "$index" "$key"\n'
+
+
+def _stop(
+    table: JobTable, workers: Mapping[tuple[str, int], GroupWorker], running: Mapping[tuple[str, int], list[Job]]
+) -> None:
+    """End single members, also of workers that get no more orders; one that is to end as a whole Slurm cancels."""
+    to_cancel = {job.spec.name for job in table.to_cancel()}
+    for key, of_worker in running.items() if to_cancel else ():
+        ended = [job for job in of_worker if job.spec.name in to_cancel]
+        worker = workers.get(key)
+        began = (worker is not None and worker.began) or any(fence.latest(job.attempt) > 0 for job in ended)
+        if worker is not None:
+            worker.began = began  # Slurm may say so later
+        if len(ended) == len(of_worker) and not began:
+            continue
+        for job in ended:
+            by_forge = job.cancelled is not None and job.cancelled.ended_by is EndedBy.FORGE
+            if by_forge and (order := orders.of_attempt(job.attempt)) is not None:
+                orders.stop(*order)
+                table.cancelled([job])
 
 
 def _piped(jobs: Collection[Job], error: Exception) -> str:

@@ -71,6 +71,14 @@ def task_arguments(rule: str, resources: Mapping[str, object]) -> list[str]:
     return [*arguments, f"--ntasks-per-node={per_node}" if per_node else f"--ntasks={tasks or 1}"]
 
 
+def task_count(rule: str, resources: Mapping[str, object]) -> int | None:
+    """The ranks of a rule; None if it starts none, 0 if their number is Slurm's choice or that of its GPUs."""
+    if not is_mpi(resources):
+        return None
+    nodes, tasks, per_node = (whole_number(rule, resources, key) for key in ("nodes", "tasks", "tasks_per_node"))
+    return tasks or (per_node or 0) * (nodes or 1)
+
+
 def fitted(spec: LaunchSpec, environment: Mapping[str, str]) -> LaunchSpec:
     """Open the sandbox of an MPI job for its launcher, on the first node; other jobs stay as they are.
 

@@ -19,9 +19,10 @@ from ...record.jsonfile import VERDICT, load
 from ...spec.verdict import Outcome, Verdict
 
 PACK_SECONDS = 30.0
-"""Seconds that the jobs of one allocation take together. More would cost less, and end later if nodes are free."""
+"""Seconds that the jobs of one allocation take together, at most. More would cost less, and end later."""
 
-_START_SECONDS = 0.5  # of one job in an allocation: probing the node, sandbox, record
+_SLURM_SECONDS = 0.5  # by which one more allocation delays the others: Slurm's work, and Forge's start on the node
+_START_SECONDS, _SLOW_START_SECONDS = 0.1, 0.5  # of one job in an allocation: sandbox, record; on a busy node
 _LONGEST_SECONDS = PACK_SECONDS / 2  # of a job that shares an allocation
 _MARGIN = 3.0  # by which jobs may take longer than the longest before
 _NEWEST = 20
@@ -30,6 +31,9 @@ _NEWEST_RUNS = 5
 
 def packs(seconds: Sequence[float | None], setting: int | None) -> list[list[int]]:
     """Divide jobs among allocations; each is a list of positions in ``seconds``.
+
+    With n allocations all is over after n * _SLURM_SECONDS + total / n, if there are nodes enough: that is least where
+    both terms are the same.
 
     Args:
         seconds: how long each job is expected to take; None if that is unknown.
@@ -43,7 +47,8 @@ def packs(seconds: Sequence[float | None], setting: int | None) -> list[list[int
     alone = [[n] for n in range(len(seconds)) if n not in shared]
     if not together:
         return alone
-    return sorted([*alone, *_by_time(together, seconds, total / math.ceil(total / PACK_SECONDS))])
+    share = min(PACK_SECONDS, math.sqrt(total * _SLURM_SECONDS))
+    return sorted([*alone, *_by_time(together, seconds, total / math.ceil(total / share))])
 
 
 def _chunks(positions: list[int], count: int) -> list[list[int]]:
@@ -80,7 +85,7 @@ def time_minutes(wall_seconds: float, expected: Sequence[float | None]) -> int:
         expected: of each job in it.
     """
     times = (_LONGEST_SECONDS if one is None else one for one in expected)
-    others = sum(min(wall_seconds, _MARGIN * _seconds(one)) for one in times)
+    others = sum(min(wall_seconds, _MARGIN * (one + _SLOW_START_SECONDS)) for one in times)
     return max(1, math.ceil((wall_seconds + others) / 60))
 
 

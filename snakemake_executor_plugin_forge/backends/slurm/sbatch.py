@@ -134,7 +134,8 @@ def _request(
     rule: str, resources: Mapping[str, object], runtime: float | None, mem_mb: float | None, threads: int
 ) -> Request:
     model, constraint = (str(resources.get(key) or "") for key in ("gpu_model", "constraint"))
-    return Request(runtime, mem_mb, threads, gpu_count(rule, resources), model, constraint)
+    gpus, tasks = gpu_count(rule, resources), mpi.task_count(rule, resources)
+    return Request(runtime, mem_mb, threads, gpus, model, constraint, tasks)
 
 
 def gpu_count(rule: str, resources: Mapping[str, object]) -> int:

@@ -43,10 +43,13 @@ def read_step() -> StepCgroup | None:
 
 def since(before: StepCgroup | None) -> StepCgroup | None:
     """Read a cgroup again, and count the kills since ``before``."""
-    if before is None:
-        return None
-    after = _step(before.path, before.top, before.version)
-    return None if after is None else replace(after, oom_kills=after.oom_kills - before.oom_kills)
+    after = read_again(before)
+    return None if before is None or after is None else replace(after, oom_kills=after.oom_kills - before.oom_kills)
+
+
+def read_again(before: StepCgroup | None) -> StepCgroup | None:
+    """Read a cgroup again, wherever this process is now."""
+    return None if before is None else _step(before.path, before.top, before.version)
 
 
 def _step(path: str, top: str, version: int) -> StepCgroup | None:

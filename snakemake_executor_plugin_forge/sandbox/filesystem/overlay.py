@@ -248,23 +248,25 @@ class LayerPool:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str, bool], Layer] = {}
         self._uses: Counter[Layer] = Counter()
-        self._number = 0
+        self._number, self._base = 0, ""
 
     def take_all(self, files: Files, workdir: str, base: str, slot: str) -> Iterator[Layer]:
         """Yield empty layers over the directories of a job's file policy, in their order.
 
         Args:
-            base: name of the scratch base, ``forge-RUN``.
+            base: with which the names of layers begin, ``forge-RUN``; those of another base are removed.
             slot: the scratch slot. It contains the layers where the directory's own file system cannot hold an
                 overlay's upper directory (NFS, Lustre, FUSE).
 
         Raises:
             OSError: if a layer cannot be made.
         """
-        strict = files.policy is FilePolicy.STRICT
-        apart = f"{slot}/layers"
+        if base != self._base:
+            self.close()
+        self._base = base
         for root in files.layers:
-            yield self._take(root, apart if files.apart else staging_of(root, workdir), base, from_nothing=strict)
+            place = f"{slot}/layers" if files.apart else staging_of(root, workdir)
+            yield self._take(root, place, base, from_nothing=files.policy is FilePolicy.STRICT)
 
     def _take(self, root: str, place: str, base: str, *, from_nothing: bool) -> Layer:
         layer = self._kept.get((root, place, from_nothing))
@@ -283,8 +285,7 @@ class LayerPool:
 
         A layer that cannot be emptied, or that was used often, is removed instead: each mount of an overlay makes and
         deletes seven inodes, and an ext4 without journal, before it makes an inode, searches all that were deleted near
-        by in the last minutes. A new layer lies in another part of the disk: see
-        :func:`...kernel.syscalls.spread_subdirectories`.
+        by just now. A new layer is elsewhere on the disk: :func:`...kernel.syscalls.spread_subdirectories`.
         """
         for layer in layers:
             self._uses[layer] += 1
@@ -319,7 +320,7 @@ def layer_name(base: str, pid: int, number: int | str) -> str:
     """The name of a layer's directory.
 
     Args:
-        base: name of the scratch base, ``forge-RUN``.
+        base: ``forge-RUN``; with the name of the copy in Slurm.
         number: of the layer; "" gives the beginning of all its supervisor's names. A directory with number 0 has only
             the journal of outputs whose layers are elsewhere.
     """
