@@ -73,7 +73,7 @@ class ControlFiles:
             root: the directory over which the job has a layer.
             place: where it is to be.
             found: where it is now, with all around it that the job has written.
-            before: its version from before the job; "": none. What that says already steers nobody anew.
+            before: its version from before the job, whose settings do not count; "": none.
         """
         name = place.removeprefix(f"{root}/")
         leads = os.path.islink(found)
