@@ -38,7 +38,7 @@ _ATTEMPTS = ".snakemake/forge/runs/*/*"  # a directory changes with each file th
 
 # How many times longer than on a machine of its own everything may take: the guest sets it.
 PATIENCE = int(os.environ.get("FORGE_TEST_PATIENCE", "1"))
-DEADLINE = 300 * PATIENCE  # seconds that only a hanging process takes, however busy the machine is
+DEADLINE = 300 * max(3, PATIENCE)  # seconds that only a hanging process takes, however busy: 77 jobs took 300 at a load of 45
 
 
 def pytest_configure() -> None:
@@ -137,7 +137,7 @@ def forge(
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
-    """Poll until it holds. Only what hangs takes the five minutes; a process that ends before fails the test at once."""
+    """Poll until it holds. Only what hangs takes all of DEADLINE; a process that ends before fails the test at once."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"

@@ -18,6 +18,22 @@ def read(path: str) -> bytes:
         os.close(fd)
 
 
+def read_whole(path: str) -> bytes:
+    """Read a file that the kernel may give in pieces, however large.
+
+    Raises:
+        OSError: as open(2) and read(2).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while piece := os.read(fd, 65536):
+            text += piece
+        return text
+    finally:
+        os.close(fd)
+
+
 def mount_number(fd: int) -> str:
     """Return the number of the mount that an open file lies on: proc_pid_fdinfo(5)."""
     lines = read(f"/proc/self/fdinfo/{fd}").splitlines()

@@ -78,6 +78,9 @@ _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _holding_lock = ctypes.PyDLL(None, use_errno=True)  # the interpreter's: for fork
+_before_fork, _after_in_parent, _after_in_child = (  # found now: a child would copy 80 pages to find the last one
+    getattr(ctypes.pythonapi, f"PyOS_{name}") for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
+)
 
 
 Step = tuple[Callable[..., object], tuple[object, ...], str]
@@ -125,14 +128,13 @@ def fork(flags: int, number: int | None = None) -> int:
     if number is not None:
         wanted = ctypes.c_int(number)
         arguments += struct.pack("=3Q", ctypes.addressof(wanted), 1, 0)
-    python = ctypes.pythonapi
-    python.PyOS_BeforeFork()
+    _before_fork()
     pid: int = _holding_lock.syscall(_CLONE3, arguments, ctypes.c_size_t(len(arguments)))
     if pid == 0:
-        python.PyOS_AfterFork_Child()
+        _after_in_child()
         return 0
     number = ctypes.get_errno()
-    python.PyOS_AfterFork_Parent()
+    _after_in_parent()
     if pid < 0:
         raise OSError(number, f"clone3({flags:#x}): {os.strerror(number)}")
     return pid
@@ -260,8 +262,7 @@ def prctl(option: int, argument: int = 0) -> None:
 
 def set_process_name(name: str) -> None:
     """Set the name that ``ps`` and ``top`` show, at most 15 bytes: PR_SET_NAME of prctl(2)."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _libc.prctl(PR_SET_NAME, buffer, 0, 0, 0)
+    _libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def capset_step(numbers: frozenset[int]) -> Step:

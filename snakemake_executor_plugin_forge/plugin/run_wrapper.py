@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 from snakemake.exceptions import RuleException, format_exception_to_string
@@ -252,12 +251,12 @@ def _in_runtime(command: Command, activation: Activation) -> Command:
     removed = {*command.removed, *activation.removed} - activation.variables.keys()
     changed = {name: value for name, value in command.changed.items() if name not in activation.removed}
     changed |= activation.variables
-    command = replace(command, changed=changed, removed=tuple(removed))
+    command = command._replace(changed=changed, removed=tuple(removed))
     if activation.root is None:
         return command
     shell_name = os.path.basename(command.executable)
     executable = which(shell_name, changed["PATH"], activation.root) or command.executable
-    return replace(command, executable=executable, arguments=(executable, *command.arguments[1:]))
+    return command._replace(executable=executable, arguments=(executable, *command.arguments[1:]))
 
 
 def _activate(activation: Activation, *, keep_python_path: bool) -> None:

@@ -6,6 +6,8 @@ import os
 import pwd
 from contextlib import suppress
 
+from ..kernel import procfs
+
 
 def boot_id() -> str:
     """The identity of this boot of the host."""
@@ -19,9 +21,8 @@ def start_time(pid: int) -> int:
     Raises:
         OSError: if there is no such process, or it is a zombie.
     """
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-        fields = file.read().rpartition(")")[2].split()
-    if fields[0] in "ZX":
+    fields = procfs.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    if fields[0] in (b"Z", b"X"):
         raise ProcessLookupError(f"process {pid} is dead")
     return int(fields[19])
 

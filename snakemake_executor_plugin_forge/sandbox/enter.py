@@ -48,9 +48,7 @@ class SandboxKey:
     @classmethod
     def of(cls, spec: LaunchSpec) -> SandboxKey:
         """Return the key of a job now: a directory that was deleted and made again since counts as another one."""
-        files = replace(
-            spec.files, targets=(), inputs=(), expected=(), undeclared=Undeclared.KEEP, keep_incomplete=False
-        )  # fmt: skip
+        files = _of_all(spec.files)
         return cls(
             scratch_base=spec.scratch_base,
             layer_base=spec.layer_base,
@@ -66,6 +64,21 @@ class SandboxKey:
             records=spec.files.policy is FilePolicy.GUARD and below(spec.job_dir, f"{spec.workdir}/{RUNS}"),
             checkpoints=spec.checkpoint is not None and spec.files.staged,
         )
+
+
+_last: list[Files] = [Files(), Files()]  # asked for, and found
+
+
+def _of_all(files: Files) -> Files:
+    """Return a file policy without what concerns one job alone. A job's key is asked for twice."""
+    asked, found = _last
+    if asked is not files:
+        general = replace(
+            files, targets=(), inputs=(), expected=(), undeclared=Undeclared.KEEP, keep_incomplete=False
+        )  # fmt: skip
+        found = found if general == found else general  # the same object, so that keys compare at once
+        _last[:] = files, found
+    return found
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 
+from ..kernel import descriptors
 from ..kernel.writers import freeze
 from ..spec.file_policy import TEMPORARY_VARIABLES
 from ..spec.job import Files, Target
@@ -105,7 +106,7 @@ class Inside:
         variables = {**environment, **dict.fromkeys(_SCRATCH_VARIABLES, scratch)}
         found = ((layer_of(path, self.roots), path) for path in inputs)
         covered = [(layer.root, path.removeprefix(layer.root + "/")) for layer, path in found if layer is not None]
-        order = (payload, variables, scratch, bounds, covered, own, audit, listened_to)
+        order = (payload, variables, scratch, tuple(bounds), covered, own, audit, listened_to)  # without classes
         send(self._ours, pickle.dumps(order, protocol=pickle.HIGHEST_PROTOCOL), cgroup_files)
 
     def receive_mounts(self, number: int) -> list[int]:
@@ -115,7 +116,7 @@ class Inside:
             OSError: if it does not get so far.
         """
         self._receive_layers()
-        _, mounts, _, _ = socket.recv_fds(self._ours, 1, number)
+        _, mounts = descriptors.receive(self._ours, 1, number)
         if len(mounts) != number:
             raise OSError("it ended on the way into its sandbox")
         return mounts
@@ -137,7 +138,7 @@ class Inside:
         """
         try:
             self._receive_layers(socket.MSG_DONTWAIT)
-            _, received, _, _ = socket.recv_fds(self._ours, 1, 1, socket.MSG_DONTWAIT)
+            _, received = descriptors.receive(self._ours, 1, 1, socket.MSG_DONTWAIT)
         except ConnectionResetError:
             return None
         return received[0] if received else None
@@ -150,7 +151,7 @@ class Inside:
         """
         if self._mounted is None:
             number = len(self.layers)
-            self._mounted = socket.recv_fds(self._ours, 1, number, flags)[1] if number else []
+            self._mounted = descriptors.receive(self._ours, 1, number, flags)[1] if number else []
         return self._mounted
 
     def freeze(self) -> bool | None:

@@ -17,13 +17,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
+from ..kernel import descriptors
 from . import enter, namespaces
 from .base import Base
 from .enter import EntryPlan
 from .fanotify import descriptors as mount_descriptors
 from .filesystem.mount_plan import take_layers
 from .namespaces import Started
-from .privileges import changed_signals
+from .privileges import Bounds, changed_signals
 from .result import as_line
 
 Execute = Callable[[bytes, Mapping[str, str], str], dict[str, object]]
@@ -57,22 +58,23 @@ class Ready:
     @classmethod
     def of(cls, plan: EntryPlan, base: Base, execute: Execute, *, as_init: bool) -> Ready:
         """Work out the system calls of a plan."""
+        namespaces.prepare_ids(base)
         return cls(base, enter.entry_steps(plan, base), plan.key.interactive, execute, as_init, changed_signals())
 
 
 def forking(base: Base, execute: Execute, *, as_init: bool) -> Start:
     """Start such processes as forks of this very process: see also :class:`.template.Template`."""
 
-    def start(plan: EntryPlan, descriptors: Descriptors) -> Started:
+    def start(plan: EntryPlan, fds: Descriptors) -> Started:
         ready = Ready.of(plan, base, execute, as_init=as_init)
-        return namespaces.start(base, lambda: run_job(ready, descriptors), as_init=as_init)
+        return namespaces.start(base, lambda: run_job(ready, fds), as_init=as_init)
 
     return start
 
 
-def run_job(ready: Ready, descriptors: Sequence[int]) -> NoReturn:
+def run_job(ready: Ready, fds: Sequence[int]) -> NoReturn:
     """Enter, wait, execute, say how it went: the whole life of the forked process."""
-    orders_fd, result_fd, out, err = descriptors
+    orders_fd, result_fd, out, err = fds
     code, pipe = _SETUP_FAILED, os.fstat(result_fd)
     try:
         if not ready.is_interactive:
@@ -81,15 +83,15 @@ def run_job(ready: Ready, descriptors: Sequence[int]) -> NoReturn:
         if ready.base.namespaces != "none":
             namespaces.spread_ids(ready.base)  # while it sees the host's /proc
         enter.enter(ready.steps.ahead, (orders_fd, result_fd), ready.signals)
-        orders = socket.socket(fileno=orders_fd)
+        orders = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, orders_fd)  # else it asks what this is
         _offer(orders, take_layers())
         cgroup_files, body = receive(orders)
         payload, environment, scratch, bounds, inputs, own, audit, listened_to = pickle.loads(body)
-        listener = enter.lock(ready.steps, inputs, own, bounds, cgroup_files, listened_to=listened_to)
+        listener = enter.lock(ready.steps, inputs, own, Bounds(*bounds), cgroup_files, listened_to=listened_to)
         if audit:
             _offer_to_audit(orders, audit)
         if listener is not None:
-            socket.send_fds(orders, [b"x"], [listener])
+            descriptors.send(orders, b"x", [listener])
             os.close(listener)
         orders.close()
         result = ready.execute(payload, environment, scratch)
@@ -117,7 +119,7 @@ def _offer_to_audit(orders: socket.socket, directories: tuple[str, ...]) -> None
 def _offer(orders: socket.socket, mounts: Sequence[int]) -> None:
     """Send descriptors of mounts to the supervisor, and close them: no job gets them."""
     if mounts:
-        socket.send_fds(orders, [b"x"], mounts)
+        descriptors.send(orders, b"x", mounts)
     for fd in mounts:
         os.close(fd)
 
@@ -137,23 +139,21 @@ def _write_all(fd: int, data: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
-def send(to: socket.socket, body: bytes, descriptors: Sequence[int]) -> None:
+def send(to: socket.socket, body: bytes, fds: Sequence[int]) -> None:
     """Send bytes and descriptors to :func:`receive`.
 
     Raises:
         OSError: if nobody is there.
     """
-    socket.send_fds(to, [_HEAD.pack(len(body))], descriptors)
+    descriptors.send(to, _HEAD.pack(len(body)), fds)
     to.sendall(body)
 
 
 def receive(source: socket.socket) -> tuple[list[int], bytes]:
     """Return what was sent; end this process if nobody is there any more."""
-    head, descriptors, _, _ = socket.recv_fds(source, _HEAD.size, _MAX_DESCRIPTORS)
+    head, fds = descriptors.receive(source, _HEAD.size, _MAX_DESCRIPTORS)
     if len(head) < _HEAD.size:
         os._exit(0)
-    for fd in descriptors:  # recv_fds does not pass on MSG_CMSG_CLOEXEC: cpython, Lib/socket.py
-        os.set_inheritable(fd, False)
     (size,) = _HEAD.unpack(head)
     body = bytearray()
     while len(body) < size:
@@ -161,4 +161,4 @@ def receive(source: socket.socket) -> tuple[list[int], bytes]:
         if not chunk:
             os._exit(0)
         body += chunk
-    return descriptors, bytes(body)
+    return fds, bytes(body)

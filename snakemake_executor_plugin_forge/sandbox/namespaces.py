@@ -6,6 +6,7 @@ the ids of a job begin elsewhere: see :func:`first_id`.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import select
@@ -139,9 +140,10 @@ def fork_init(job: Callable[[], NoReturn], flags: int = 0) -> int:
     Raises:
         OSError: if the kernel refuses that.
     """
+    score = _low_score()
     pid = syscalls.fork(syscalls.CLONE_NEWPID | flags)
     if pid == 0:
-        _offer_to_the_oom_killer()
+        _offer_to_the_oom_killer(score)
         syscalls.set_process_name("forge-init")
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # its /proc entry and its memory are not the job's business
@@ -182,11 +184,12 @@ def fork_into(base: Base, namespace: int, holder: int, job: Callable[[], NoRetur
     Raises:
         OSError: if the kernel refuses that.
     """
+    score = _low_score()
     syscalls.setns(namespace, syscalls.CLONE_NEWPID)
     try:
         pid = _fork_numbered(base, holder, flags)
         if pid == 0:
-            _offer_to_the_oom_killer()
+            _offer_to_the_oom_killer(score)
             job()
     finally:
         syscalls.setns(base.own_pid_namespace, syscalls.CLONE_NEWPID)
@@ -205,10 +208,21 @@ def first_id(unique: int, limit: int) -> int:
         limit: all ids are smaller.
     """
     room = limit - _RESERVED_PIDS - 1
+    return _RESERVED_PIDS + unique * _step(room) % room
+
+
+@functools.cache
+def _step(room: int) -> int:
     step = int(room * (math.sqrt(5) - 1) / 2)
     while math.gcd(step, room) > 1:  # else different numbers give the same id
         step += 1
-    return _RESERVED_PIDS + unique * step % room
+    return step
+
+
+def prepare_ids(base: Base) -> None:
+    """Work out, before a fork, what :func:`spread_ids` needs after it."""
+    for limit in _limits(base):
+        first_id(1, limit)
 
 
 def _limits(base: Base) -> tuple[int, ...]:
@@ -239,14 +253,25 @@ def spread_ids(base: Base) -> None:
                 return
 
 
-def _offer_to_the_oom_killer() -> None:
+@functools.cache  # a fork has the same one, until it changes its own
+def _low_score() -> bool:
+    """Whether this process, and what it forks, is not yet offered to the OOM killer."""
+    with suppress(OSError, ValueError):
+        return int(procfs.read("/proc/self/oom_score_adj")) < _OOM_SCORE
+    return False
+
+
+def _offer_to_the_oom_killer(low_score: bool) -> None:
     """Have the kernel kill a job before Snakemake or a service, where the host or a cgroup around the run is full.
 
     Source: proc_pid_oom_score_adj(5). Within the job's own limit it makes no difference, as all of its processes have
     the same score. Once this process is not dumpable, the file belongs to root.
+
+    Args:
+        low_score: see :func:`_low_score`.
     """
-    with suppress(OSError, ValueError):
-        if int(procfs.read("/proc/self/oom_score_adj")) < _OOM_SCORE:
+    if low_score:
+        with suppress(OSError):
             procfs.write("/proc/self/oom_score_adj", _OOM_SCORE)
 
 
@@ -269,7 +294,7 @@ def _start_in_user_namespace(base: Base, job: Callable[[], NoReturn]) -> Started
                     _become_holder(base, hold_read)
                 pid = _fork_numbered(base, init, syscalls.CLONE_PARENT)
                 if pid == 0:
-                    _offer_to_the_oom_killer()
+                    _offer_to_the_oom_killer(_low_score())
                     job()
                 text = b"%d %d" % (init, pid)
             except OSError as error:
@@ -311,7 +336,7 @@ def _start_unheld(job: Callable[[], NoReturn], *, starts_command: bool) -> Start
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != supervisor:
                 os._exit(1)
-            _offer_to_the_oom_killer()
+            _offer_to_the_oom_killer(_low_score())
             job()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..kernel import procfs, syscalls
-from ..kernel.inherited import DEFAULT_SIGNALS
+from ..kernel.inherited import DEFAULT_SIGNALS, set_mask, set_signal
 
 # The needs of a root user's ordinary programs (tar restores owners, tools work in other users' directories): no
 # mounting, devices, raw sockets, ptrace of others, kernel modules or reading of files by handle.
@@ -68,6 +68,9 @@ def close_descriptors(keep: tuple[int, ...]) -> None:
     os.closerange(previous + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
+_DEFAULT, _SIGINT, _SIGTERM = int(signal.SIG_DFL), int(signal.SIGINT), int(signal.SIGTERM)
+_SET_MASK = int(signal.SIG_SETMASK)
+
 # Python ignores SIGXFSZ for its own sake (EFBIG raises OSError), as it does SIGPIPE.
 _LEFT_BY_DEFAULT = DEFAULT_SIGNALS - {signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ}
 
@@ -98,9 +101,9 @@ def reset_signals(changed: Iterable[int]) -> None:
         changed: see :func:`changed_signals`.
     """
     for number in changed:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # until the job can handle it: Execute
+        set_signal(number, _DEFAULT)
+    set_signal(_SIGINT, signal.default_int_handler)
+    set_mask(_SET_MASK, (_SIGTERM,))  # until the job can handle it: Execute
 
 
 class Bounds(NamedTuple):  # a job's process unpickles a NamedTuple faster than other classes

@@ -29,6 +29,7 @@ _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _X32_BIT = 0x40000000
 _SKIPPED = 0xFFFFFFFF  # the number by which a tracer skips a call: the tracer's answer must stay
+_MACHINE = os.uname().machine
 _SYSCALL = {"x86_64": 317, "aarch64": 277}
 _SET_MODE_FILTER = 1
 _SPEC_ALLOW = 1 << 2
@@ -56,10 +57,9 @@ class _Program(ctypes.Structure):
 @functools.cache
 def refusal() -> str:
     """The reason why this host has no filter; empty if it has. Probes by a call that can only fail."""
-    machine = os.uname().machine
-    number = _SYSCALL.get(machine)
+    number = _SYSCALL.get(_MACHINE)
     if number is None:
-        return f"Forge has no table of system calls for {machine}"
+        return f"Forge has no table of system calls for {_MACHINE}"
     _libc.syscall(number, _SET_MODE_FILTER, _SPEC_ALLOW, None)
     reason = ctypes.get_errno()
     return "" if reason == errno.EFAULT else f"the kernel refuses seccomp filters: {os.strerror(reason)}"
@@ -75,13 +75,13 @@ def steps(*, nested: bool) -> list[syscalls.Step]:
         return []
     _prepared(False, NOTIFIED if os.geteuid() != 0 else NOTIFIED_OF_ROOT)  # before the fork, for listen()
     # SPEC_ALLOW: before Linux 5.16 a filter also switched off speculative stores, which makes every program slower.
-    arguments = (_SYSCALL[os.uname().machine], _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(_prepared(nested, ())))
+    arguments = (_SYSCALL[_MACHINE], _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(_prepared(nested, ())))
     return [(_libc.syscall, arguments, "seccomp")]
 
 
 @functools.cache
 def _prepared(nested: bool, looked_at: tuple[str, ...]) -> _Program:
-    code = program(os.uname().machine, nested=nested, looked_at=looked_at, pool=_has_pool())
+    code = program(_MACHINE, nested=nested, looked_at=looked_at, pool=_has_pool())
     return _Program(len(code) // 8, code)
 
 
@@ -238,7 +238,7 @@ def listen() -> int | None:
         installed, if the kernel refuses it: a tree of processes has at most one.
     """
     names = NOTIFIED if os.geteuid() != 0 else NOTIFIED_OF_ROOT
-    number, filled = _SYSCALL[os.uname().machine], _prepared(False, names)
+    number, filled = _SYSCALL[_MACHINE], _prepared(False, names)
     for flags in (_NEW_LISTENER | _SPEC_ALLOW | _WAIT_KILLABLE, _NEW_LISTENER | _SPEC_ALLOW):  # the first: Linux 5.19
         fd: int = _libc.syscall(number, _SET_MODE_FILTER, flags, ctypes.byref(filled))
         if fd >= 0:

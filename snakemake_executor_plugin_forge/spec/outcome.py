@@ -34,10 +34,19 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
     decision = decide(evidence, spec)
     said = words.seen(decision, evidence, spec, usage, seconds)
     facts = _facts(decision, evidence, spec, usage, seconds)
-    return replace(
-        revised(bare(spec, started, usage, seconds), decision.outcome, decision.cause, said, facts),
-        exit_code=evidence.exit_code,
-        signal=evidence.signal,
+    return Verdict(
+        decision.outcome,
+        said.reason,
+        evidence.exit_code,
+        evidence.signal,
+        usage,
+        started,
+        seconds,
+        cause=decision.cause,
+        happened=said.happened,
+        remedy=said.remedy,
+        evidence=facts,
+        directory=spec.job_dir,
         notes=words.notes(decision.outcome, evidence, spec, inputs_spoilt=_inputs_spoilt(evidence, spec)),
         undeclared_writes=evidence.undeclared,
         undeclared_reads=evidence.read,

@@ -258,6 +258,10 @@ class WrittenFiles:
             case Disposal.DISCARD | Disposal.LEAVE:
                 pass
         if decided in (Disposal.KEEP_BESIDE, Disposal.DISCARD):
+            problems += tuple(
+                f"the log {log} is a directory, which is published after a success only"
+                for log in self.found.log_directories
+            )
             problems += self.keep_undeclared()
         return problems
 

@@ -83,7 +83,10 @@ def publish_one(move: Move) -> None:
     Raises:
         OSError: if that is not possible.
     """
-    if stat.S_ISLNK(os.lstat(move.source).st_mode):  # whoever shows the log would show what is behind it
+    mode = os.lstat(move.source).st_mode
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "it is a directory, in which nothing has been examined")
+    if stat.S_ISLNK(mode):  # whoever shows the log would show what is behind it
         with suppress(FileNotFoundError):
             unlink(move.place)
         raise OSError(errno.ELOOP, "it is a symbolic link, of which no program of Forge or Snakemake shows the target")

@@ -77,7 +77,7 @@ class EventLoop:
                         poll.unregister(fd)
                 if self._reads is not None:
                     self._reads.listen_again(poll)
-                self._tell(Woke(len(self._processes.members()) if self.state.over else 0))
+                self._tell(Woke(len(self._processes.survivors()) if self.state.over else 0))
         finally:
             if self._listener is not None:
                 self._listener.close()  # before the layers are used again

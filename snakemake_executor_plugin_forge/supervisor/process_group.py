@@ -47,6 +47,8 @@ class Processes:
         self._polled = polled
         self._all_dead = False
         self._result = bytearray()
+        self._received = 0  # bytes of the result
+        self._read: tuple[int, Result] = (-1, Result())  # what that many of them say
 
     def members(self) -> list[int]:
         """Return all of them but the one that holds the PID namespace."""
@@ -70,11 +72,12 @@ class Processes:
         """Read what the first process says of its work; return whether more can follow."""
         chunk = os.read(self.inside.result_fd, 65536)
         self._result += chunk
+        self._received += len(chunk)
         if len(self._result) > 2 * MOST_BYTES:
             del self._result[:-MOST_BYTES]
         # It waits to be killed. Without a result it has lost the pipe, as user code may close it, and ends by itself.
         if self.inside.as_init and not self.over and (not chunk or chunk.endswith(b"\n")):
-            said = read_result(bytes(self._result))
+            said = self._said()
             if said.ended or said.setup_error is not None:
                 self._end_of_work()
         return bool(chunk)
@@ -85,7 +88,12 @@ class Processes:
         while select.select([self.inside.result_fd], [], [], 0)[0] and time.monotonic() < deadline:
             if not self.read_result():
                 break
-        return read_result(bytes(self._result))
+        return self._said()
+
+    def _said(self) -> Result:
+        if self._read[0] != self._received:
+            self._read = self._received, read_result(bytes(self._result))
+        return self._read[1]
 
     def reap(self) -> None:
         """Take the exit status of the first process, which is dead or about to be."""
@@ -101,9 +109,15 @@ class Processes:
         self._end_of_work()
         _, self.status, self.used.rusage = os.wait4(self.inside.started.pid, 0)
 
+    def survivors(self) -> list[int]:
+        """Return those that live on after the end of the work: nothing can come of nothing, where the kernel counts."""
+        return [] if self.over and not self.left_any and not self._polled else self.members()
+
     def left_nothing(self) -> bool:
         """Return whether only our own process is alive, which holds the sandbox and waits to be killed."""
-        return self.inside.as_init and self.cgroup is not None and self.over and not self.members()
+        if not self.inside.as_init or self.cgroup is None or not self.over:
+            return False
+        return not self.survivors()
 
     def end(self) -> None:
         """Kill all that is left, and wait until it is dead."""

@@ -15,14 +15,12 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernel import syscalls
 from ..kernel.imports import own_command
-from ..kernel.inherited import DEFAULT_SIGNALS
+from ..kernel.inherited import DEFAULT_SIGNALS, pending_signals
 from ..kernel.shortage import Patience
-from ..spec.quick_pickle import quick_to_pickle
 from ..supervisor.usage import own_peak_kb
 from .channel import Channel, Frame, FrameKind, Mailbox
 from .pool import Enclosure, Pool
@@ -31,10 +29,11 @@ if TYPE_CHECKING:
     import subprocess
 
 
-@quick_to_pickle
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A program to execute, exactly as Snakemake would."""
+class Command(NamedTuple):
+    """A program to execute, exactly as Snakemake would.
+
+    :func:`execute` gets it pickled as a plain tuple: a process just forked would copy the pages that an import takes.
+    """
 
     executable: str
     arguments: tuple[str, ...]
@@ -112,17 +111,17 @@ def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dic
         OSError: if the command cannot be executed.
     """
     del scratch  # the command was rendered with it
-    command: Command = pickle.loads(payload)
+    command = Command(*pickle.loads(payload))
     variables = dict(os.environ)
     for name in command.removed:
         variables.pop(name, None)
     variables.update(command.changed)
     variables.update(environment)  # last: no runtime takes a job's scratch or devices away
-    if signal.SIGTERM in signal.sigpending():
+    if signal.SIGTERM in pending_signals():
         return {"exit_code": None, "signal": int(signal.SIGTERM)}
     os.chdir(command.directory)
     pid = _spawn(command, variables)
-    if signal.SIGTERM in signal.sigpending():
+    if signal.SIGTERM in pending_signals():
         os.kill(pid, signal.SIGTERM)
     while (ended := os.wait())[0] != pid:
         pass

@@ -195,7 +195,7 @@ class _Zygote(Pool):
             super().handle(Frame(FrameKind.RUN, frame.name, body))
             return
         assert self._launcher is not None
-        job = Frame(FrameKind.RUN, frame.name, pickle.dumps((spec, pickle.dumps(command))))
+        job = Frame(FrameKind.RUN, frame.name, pickle.dumps((spec, pickle.dumps(tuple(command)))))
         self.assignments.launched(job)
         self._launcher[1].send(job)
 

@@ -210,7 +210,7 @@ ATTACH = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.pt
 EMPTY_FILES, PIDS = (5_000, 150) if "FORGE_GUEST" in os.environ else (20_000, 400)
 
 # Its shell waits, without a fork, until there are so many processes more; SECONDS ends it where these never come.
-BOMB = ("set -- /proc/[0-9]*; n=$(($# + %d)); f() {{ f | f & }}; f; until set -- /proc/[0-9]*; [ $# -ge $n -o $SECONDS -gt 200 ]; do :; done; "
+BOMB = ("set -- /proc/[0-9]*; n=$(($# + %d)); f() {{ f | f & }}; f; until set -- /proc/[0-9]*; [ $# -ge $n -o $SECONDS -gt 600 ]; do :; done; "
         "sleep 1 & wait $!; exit 1")
 
 CASES = [

@@ -33,7 +33,7 @@ ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd slurm-wlm-mysql-plugin", "mariadbd"
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DEATH_SECONDS = 8.0
-_PATIENCE_SECONDS = 300.0
+_PATIENCE_SECONDS = 900.0
 """How long a daemon or a command of Slurm may take: only one that hangs takes longer."""
 _SCRATCH = Path("/tmp")
 _OF_NODE = re.compile(r"forge-(.+)@b\d+\.\d+\.\d+")

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import wait_until
 from tests.slurm.cluster import Cluster, Shape
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.host
 
 
 def test_nothing_is_left_of_a_cluster_that_was_stopped_with_a_job_on_it(tmp_path: Path) -> None:

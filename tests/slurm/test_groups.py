@@ -11,7 +11,7 @@ from tests.conftest import FORGE
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_slurm import Session, by_rule
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.host
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.slurm import machine
 from tests.slurm.cluster import Cluster, Shape, install
 from tests.slurm.test_slurm import Session, by_rule
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.host
 
 PROGRAM = r"""
 #include <mpi.h>

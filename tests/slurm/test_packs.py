@@ -13,7 +13,7 @@ from snakemake_executor_plugin_forge.backends.slurm import fence
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_slurm import Session
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.host
 
 PACKED = """
     rule all:

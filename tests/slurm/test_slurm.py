@@ -25,7 +25,7 @@ from tests.integration.test_resume import on_an_overlay
 from tests.killer import environment
 from tests.slurm.cluster import Cluster, Shape
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.host
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ...workers import launcher
 from ...workers.launcher import Command
@@ -13,7 +12,7 @@ from . import mpi
 
 def with_scratch(payload: bytes, rendered_scratch: str, *, shared_tmp: bool = False) -> bytes:
     """Add to a command the name that stands in it for its scratch, and whether /tmp itself takes its place."""
-    command: Command = pickle.loads(payload)
+    command = Command(*pickle.loads(payload))
     return pickle.dumps((command, rendered_scratch, shared_tmp))
 
 
@@ -23,8 +22,7 @@ def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dic
     if shared_tmp:
         environment = mpi.with_shared_tmp(environment)
     place = environment["TMPDIR"]  # ``scratch`` is its name from before the job had it
-    command = replace(
-        command,
+    command = command._replace(
         arguments=tuple(argument.replace(rendered, place) for argument in command.arguments),
         changed={name: value.replace(rendered, place) for name, value in command.changed.items()},
     )

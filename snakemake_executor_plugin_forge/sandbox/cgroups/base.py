@@ -311,8 +311,8 @@ def member_pids(path: str) -> list[int]:
     except OSError:
         return found
     for directory in (path,) if childless else walk_up(path):
-        with suppress(OSError), open(f"{directory}/cgroup.procs", encoding="utf-8") as file:  # can take several reads
-            found += map(int, file.read().split())
+        with suppress(OSError):
+            found += map(int, procfs.read_whole(f"{directory}/cgroup.procs").split())
     return found
 
 

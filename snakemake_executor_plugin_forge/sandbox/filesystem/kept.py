@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from ...kernel import syscalls
+from ...kernel import descriptors, syscalls
 from ...kernel.tree import remove_tree
 from ...record.jsonfile import parse
 from ...spec.errors import SandboxError
@@ -395,7 +395,7 @@ def _connected(place: str) -> socket.socket:
 
 def _ask(connected: socket.socket, directories: tuple[str, ...] | None) -> list[int]:
     connected.sendall(json.dumps(directories).encode())
-    text, found, _, _ = socket.recv_fds(connected, _BYTES, _MOST_DIRECTORIES)
+    text, found = descriptors.receive(connected, _BYTES, _MOST_DIRECTORIES)
     for fd in found:
         os.set_inheritable(fd, False)
     if not text:

@@ -1,0 +1,41 @@
+"""Messages with descriptors over a socket: cmsg(3), SCM_RIGHTS of unix(7).
+
+``socket.recv_fds`` passes none of its flags on (cpython, Lib/socket.py): it always waits, and what it receives is
+inherited by programs. Both of its functions need a module of their own (array), which a process just forked would copy.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+
+_BYTES = struct.calcsize("i")
+
+
+def send(to: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
+    """Send a message with descriptors.
+
+    Raises:
+        OSError: as sendmsg(2).
+    """
+    packed = struct.pack(f"={len(descriptors)}i", *descriptors)
+    to.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
+
+
+def receive(source: socket.socket, size: int, most: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """Receive a message of at most ``size`` bytes, and at most so many descriptors; no program inherits them.
+
+    Args:
+        flags: of recvmsg(2).
+
+    Raises:
+        OSError: as recvmsg(2).
+    """
+    data, ancillary, _, _ = source.recvmsg(size, socket.CMSG_LEN(most * _BYTES), flags | socket.MSG_CMSG_CLOEXEC)
+    found: list[int] = []
+    for level, kind, body in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            count = len(body) // _BYTES  # a part of one is none
+            found += struct.unpack(f"={count}i", body[: count * _BYTES])
+    return data, found
