@@ -38,7 +38,7 @@ from .checkpoints import in_use, remove_unused
 from .confines import Confines
 from .half_published import half_published, mark
 from .interrupted import recover, recovering
-from .journal import UndecidedError, set_aside
+from .journal import UndecidedError, exists, set_aside
 from .journal import undecided as all_undecided
 from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied
 from .pending import Entry, Status, claim, entries, waiting_outputs
@@ -164,6 +164,14 @@ class Inventory:
             name = run.partition(COPY_SIGN)[0]
             yield Leftover(Kind.LAYERS, tuple(paths), name, *_weigh(paths), _by(_finish_layers, self._workdir, paths))
 
+    def open_elsewhere(self) -> Iterator[tuple[str, str]]:
+        """Yield host and directory of each journal of a run on another host, which may be alive there."""
+        for path, run, pid in layer_directories(staging_of(self._workdir, self._workdir)):
+            record = self._runs.get(run.partition(COPY_SIGN)[0])
+            host = str(record.record.get("host")) if record is not None else socket.gethostname()
+            if host != socket.gethostname() and exists(path) and self._may_live(run, pid):
+                yield host, path
+
     def _staging_directories(self, found: Collection[object]) -> Iterator[str]:
         """Yield that of the working directory; then the others, but only if anything was found in the first."""
         yield staging_of(self._workdir, self._workdir)
@@ -252,6 +260,7 @@ class Recovered:
     undecided: tuple[str, ...]  # directories with what was to be published, whose journal is damaged
     marked: tuple[str, ...]  # outputs of these jobs, which Snakemake takes for incomplete from now on
     others: tuple[int, ...]  # processes of Snakemake that are at work in the same directory
+    elsewhere: tuple[tuple[str, str], ...] = ()  # other hosts, with the directory of an open journal
 
 
 def clear_after_own(state: str, workdir: str, run: str, scratch: str) -> None:
@@ -316,7 +325,8 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
         reached("layer removed")
     remove_remains(inventory)
     undecided |= set(all_undecided(staging_of(workdir, workdir)))
-    return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), tuple(inventory.others()))
+    everywhere = tuple(inventory.others()), tuple(inventory.open_elsewhere())
+    return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), *everywhere)
 
 
 # -- finishing and removing --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from unittest import mock
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from snakemake_executor_plugin_forge.kernel import plain_paths
 from snakemake_executor_plugin_forge.kernel.tree import copy
@@ -141,6 +141,7 @@ def _act(path: Path, act: str) -> None:
     again=st.integers(0, 12),
     schema=st.sampled_from([1, 2]),
 )
+@example(old={"a": True, "sub/b": False, "c": False}, step=5, acts={"a": "replace", "sub/b": "", "c": "edit"}, again=1, schema=1)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_others_make_after_the_crash_stays(old: dict[str, bool], step: int, acts: dict[str, str], again: int, schema: int) -> None:
     place = Crashed(old, step, schema=schema)
