@@ -38,7 +38,7 @@ from snakemake_executor_plugin_forge.staging.interrupted import (
 )
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Move, UndecidedError
 from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
-from snakemake_executor_plugin_forge.staging.publish import publish
+from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
 from snakemake_executor_plugin_forge.staging.recovery import recover_dead_runs
 from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 from snakemake_executor_plugin_forge.staging.waiting import WaitingOutputs
@@ -462,3 +462,23 @@ def test_read_only_and_closed_directories_of_an_ordinary_user(mode: int, step: i
         in_child(as_user, ordinary=True)
     finally:
         shutil.rmtree(root)
+
+
+def test_a_rename_that_one_file_system_refuses_becomes_a_copy(tmp_path: Path) -> None:
+    """Between two mounts of one file system; quotas of projects do the same, and st_dev does not tell."""
+    for name in ("staged", "real", "mounted"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "real/x").write_text("old")
+    (tmp_path / "real/log").write_text("old")
+    subprocess.run(["mount", "--bind", tmp_path / "real", tmp_path / "mounted"], check=True)
+    try:
+        assert (tmp_path / "staged").stat().st_dev == (tmp_path / "mounted").stat().st_dev
+        for name in ("x", "y", "log"):
+            (tmp_path / "staged" / name).write_text("new")
+        moves = [Move.of(f"{tmp_path}/staged/{name}", f"{tmp_path}/mounted/{name}") for name in ("x", "y", "log")]
+        publish(moves[:2], str(tmp_path / "staged"))
+        publish_one(moves[2])
+        assert {name: (tmp_path / "real" / name).read_text() for name in os.listdir(tmp_path / "real")} == {
+            "x": "new", "y": "new", "log": "new"}  # fmt: skip
+    finally:
+        subprocess.run(["umount", tmp_path / "mounted"], check=True)
