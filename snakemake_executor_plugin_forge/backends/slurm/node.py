@@ -32,8 +32,8 @@ from ...spec.verdict import Verdict
 from ...staging.publish import remove_outputs
 from ...supervisor.supervisor import supervise
 from . import exchange, fence, mpi, node_state
-from .node_setup import NodeSetup, Signals
 from .execution import with_scratch
+from .node_setup import NodeSetup, Signals
 from .verdicts import amend, refused
 
 SLURM_CGROUP = "slurm-cgroup"
