@@ -101,17 +101,25 @@ class Stream:
                 if self._is_terminal:
                     self._show_on_terminal(last=wait)
                 else:
-                    self._shown += os.write(self._echo, self._read(self._shown, _ECHO_AT_ONCE))
+                    chunk = self._unshown()
+                    self._shown += os.write(self._echo, chunk)
             except BlockingIOError:
                 poll.poll(100)
             except OSError:  # the terminal is gone; the file has everything
                 self._echo = None
                 return
 
+    def _unshown(self) -> bytes:
+        """Read what is to be shown next; somebody may have truncated the file (``> stdout.log``), and it is lost."""
+        chunk = self._read(self._shown, _ECHO_AT_ONCE)
+        if not chunk:
+            self._shown = self._written
+        return chunk
+
     def _show_on_terminal(self, *, last: bool) -> None:
         """Show a part without the sequences by which a job could change the terminal or its clipboard."""
         if not self._ready:
-            chunk = self._read(self._shown, _ECHO_AT_ONCE)
+            chunk = self._unshown()
             self._shown += len(chunk)
             self._ready, self._cut = terminal_bytes(self._cut + chunk, last=last and self._shown == self._written)
         if self._ready and self._echo is not None:
@@ -152,6 +160,8 @@ class Stream:
     def _copy(self, source: int, target: int, count: int) -> None:
         while count:
             chunk = os.pread(self._log, min(count, _CHUNK), source)
+            if not chunk:  # somebody has truncated the file
+                return
             done = os.pwrite(self._log, chunk, target)
             source, target, count = source + done, target + done, count - done
 

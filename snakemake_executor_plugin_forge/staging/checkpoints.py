@@ -164,6 +164,8 @@ def _locked(path: str) -> int:
             pass
         except FileNotFoundError:
             make_shared(os.path.dirname(path))
+            if os.geteuid() == 0:  # its jobs may make set-user-ID programs there
+                os.chmod(os.path.dirname(path), stat.S_IRWXU)
             continue
         try:
             if not os.access(path, os.R_OK | os.W_OK | os.X_OK) and stat.S_ISDIR(os.lstat(path).st_mode):

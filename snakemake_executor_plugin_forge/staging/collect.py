@@ -35,6 +35,7 @@ class Collected:
     outputs: list[Move] = field(default_factory=list)
     benchmarks: list[Move] = field(default_factory=list)  # which are outputs, too
     logs: list[Move] = field(default_factory=list)
+    log_directories: list[str] = field(default_factory=list)  # which are outputs, too
     stale_logs: list[str] = field(default_factory=list)  # of an earlier attempt, and not written by this one
     missing: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)  # sentences
@@ -135,7 +136,11 @@ class _LayerWalk:
                 self._is_fit(inner, path, found)
                 self.met.add(inner.path)
         move = Move(entry.path, target.path, status.st_ino)
-        (self.found.logs if target.kind is TargetKind.LOG else self.found.outputs).append(move)
+        is_log = target.kind is TargetKind.LOG
+        if is_log and stat.S_ISDIR(status.st_mode):
+            self.found.log_directories.append(target.name)
+            is_log = False  # all in it is examined, and published, like an output
+        (self.found.logs if is_log else self.found.outputs).append(move)
         if target.kind is TargetKind.BENCHMARK:
             self.found.benchmarks.append(move)
 

@@ -33,8 +33,9 @@ PROGRAMS = (
     ".xsession", ".config/autostart/**", ".config/systemd/**", ".forward", ".rhosts", ".pythonrc", ".pythonrc.py",
     ".pypirc", "matplotlibrc", ".config/matplotlib/*", ".irbrc", ".bundle/*", ".yarnrc", ".yarnrc.yml", ".lldbinit",
     ".nvim.lua", ".lvimrc", ".vim/**", ".config/nvim/**", ".emacs", ".emacs.d/**", ".dir-locals.el", ".idea/**",
-    ".devcontainer/**", ".devcontainer.json", "*.code-workspace", ".pre-commit-config.yaml", ".mise.toml",
-    "mise.toml", "nextflow.config", ".config/nextflow/*", ".docker/**", ".aws/**", ".pgpass", ".my.cnf",
+    ".devcontainer/**", ".devcontainer.json", "*.code-workspace", ".pre-commit-config.yaml", ".husky/**",
+    ".githooks/**", ".mise.toml", "mise.toml", "nextflow.config", ".config/nextflow/*", ".docker/**", ".aws/**",
+    ".pgpass", ".my.cnf",
 )  # fmt: skip
 """The files that steer other programs, in all directories but repositories and environments that jobs have made."""
 
@@ -48,6 +49,7 @@ _HARMLESS = (
     "receive.denynonfastforwards",
 )  # fmt: skip
 _TEXT_BYTES, _CONFIG_BYTES = 4096, 1 << 16
+_SETTINGS = ("config", "config.worktree", "commondir")
 _UNITS = (".git", "bin/python", "bin/python3", "conda-meta")
 
 
@@ -64,19 +66,25 @@ class ControlFiles:
         self._is_left = is_left
         self._targets = targets
 
-    def has(self, root: str, place: str, found: str) -> bool:
-        """Whether a new file is a control file.
+    def has(self, root: str, place: str, found: str, before: str = "") -> bool:
+        """Whether a new or changed file is a control file.
 
         Args:
             root: the directory over which the job has a layer.
             place: where it is to be.
             found: where it is now, with all around it that the job has written.
+            before: its version from before the job, whose settings do not count; "": none.
         """
         name = place.removeprefix(f"{root}/")
-        if _pattern(WORKFLOW).fullmatch(name):
+        leads = os.path.islink(found)
+        if _pattern(WORKFLOW).fullmatch(name) or (leads and _pattern(_directories(WORKFLOW)).fullmatch(name)):
             return _has_workflow(root, name)
-        if _is_in_git_directory(found):
-            return not _is_harmless(found)
+        if is_of_git(place, found):
+            return not _is_harmless(found, before)
+        if os.path.basename(place) == "HEAD" and not before:
+            return _becomes_repository(os.path.dirname(place))
+        if leads and _pattern(_directories(PROGRAMS)).fullmatch(name):  # which has such files under another name
+            return not self._is_in_unit(root, place, found)
         if not _pattern(PROGRAMS).fullmatch(name) or (name.endswith(".pth") and _is_binary(found)):
             return False
         return not self._is_in_unit(root, place, found)
@@ -126,36 +134,69 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"(?:.*/)?(?:{'|'.join(kinds)})", re.DOTALL)
 
 
-def _is_in_git_directory(found: str) -> bool:
-    """Whether a file is a hook or the configuration of a repository, which is .git or has a HEAD."""
-    directory, name = os.path.split(found)
+def is_of_git(place: str, found: str) -> bool:
+    """Whether a file is a hook or a setting of a repository: a directory .git, or one with a HEAD, there or new."""
+    directory, name = os.path.split(place)
+    layer = os.path.dirname(found)
     if os.path.basename(directory) == "hooks" and not name.endswith(".sample"):
-        directory = os.path.dirname(directory)
-    elif name not in ("config", "config.worktree"):
+        directory, layer = os.path.dirname(directory), os.path.dirname(layer)
+    elif name not in _SETTINGS and not (name == "hooks" and os.path.islink(found)):
         return False
-    return os.path.basename(directory) == ".git" or os.path.lexists(f"{directory}/HEAD")
+    return os.path.basename(directory) == ".git" or any(os.path.lexists(f"{d}/HEAD") for d in (layer, directory))
 
 
-def _is_harmless(found: str) -> bool:
-    """Whether a configuration of git only says what ``git clone`` does: no key of it names a program or a file."""
-    if os.path.basename(os.path.dirname(found)) == "hooks":
+def _becomes_repository(directory: str) -> bool:
+    """Whether a HEAD would make git obey files that are there already, and that are not harmless."""
+    with suppress(OSError):
+        hooks = [f"hooks/{name}" for name in _listed(f"{directory}/hooks") if not name.endswith(".sample")]
+        there = (path for name in (*_SETTINGS, *hooks) if os.path.lexists(path := f"{directory}/{name}"))
+        return not all(map(_is_harmless, there))
+    return False
+
+
+def _listed(directory: str) -> list[str]:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return os.listdir(directory)
+    return []
+
+
+def _is_harmless(found: str, before: str = "") -> bool:
+    """Whether a setting of git only says what git itself writes there, so that it names no program; a hook never is."""
+    directory, name = os.path.split(found)
+    if "hooks" in (os.path.basename(directory), name):
         return False
+    if name == "commondir":  # of a worktree: where its settings and hooks are
+        return _beginning(found, _TEXT_BYTES) in (b"../..", b"../..\n")
+    steering = _steering(found)
+    return steering is not None and (not steering or (bool(before) and steering <= (_steering(before) or frozenset())))
+
+
+def _steering(found: str) -> frozenset[str] | None:
+    """The lines of a configuration of git that ``git clone`` does not write, as key=value; None: nobody can tell."""
     text = _beginning(found, _CONFIG_BYTES)
     if text is None or len(text) == _CONFIG_BYTES:
-        return False
+        return None
     lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines()]
-    section = ""
+    section, steering = "", set[str]()
     for line in lines:
+        if line.endswith("\\") or (line.startswith("[") and not line.endswith("]")):
+            return None
         if line.startswith("["):
-            if not line.endswith("]"):
-                return False
             head, _, rest = line[1:-1].partition(" ")
             section = f"{head.lower()}.{rest.strip().strip(chr(34))}" if rest else head.lower()
         elif line and line[0] not in "#;":
-            key = f"{section}.{line.partition('=')[0].strip().lower()}"
-            if line.endswith("\\") or not any(fnmatchcase(key, pattern) for pattern in _HARMLESS):
-                return False
-    return True
+            name, _, value = line.partition("=")
+            key = f"{section}.{name.strip().lower()}"
+            if not any(fnmatchcase(key, pattern) for pattern in _HARMLESS):
+                steering.add(f"{key}={value.strip()}")
+    return frozenset(steering)
+
+
+@functools.cache
+def _directories(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The directories in which such files are: a link of that name leads to files that have other names."""
+    found = (name[:place] for name in names for place, sign in enumerate(name) if sign == "/")
+    return tuple(dict.fromkeys(path for path in found if "*" not in path))
 
 
 def _is_binary(found: str) -> bool:

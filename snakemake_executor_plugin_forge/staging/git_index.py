@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 _STAT_BYTES = 40  # ctime, mtime, dev, ino, mode, uid, gid, size: gitformat-index(5)
-_MODE = slice(24, 28)
+_MODE_AT = 24
 _EXTENDED, _NAME_LENGTH = 0x4000, 0xFFF
 
 
@@ -39,5 +39,5 @@ def _entries(data: bytes) -> Iterator[bytes]:
         (flags,) = struct.unpack_from(">H", data, flags_at)
         name_at = flags_at + (4 if flags & _EXTENDED else 2)
         end = data.index(b"\0", name_at + min(flags & _NAME_LENGTH, len(data)))
-        yield data[place:][_MODE] + data[place + _STAT_BYTES : end]
+        yield data[place + _MODE_AT : place + _MODE_AT + 4] + data[place + _STAT_BYTES : end]
         place += (end - place) // 8 * 8 + 8  # padded with one to eight NUL

@@ -37,6 +37,7 @@ MARK = "user.forge.rule"
 _LEDGER = "made.jsonl"
 _WINDOWS = "windows.jsonl"
 _LEDGER_BYTES = 1 << 20
+_COMMENT, _COMMENT_BYTES = "# bytes of all entries when this was shortened: ", 80
 _ENTRIES = [[str, int, int], [str, float, float], [str, int, float], [str, float, int]]
 _NAME_MAX = 254  # of Snakemake's records: one byte less than NAME_MAX
 _CLOCK_SECONDS = 1e-6  # a float of a record is not more exact
@@ -116,20 +117,29 @@ class Owners:
         if not lines:
             return
         with suppress(FileNotFoundError):
-            if os.stat(self._ledger).st_size > _LEDGER_BYTES:
+            size = os.stat(self._ledger).st_size
+            if size > _LEDGER_BYTES and size > 2 * self._shortened():
                 self._shorten()
         with open(self._ledger, "a", encoding="ascii") as file:
             file.writelines(lines)
         reached("noted")
 
+    def _shortened(self) -> int:
+        """The size of the ledger when it was last shortened, in bytes: its first line has it, as a comment."""
+        with suppress(OSError, ValueError), open(self._ledger, encoding="utf-8") as file:
+            return int(file.readline(_COMMENT_BYTES).removeprefix(_COMMENT))
+        return 0
+
     def _shorten(self) -> None:
         """Drop entries of files that are not there any more."""
-        temporary = f"{self._ledger}.new"
+        temporary, kept = f"{self._ledger}.new", []
+        for entry in sorted(self._noted):
+            with suppress(OSError):
+                if entry_of(entry[0], entry[0]) == entry:
+                    kept.append(json.dumps(entry) + "\n")
         with open(temporary, "w", encoding="ascii") as file:
-            for entry in sorted(self._noted):
-                with suppress(OSError):
-                    if entry_of(entry[0], entry[0]) == entry:
-                        file.write(json.dumps(entry) + "\n")
+            file.write(f"{_COMMENT}{sum(map(len, kept))}\n")
+            file.writelines(kept)
         os.rename(temporary, self._ledger)
 
     @cached_property

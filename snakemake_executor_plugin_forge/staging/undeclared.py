@@ -34,7 +34,7 @@ from ..spec.file_policy import below
 from ..spec.paths import COPY, STAGING_ELSEWHERE
 from ..spec.verdict import Harm, HarmKind, Owner
 from .contents import MODES, has_header_of, is_byte_code, is_equal, is_kept
-from .control_files import ControlFiles, is_cached
+from .control_files import ControlFiles, is_cached, is_of_git
 from .deletions import files_below, removable
 from .git_index import is_refreshed_index
 from .journal import Move
@@ -126,9 +126,9 @@ class _Judge:
             or (path not in self._parents and f"/{PRIVATE}/" in f"{path.removeprefix(self.layer.root)}/")
         )
 
-    def _is_control(self, upper: str, path: str) -> bool:
-        """Whether a new file would steer programs outside of the sandbox."""
-        found = not self._scene.allow and self._control.has(self.layer.root, path, upper)
+    def _is_control(self, upper: str, path: str, before: str = "") -> bool:
+        """Whether a new or changed file would steer programs outside of the sandbox."""
+        found = not self._scene.allow and self._control.has(self.layer.root, path, upper, before)
         if found:
             self.decided.harms.append(Harm(path, HarmKind.STEERS))
         return found
@@ -304,8 +304,10 @@ class _Walk(_Judge):
             self._prove(path)
 
     def _change(self, upper: str, path: str, status: os.stat_result, now: os.stat_result) -> None:
+        if self._is_control(upper, path, before=path):
+            return
         both = stat.S_ISREG(status.st_mode) and stat.S_ISREG(now.st_mode)
-        size = self._scene.size_before(upper, path) if both else None
+        size = self._scene.size_before(upper, path) if both and not is_of_git(path, upper) else None
         if both and now.st_nlink > 1 and maker(upper) is not None:  # the layer has a copy, not a new file
             self.decided.harms.append(Harm(path, HarmKind.LINKED))
         elif size == 0 and self._is_unseen(now) and has_header_of(upper, path):
@@ -332,7 +334,7 @@ class _Walk(_Judge):
         elif all(self._may_change(file) for file, _ in files):
             if stat.S_ISDIR(status.st_mode):
                 self._new_directory(upper, path, status, now)
-            else:
+            elif not self._is_control(upper, path):
                 self._publish(upper, path, status, now)
         else:
             self.decided.harms.append(Harm(path, HarmKind.REPLACED))

@@ -139,10 +139,11 @@ def test_files_that_steer_programs_have_to_be_declared(tmp_path: Path) -> None:
     git = "git -c user.name=x -c user.email=x@x -c init.defaultBranch=main"
     subprocess.run(f"cd upstream && {git} init -q && echo x=1 > .envrc && echo data > data && {git} add . && {git} commit -qm one",
                    shell=True, cwd=work, check=True)
+    subprocess.run(["git", "init", "-q", "--bare", "bare.git"], cwd=work, check=True)
     write_workflow(work, f"""
         BAD = {{"a": ".envrc", "b": ".git/hooks/post-checkout", "c": "forge.yaml", "d": "profiles/default/config.yaml", "e": "results/.Rprofile", "f": "snakefile"}}
         rule all:
-            input: expand("{{x}}.bad", x=BAD), "declared.txt", "clone.txt", "venv.txt", "inner.txt", "sub/done.txt", "imported.txt"
+            input: expand("{{x}}.bad", x=BAD), "declared.txt", "clone.txt", "used.txt", "armed.txt", "hooked.txt", "logged.txt", "unlogged.txt", "venv.txt", "inner.txt", "sub/done.txt", "imported.txt"
         for x, path in BAD.items():
             rule:
                 name: f"bad{{x}}"
@@ -155,6 +156,25 @@ def test_files_that_steer_programs_have_to_be_declared(tmp_path: Path) -> None:
         rule clone:
             output: touch("clone.txt")
             shell: "git clone -q upstream tool"
+        rule used:
+            input: "clone.txt"
+            output: touch("used.txt")
+            shell: "cd tool && echo more > new && git add new && {git} commit -qm two && git fetch -q && git config user.name me && git init -q && {git} commit -q --amend -m x"
+        rule armed:
+            input: "used.txt"
+            output: touch("armed.txt")
+            shell: "git config -f tool/.git/config core.fsmonitor 'touch owned; false'"
+        rule hooked:
+            output: touch("hooked.txt")
+            shell: "echo X > bare.git/hooks/post-receive"
+        rule logged:
+            output: touch("logged.txt")
+            log: "logs/one"
+            shell: "mkdir -p {{log}}/.snakemake/forge; echo X > {{log}}/.snakemake/forge/origin; cp /bin/true {{log}}/suid; chmod 4755 {{log}}/suid"
+        rule unlogged:
+            output: touch("unlogged.txt")
+            log: "logs/two"
+            shell: "mkdir -p {{log}}; cp /bin/true {{log}}/suid; chmod 4755 {{log}}/suid; exit 1"
         rule venv:
             output: touch("venv.txt")
             shell: "mkdir -p env/bin env/lib/site-packages/p/__pycache__; ln -s {sys.executable} env/bin/python; echo home=/ > env/pyvenv.cfg; echo /x > env/lib/site-packages/x.pth"
@@ -173,12 +193,16 @@ def test_files_that_steer_programs_have_to_be_declared(tmp_path: Path) -> None:
     result = call(work, *SNAKEMAKE, "--executor", "forge", "--keep-going")
     found = {a["rule"]: a for a in result.attempts()}
     assert {name: a["outcome"] for name, a in found.items()} == {
-        **{f"bad{x}": "violation" for x in "abcdef"},
-        **dict.fromkeys(("declared", "clone", "venv", "inner", "whole", "imported"), "succeeded")}, result.output
+        **{f"bad{x}": "violation" for x in "abcdef"}, "armed": "violation", "hooked": "violation", "unlogged": "failed",
+        **dict.fromkeys(("declared", "clone", "used", "logged", "venv", "inner", "whole", "imported"), "succeeded")}, result.output
     for x, path in {"a": ".envrc", "b": ".git/hooks/post-checkout", "c": "forge.yaml", "d": "profiles/default/config.yaml", "e": "results/.Rprofile",
                     "f": "snakefile"}.items():
         assert path in found[f"bad{x}"]["reason"] and f'add to it: output: "{path}"' in found[f"bad{x}"]["reason"], found[f"bad{x}"]["reason"]
         assert not (work / path).exists() and not (work / f"{x}.bad").exists()
+    assert "tool/.git/config" in found["armed"]["reason"] and "bare.git/hooks/post-receive" in found["hooked"]["reason"]
+    assert "fsmonitor" not in (work / "tool/.git/config").read_text() and not (work / "bare.git/hooks/post-receive").exists()
+    assert os.listdir(work / "logs/one") == ["suid"] and (work / "logs/one/suid").stat().st_mode & 0o7777 == 0o755
+    assert not (work / "logs/two").is_dir() and any("logs/two is a directory" in note for note in found["unlogged"]["notes"])
     for path in (".condarc", "tool/.git/config", "tool/.envrc", "env/pyvenv.cfg", "env/lib/site-packages/x.pth", "inner/Snakefile", "inner/a.txt",
                  "sub/done.txt", "beside/y", "imported.txt"):
         assert (work / path).exists(), path

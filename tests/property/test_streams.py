@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,6 +95,39 @@ def test_a_terminal_that_stands_still_is_told_what_it_missed(pieces: list[bytes]
         assert got.startswith(whole[:50])
         assert got.endswith(whole[-50:])
         assert f"[… {len(whole) - 100} bytes".encode() in got
+
+
+@pytest.mark.parametrize("cap", [None, 100])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_truncated_file_ends_neither_what_is_shown_nor_the_order(cap: int | None, *, terminal: bool) -> None:
+    """Somebody has emptied it (``> stdout.log``) while the terminal stood still."""
+    ours, its = os.pipe()
+    os.set_blocking(ours, False)
+    shows, echo = os.openpty() if terminal else os.pipe()
+    os.set_blocking(echo, False)
+    with tempfile.TemporaryFile() as log:
+        stream = Stream(ours, log.fileno(), echo, cap)
+        for _ in range(300):  # more than a pipe or a terminal takes
+            os.write(its, b"x" * 1000)
+            stream.pump()
+        os.ftruncate(log.fileno(), 0)
+        stream.show(wait=False)
+        os.set_blocking(shows, False)
+        while True:
+            with suppress(BlockingIOError):
+                os.read(shows, 1 << 20)
+                continue
+            break
+        stream.show(wait=False)
+        os.write(its, b"after")
+        os.close(its)
+        stream.drain()
+        os.ftruncate(log.fileno(), 0)
+        stream.show(wait=False)
+        stream.finish()
+        stream.tail()
+    for fd in (ours, shows, echo):
+        os.close(fd)
 
 
 def test_a_full_disk_is_a_problem_and_no_error() -> None:

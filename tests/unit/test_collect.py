@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
+import struct
 import subprocess
 import time
 from base64 import urlsafe_b64encode
@@ -17,10 +19,13 @@ import pytest
 from snakemake_executor_plugin_forge.sandbox.filesystem.overlay import Layer
 from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, Target, TargetKind
 from snakemake_executor_plugin_forge.spec.verdict import Harm, HarmKind
+from snakemake_executor_plugin_forge.staging import owners
 from snakemake_executor_plugin_forge.staging.collect import Collected, collect, undeclared_reads
+from snakemake_executor_plugin_forge.staging.git_index import is_refreshed_index
 from snakemake_executor_plugin_forge.staging.journal import Move
 from snakemake_executor_plugin_forge.staging.merge import ContestedError, merging
-from snakemake_executor_plugin_forge.staging.publish import publish
+from snakemake_executor_plugin_forge.staging.owners import Owners, entry_of
+from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
 from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 from snakemake_executor_plugin_forge.staging.undeclared import decide
 
@@ -268,6 +273,45 @@ def test_a_copy_beside_its_place_is_known_by_its_move(place: Place) -> None:
     assert place.text(".forge-copy-1-1") == place.text("y") == "new"
 
 
+def test_a_change_that_would_steer_programs_is_no_better_than_a_new_file(place: Place) -> None:
+    """As a replacement, an append, and in the place of a directory; git's own changes are kept."""
+    config = "[core]\n\tbare = false\n"
+    place.new("tool/.git/HEAD", "ref: refs/heads/main\n")
+    place.new("tool/.git/config", config)
+    place.new("odd/.bashrc/x")
+    place.keep(place.scene())
+    evil = f"{config}\tfsmonitor = touch /tmp/owned\n"
+    for name, text in (("tool/.git/config", evil), ("odd/.bashrc", "touch /tmp/owned")):
+        place.new(name, text)
+        assert decide(place.scene()).harms == [Harm(f"{place.root}/{name}", HarmKind.STEERS)]
+        assert not decide(place.scene(allow=True)).harms
+        os.unlink(f"{place.layer.upper}/{name}")
+    place.new("tool/.git/config", evil)
+    decided = decide(place.scene(1, appended={"tool/.git/config": len(config)}))
+    assert decided.harms == [Harm(f"{place.root}/tool/.git/config", HarmKind.STEERS)] and not decided.appends
+    place.new("tool/.git/config", f"{config}[user]\n\tname = x\n")
+    place.new("tool/.git/HEAD", "ref: refs/heads/other\n")
+    place.keep(place.scene())
+    assert "name = x" in (place.text("tool/.git/config") or "") and "other" in (place.text("tool/.git/HEAD") or "")
+
+
+def test_a_log_that_is_a_directory_is_examined_like_an_output(place: Place) -> None:
+    place.target("logs/one", TargetKind.LOG)
+    for name in ("logs/one/suid", "logs/one/.snakemake/forge/origin", "logs/one/deep/x"):
+        place.new(name)
+    os.chmod(f"{place.layer.upper}/logs/one/suid", 0o6755)
+    found = place.look()
+    assert (found.logs, [move.place for move in found.outputs]) == ([], [f"{place.root}/logs/one"])
+    assert found.log_directories == ["logs/one"] and found.private == [f"{place.layer.upper}/logs/one/.snakemake"]
+    os.mkfifo(f"{place.layer.upper}/logs/one/fifo")
+    assert place.look().rejected == ["logs/one/fifo is a FIFO"]
+    with pytest.raises(IsADirectoryError):
+        publish_one(found.outputs[0])
+    os.unlink(f"{place.layer.upper}/logs/one/fifo")
+    publish(found.outputs, place.layer.directory)
+    assert stat.S_IMODE((place.root / "logs/one/suid").stat().st_mode) == 0o755
+
+
 def test_an_append_under_strict_is_appended_to_what_the_job_did_not_see(place: Place) -> None:
     place.new("log", "before\n")
     place.keep(place.scene())
@@ -321,6 +365,45 @@ def test_a_refreshed_index_of_git_is_no_change(place: Place) -> None:
     assert len(decide(place.scene()).harms) == 1
     new.write_bytes(b"no index")
     assert len(decide(place.scene()).harms) == 1
+
+
+def test_the_time_for_an_index_of_git_grows_with_its_size(place: Place) -> None:
+    def entries(number: int) -> bytes:
+        one = bytes(24) + (0o100644).to_bytes(4, "big") + bytes(12 + 20) + (200).to_bytes(2, "big") + b"x" * 200
+        whole = b"DIRC" + struct.pack(">II", 2, number) + (one + bytes(2)) * number
+        return whole + hashlib.sha1(whole, usedforsecurity=False).digest()
+
+    def seconds(number: int) -> float:
+        path = place.root / f"{number}/.git/index"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(entries(number))
+        begin = time.process_time()
+        assert is_refreshed_index(str(path), str(path))
+        return time.process_time() - begin
+
+    assert seconds(16000) < 8 * 3 * seconds(2000)
+
+
+def test_the_ledger_is_shortened_when_it_has_doubled(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with each job, if all that it names is there."""
+    monkeypatch.setattr(owners, "_LEDGER_BYTES", 1000)
+    state, ledger = f"{place.root}/.snakemake/forge", place.root / ".snakemake/forge/made.jsonl"
+    inodes = []
+    for number in range(200):
+        place.old(f"d/{number}")
+        path = f"{place.root}/d/{number}"
+        Owners(str(place.root), state, ()).note([entry_of(path, path)])
+        inodes.append(ledger.stat().st_ino)
+    assert 2 < len(set(inodes)) < 10
+    assert all(Owners(str(place.root), state, ()).is_left(f"{place.root}/d/{number}") for number in range(200))
+    for number in range(150):
+        os.unlink(place.root / f"d/{number}")
+    before = ledger.stat().st_size
+    for number in range(150, 200):
+        path = f"{place.root}/d/{number}"
+        Owners(str(place.root), state, ()).note([entry_of(path, path)] * 3)
+        Owners(str(place.root), state, ()).note([(path, 1, number + i) for i in range(3)])
+    assert ledger.stat().st_size < 2 * before and f"{place.root}/d/0" not in ledger.read_text()
 
 
 def test_a_log_of_an_earlier_attempt_does_not_stay(place: Place) -> None:

@@ -77,6 +77,43 @@ def test_a_configuration_that_names_a_program_is_not_that_of_a_clone(line: str, 
     assert has(tmp_path, "tool/.git/config", {"tool/.git/HEAD": "x", "tool/.git/config": f"{CLONED}{line}\n"})
 
 
+def test_a_repository_is_known_by_what_is_there_and_by_what_is_new(tmp_path: Path) -> None:
+    """HEAD, a file of settings or hooks, and a link to them: whichever comes last would have git obey."""
+    place = tmp_path / "place"
+    for name in ("bare.git/HEAD", ".git/modules/foo/HEAD", "d/HEAD", "late/hooks/post-checkout", "mild/config", "tool/.git/HEAD"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(CLONED)
+    evil = f"{CLONED}[core]\n\tfsmonitor = x\n"
+    for name in ("bare.git/hooks/post-receive", ".git/modules/foo/hooks/post-checkout", "late/HEAD"):
+        assert has(tmp_path, name), name
+    for name in ("bare.git/hooks/x.sample", "mild/HEAD", "d/x", "new/HEAD", "tool/.git/ORIG_HEAD"):
+        assert not has(tmp_path, name), name
+    assert has(tmp_path, "d/config", {"d/config": evil}) and not has(tmp_path, "d/config", {"d/config": CLONED})
+    assert has(tmp_path, "d/commondir", {"d/commondir": "../y"}) and not has(tmp_path, "d/commondir", {"d/commondir": "../..\n"})
+    for name in ("tool/.git/hooks", "d/hooks", ".vscode", "x/.config", "profiles", "sub/.ssh"):
+        (tmp_path / "layer" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "layer" / name).symlink_to("/somewhere")
+        control = ControlFiles(lambda path: False, frozenset())
+        assert control.has(str(place), f"{place}/{name}", f"{tmp_path}/layer/{name}"), name
+    (tmp_path / "layer/data").symlink_to("/somewhere")
+    assert not control.has(str(place), f"{place}/data", f"{tmp_path}/layer/data")
+
+
+def test_of_a_changed_configuration_only_what_is_new_counts(tmp_path: Path) -> None:
+    control, new, old = ControlFiles(lambda path: True, frozenset()), tmp_path / "layer/t/.git/config", tmp_path / "place/t/.git/config"
+    for path in (new, old):
+        path.parent.mkdir(parents=True)
+    editor = "[core]\n\teditor = vi\n"
+    for before, after, expected in ((CLONED, f"{CLONED}[user]\n\tname = x\n", False), (CLONED, CLONED + editor, True),
+                                    (CLONED + editor, f"{editor}[user]\n\tname = x\n", False), (CLONED + editor, CLONED, False),
+                                    (CLONED + editor, CLONED + editor.replace("vi", "x"), True), ("\\", editor, True)):
+        old.write_text(before)
+        new.write_text(after)
+        assert control.has(f"{tmp_path}/place", str(old), str(new), str(old)) is expected, (before, after)
+    hook = old.with_name("hooks") / "pre-commit"
+    assert control.has(f"{tmp_path}/place", str(hook), f"{new.parent}/hooks/pre-commit", str(hook))
+
+
 def test_weights_of_a_model_are_data(tmp_path: Path) -> None:
     assert has(tmp_path, "models/a.pth")
     (tmp_path / "layer/models/b.pth").write_bytes(b"PK\x03\x04\0\0")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
+from snakemake_executor_plugin_forge.sandbox.filesystem.overlay import LayerPool
 from snakemake_executor_plugin_forge.spec.file_policy import plan_files
-from snakemake_executor_plugin_forge.spec.job import FilePolicy, JobRequest, RunContext, Target, Undeclared
+from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, JobRequest, RunContext, Target, Undeclared
 from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 from snakemake_executor_plugin_forge.staging.undeclared import decide
 
@@ -21,6 +24,15 @@ def layers(*paths: str, unwritable: tuple[str, ...] = (), points: tuple[str, ...
 
 def outputs(directory: str, number: int = 2000) -> list[str]:
     return [f"{directory}/{i}/out.txt" for i in range(number)]
+
+
+def test_a_layer_is_open_to_its_user_alone(tmp_path: Path) -> None:
+    """A set-user-ID program in a layer of root's would be one for everybody. What a job sees has the place's mode."""
+    tmp_path.chmod(0o777)
+    (layer,) = LayerPool().take_all(Files(FilePolicy.GUARD, layers=(str(tmp_path),)), str(tmp_path), "forge-r", "")
+    assert stat.S_IMODE(os.stat(layer.directory).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(layer.upper).st_mode) == 0o777
+    assert stat.S_IMODE(os.stat(os.path.dirname(layer.directory)).st_mode) & 0o500 == 0o500
 
 
 def test_few_directories_have_a_layer_each() -> None:

@@ -428,7 +428,7 @@ def _make_spread(place: str, directory: str) -> None:
     if not os.path.isdir(place):
         os.makedirs(place, exist_ok=True)
         syscalls.spread_subdirectories(place)
-    os.makedirs(directory, exist_ok=True)
+    os.makedirs(directory, mode=0o700, exist_ok=True)  # a job of root may make set-user-ID programs in it
 
 
 def may_cover(directory: str) -> bool:
