@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from ..kernel.syscalls import spread_subdirectories
 from ..record.attempt_dir import now
-from ..record.identity import boot_id, software_versions, start_time, user_name
+from ..record.identity import boot_id, pid_namespace, software_versions, start_time, user_name
 from ..record.jsonfile import replace_file
 from ..record.origin import claim
 from ..record.reader import RUN
@@ -58,6 +58,7 @@ class RunFile:
             "start_time": start_time(os.getpid()),
             "boot_id": boot_id(),
             "host": socket.gethostname(),
+            "pid_namespace": pid_namespace(),
             "command": sys.argv,
             "workdir": workdir,
             "isolation": "",

@@ -28,7 +28,7 @@ from ..kernel.failpoints import reached
 from ..kernel.plain_paths import unlink
 from ..kernel.tree import remove_tree
 from ..record.codec import read_verdict
-from ..record.identity import boot_id, lives, process_number, start_time
+from ..record.identity import boot_id, is_here, lives, pid_namespace, process_number, start_time
 from ..record.jsonfile import ADOPTABLE, STAGED, VERDICT, amend, load, parse, read_object, replace_file, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
 from ..spec.errors import UnfitError
@@ -71,6 +71,7 @@ class Entry:
     cpus: int
     memory_bytes: int | None
     identity: Fingerprint
+    pid_namespace: int | None = None  # None: an older Forge wrote it
 
     @property
     def rule(self) -> str:
@@ -79,7 +80,7 @@ class Entry:
 
     def supervised(self) -> bool:
         """Whether the supervisor is alive on this host."""
-        return self.host == socket.gethostname() and lives(self.pid, self.start_time, self.boot_id)
+        return self._is_here() and lives(self.pid, self.start_time, self.boot_id)
 
     def status(self) -> Status:
         """The present state of the job."""
@@ -89,7 +90,10 @@ class Entry:
             return Status.WAITING if verdict.get("staged") else Status.OVER
         if alive:
             return Status.RUNNING
-        return Status.ELSEWHERE if self.host != socket.gethostname() else Status.OVER
+        return Status.OVER if self._is_here() else Status.ELSEWHERE
+
+    def _is_here(self) -> bool:
+        return is_here(self.host, self.pid_namespace)
 
 
 # -- in the supervisor --------------------------------------------------------------------------------------------
@@ -116,6 +120,7 @@ def add_entry(spec: LaunchSpec, fingerprint: Fingerprint) -> str:
         cpus=spec.limits.cpus,
         memory_bytes=spec.limits.memory_bytes,
         identity=fingerprint,
+        pid_namespace=pid_namespace(),
     )
     data = {"schema": RECORD_SCHEMA, **asdict(entry)}
     del data["path"]
@@ -310,6 +315,7 @@ def _read_entry(path: str) -> Entry | None:
             cpus=int(data["cpus"]),
             memory_bytes=None if data["memory_bytes"] is None else int(data["memory_bytes"]),
             identity=Fingerprint.from_json(data["identity"]),
+            pid_namespace=None if (found := data.get("pid_namespace")) is None else int(found),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
