@@ -38,7 +38,7 @@ _ATTEMPTS = ".snakemake/forge/runs/*/*"  # a directory changes with each file th
 
 # How many times longer than on a machine of its own everything may take: the guest sets it.
 PATIENCE = int(os.environ.get("FORGE_TEST_PATIENCE", "1"))
-DEADLINE = 300 * max(3, PATIENCE)  # seconds that only a hanging process takes, however busy: 77 jobs took 300 at a load of 45
+DEADLINE = 300 * max(3, PATIENCE)  # seconds that only a hanging process takes, however busy the machine is
 
 
 def pytest_configure() -> None:

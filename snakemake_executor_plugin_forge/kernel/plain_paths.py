@@ -11,7 +11,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
@@ -97,12 +97,22 @@ def unlink(path: str) -> None:
         os.unlink(name, dir_fd=fd)
 
 
+def name_aside(inode: int) -> str:
+    """The name of a file that waits beside the one that takes its place, while an exchange takes several renames."""
+    return f".forge-old-{inode}"
+
+
 class Places:
     """The directories of one publication, open from their first use on: what was done in them can be undone in them."""
 
-    def __init__(self) -> None:
-        """Open nothing yet."""
+    def __init__(self, before_steps: Callable[[], None] | None = None) -> None:
+        """Open nothing yet.
+
+        Args:
+            before_steps: is called before an exchange for which the file system takes several renames.
+        """
         self._open: dict[str, int] = {}
+        self._before_steps = before_steps
 
     def _directory(self, path: str) -> int:
         if path not in self._open:
@@ -132,10 +142,41 @@ class Places:
         os.rename(old, new, src_dir_fd=one, dst_dir_fd=two)
 
     def exchange(self, source: str, place: str) -> None:
-        """Exchange two files or directories: see :func:`.syscalls.exchange_at`."""
+        """Exchange two files or directories, in one step where the file system can.
+
+        Raises:
+            OSError: if that fails; both are then where they were.
+        """
         (parent, old), (other, new) = os.path.split(source), os.path.split(place)
         one, two = self._directory(parent), self._directory(other)
-        exchange_at(one, old, two, new)
+        try:
+            exchange_at(one, old, two, new)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise OSError(error.errno, os.strerror(error.errno or 0), source, None, place) from None
+            if self._before_steps is not None:
+                self._before_steps()
+            self._exchange_in_steps(one, old, two, new)
+
+    @staticmethod
+    def _exchange_in_steps(one: int, old: str, two: int, new: str) -> None:
+        aside = name_aside(os.stat(new, dir_fd=two, follow_symlinks=False).st_ino)
+        os.rename(new, aside, src_dir_fd=two, dst_dir_fd=one)
+        try:
+            os.rename(old, new, src_dir_fd=one, dst_dir_fd=two)
+            try:
+                os.rename(aside, old, src_dir_fd=one, dst_dir_fd=one)
+            except OSError:
+                os.rename(new, old, src_dir_fd=two, dst_dir_fd=one)
+                raise
+        except OSError:
+            os.rename(aside, new, src_dir_fd=one, dst_dir_fd=two)
+            raise
+
+    def are_elsewhere(self, directory: str) -> bool:
+        """Whether any directory that was used is on another file system than ``directory``."""
+        device = os.stat(directory).st_dev
+        return any(os.fstat(fd).st_dev != device for fd in self._open.values())
 
     def check(self, directories: Iterable[str]) -> None:
         """Check that directories are still where they were opened.

@@ -325,23 +325,17 @@ def spread_subdirectories(directory: str) -> bool:
 
 
 def exchange_at(one_fd: int, one: str, other_fd: int, other: str) -> None:
-    """Exchange two files or directories, atomically where the file system can: RENAME_EXCHANGE of rename(2).
+    """Exchange two files or directories atomically: RENAME_EXCHANGE of rename(2).
 
     Args:
         one_fd: descriptor of the directory with the name ``one``; ``other_fd`` likewise.
 
     Raises:
-        OSError: if that fails.
+        OSError: if that fails; EINVAL or ENOSYS: the file system cannot (NFS and others).
     """
-    if _libc.renameat2(one_fd, os.fsencode(one), other_fd, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-        return
-    number = ctypes.get_errno()
-    if number not in (errno.EINVAL, errno.ENOSYS):
+    if _libc.renameat2(one_fd, os.fsencode(one), other_fd, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
         raise OSError(number, f"exchange {one} and {other}: {os.strerror(number)}")
-    aside = f"{one}.forge-old"  # NFS and others
-    os.rename(other, aside, src_dir_fd=other_fd, dst_dir_fd=one_fd)
-    os.rename(one, other, src_dir_fd=one_fd, dst_dir_fd=other_fd)
-    os.rename(aside, one, src_dir_fd=one_fd, dst_dir_fd=one_fd)
 
 
 def open_in_root(root: int, path: str, flags: int) -> int:

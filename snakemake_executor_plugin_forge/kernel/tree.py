@@ -399,6 +399,27 @@ def _copy_owner(old: str, new: str) -> None:
     os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
+def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each part of a file that is no hole; the whole, where the file system cannot tell.
+
+    Raises:
+        OSError: if it cannot be read: no other error than ENXIO says that only a hole follows.
+    """
+    place = 0
+    while place < size:
+        try:
+            place = os.lseek(fd, place, os.SEEK_DATA)
+            end = os.lseek(fd, place, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            end = size
+        yield place, end
+        place = end
+
+
 def copy(source: str, target: str) -> None:
     """Copy a file or link with its modes, times, attributes and holes: lseek(2).
 
@@ -417,14 +438,8 @@ def copy(source: str, target: str) -> None:
     with open(source, "rb", buffering=0) as old, open(target, "xb", buffering=0) as new:
         size = os.fstat(old.fileno()).st_size
         os.truncate(new.fileno(), size)
-        place = 0
-        while place < size:
-            try:
-                place = os.lseek(old.fileno(), place, os.SEEK_DATA)
-            except OSError:  # ENXIO: only a hole follows
-                break
-            end = os.lseek(old.fileno(), place, os.SEEK_HOLE)
-            os.lseek(new.fileno(), place, os.SEEK_SET)
+        for begin, end in _extents(old.fileno(), size):
+            place = os.lseek(new.fileno(), begin, os.SEEK_SET)
             while place < end:
                 copied = os.sendfile(new.fileno(), old.fileno(), place, min(end - place, _CHUNK))
                 if copied == 0:

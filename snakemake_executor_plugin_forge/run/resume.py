@@ -31,8 +31,8 @@ from ..record.reader import RUN, RunDirectory, save_run
 from ..sandbox.cgroups.base import kill_all, member_pids, remove_patiently, remove_tree
 from ..spec.errors import BusyError, HostError, UsageError
 from ..staging.confines import in_words
-from ..staging.liveness import detached_supervisors
-from ..staging.pending import Entry, signal_supervisor
+from ..staging.liveness import detached_supervisors, signal_supervisor
+from ..staging.pending import Entry
 from ..staging.recovery import PROMPT_PROCESS, Inventory, recover_dead_runs
 
 _PATIENCE_SECONDS = 60.0

@@ -378,6 +378,11 @@ def kept(what: str, directory: str, places: Sequence[str], left_out: Sequence[tu
     return tuple(said)
 
 
+def unsynced(directory: str, error: OSError) -> str:
+    """Say that what was published may be lost if the host loses its power now."""
+    return f"its outputs are in their places, but {directory} could not be synced to the disk: {error.strerror}"
+
+
 def supplement(reason: str, detail: str) -> str:
     """Add to a reason a fact that the supervisor could not know."""
     return f"{reason} ({detail})"

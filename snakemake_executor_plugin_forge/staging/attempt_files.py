@@ -32,11 +32,11 @@ from .journal import Move
 from .links import cut_off, led_elsewhere
 from .merge import lock_of, merging
 from .owners import mark
-from .pending import WaitingOutputs
 from .publish import publish, sync
 from .renamed import Renamed, fill_renamed
 from .scene import LayerPlace, Scene
 from .undeclared import decide, in_words
+from .waiting import WaitingOutputs
 
 _FILE_CLOCK = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2), from which file systems take their times
 
@@ -248,9 +248,9 @@ class WrittenFiles:
             case Disposal.PUBLISH:
                 scene = self._kept_scene()
                 if scene is None:
-                    publish(self._moves(), self._journal_directory())
+                    problems += publish(self._moves(), self._journal_directory())
                 else:
-                    publish(self._moves(), self._journal_directory(), merging(scene), lock=lock_of(scene))
+                    problems += publish(self._moves(), self._journal_directory(), merging(scene), lock=lock_of(scene))
             case Disposal.STAGE:
                 self._stage()
             case Disposal.KEEP_BESIDE:

@@ -29,7 +29,7 @@ from ..spec.file_policy import PRIVATE_DIRECTORIES, below
 from ..spec.paths import COPY, COPY_SIGN, STAGING, STAGING_ELSEWHERE, STATE, run_name
 from ..spec.printable import few
 from .half_published import half_published
-from .journal import UNDECIDED, Journal, Move, UndecidedError, read
+from .journal import UNDECIDED, Journal, Move, UndecidedError, located, read
 
 
 class ForgedError(UndecidedError):
@@ -46,7 +46,7 @@ class Confines:
             workdir: the working directory of the run.
             directory: of the journal: a layer of the supervisor.
         """
-        self._workdir = workdir
+        self.workdir = workdir
         parts = parts_of_layer(os.path.basename(directory).removeprefix(UNDECIDED))
         self._run = parts[0] if parts is not None else ""
 
@@ -56,13 +56,13 @@ class Confines:
         return self._run.partition(COPY_SIGN)[0]
 
     def check(self, directory: str, found: Journal) -> None:
-        """Check what is still to be done of a journal.
+        """Check all that a journal names.
 
         Raises:
             ForgedError: if any of it is outside.
         """
-        wrong = self.outside(move for move in found.moves if not move.is_done())
-        if found.lock not in ("", f"{self._workdir}/{STATE}/publish.lock"):
+        wrong = self.outside(found.moves)
+        if found.lock not in ("", f"{self.workdir}/{STATE}/publish.lock"):
             wrong.append(found.lock)
         if wrong:
             said = f"it names files that no job of its run publishes: {_named(wrong)}"
@@ -76,7 +76,7 @@ class Confines:
     def has_move(self, move: Move) -> bool:
         """Whether a move is from staging to a place in its confines, or back, as a deletion."""
         staged, place = (move.place, move.source) if move.is_deletion else (move.source, move.place)
-        if not (_is_plain(staged) and _is_plain(place)) or below(place, f"{self._workdir}/{STATE}"):
+        if not (_is_plain(staged) and _is_plain(place)) or below(place, f"{self.workdir}/{STATE}"):
             return False
         if f"/{STAGING_ELSEWHERE}/" in f"{place}/":
             return False
@@ -89,7 +89,7 @@ class Confines:
         """Whether a job of the run could have outputs or logs there."""
         if not _is_plain(place):
             return False
-        is_near = below(place, self._workdir) or os.path.dirname(place) in PRIVATE_DIRECTORIES
+        is_near = below(place, self.workdir) or os.path.dirname(place) in PRIVATE_DIRECTORIES
         return is_near or any(below(place, root) for root in self._roots)
 
     def is_staging(self, directory: str) -> bool:
@@ -108,14 +108,14 @@ class Confines:
             if found:
                 parts = parts_of_layer(layer.partition("/")[0])
                 is_own = parts is not None and parts[0] == self._run and STATE not in root
-                return root if is_own and (sign != f"/{STAGING}/" or root == self._workdir) else None
+                return root if is_own and (sign != f"/{STAGING}/" or root == self.workdir) else None
         slot = staged.partition(f"/{run_name(self._run)}/")[2]
         return "" if self._run and slot.strip("/") else None
 
     @cached_property
     def _roots(self) -> frozenset[str]:
         """The directories with layers, of all plans of the run."""
-        directory, found = f"{self._workdir}/{STATE}/runs/{self.run}", set[str]()
+        directory, found = f"{self.workdir}/{STATE}/runs/{self.run}", set[str]()
         for name in os.listdir(directory) if os.path.isdir(directory) else ():
             found.update(map(str, sound.spec(load(f"{directory}/{name}/{SPEC}") or {}).get("layers", ())))
         return frozenset(found - {"/"})
@@ -125,18 +125,39 @@ def in_words(directory: str, workdir: str) -> str:
     """Return what a user has to know about a directory of :func:`.journal.undecided`."""
     with suppress(OSError):
         found = read(directory)
-        wrong = [] if found is None else Confines(workdir, directory).outside(found.moves)
-        if wrong:
-            return (
-                f"the journal in {directory} names files that no job of its run publishes: {_named(wrong)}. Something "
-                "else than Forge has written it, so nothing was changed. Find out what, then remove that directory."
-            )
+        if found is not None:
+            return _of_whole(directory, workdir, located(directory, found))
     outputs = half_published(workdir, directory)
     which = f"its outputs {few(outputs)}" if outputs else "its outputs"
     return (
         f"the journal of a job that was ended while it published is damaged, so it is unknown which of {which} are in "
         f"their places. Nothing was changed: one version of each is at its place, the other in {directory}. Run its "
         "rule again with --forcerun, or move the files yourself; then remove that directory."
+    )
+
+
+def _of_whole(directory: str, workdir: str, found: Journal) -> str:
+    """Return what a user has to know if it is not the journal that is damaged."""
+    wrong = Confines(workdir, directory).outside(found.moves)
+    if wrong:
+        return (
+            f"the journal in {directory} names files that no job of its run publishes: {_named(wrong)}. Something "
+            "else than Forge has written it, so nothing was changed. Find out what, then remove that directory."
+        )
+    moves = [move for move in found.moves if not move.is_deletion]
+    name = os.path.basename(directory)
+    aside = [move.source.replace(f"/{name.removeprefix(UNDECIDED)}/", f"/{name}/") for move in moves]
+    kept = [move.place for move, path in zip(moves, aside, strict=True) if move.is_at(path)]
+    if not kept:
+        outputs = half_published(workdir, directory) or [move.place for move in moves]
+        return (
+            f"a job was ended while it published {few(outputs)}, and its files in {directory} are not those that its "
+            "journal names (a copy of a working directory has other ones). So it is unknown which of its outputs are "
+            "new; nothing was changed. Run its rule again with --forcerun, then remove that directory."
+        )
+    return (
+        f"a job was ended while it published, and before that could be completed, other versions have been made of its "
+        f"outputs. These stay; those of that job are in {directory}: {few(kept)}. Remove it when you do not need them."
     )
 
 

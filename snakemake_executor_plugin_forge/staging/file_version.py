@@ -33,8 +33,25 @@ class FileVersion(NamedTuple):
         return cls(status.st_ino, status.st_mtime_ns, status.st_size)
 
 
+NOTHING = FileVersion(0, 0, 0)
+"""Stands, in files, for a place where nothing was: no file has inode 0."""
+
+
+def status_of(path: str) -> os.stat_result | None:
+    """lstat(2); None if there is no such file, and only then.
+
+    Raises:
+        OSError: if that cannot be found out: no permission, a network file system that does not answer.
+    """
+    try:
+        found: os.stat_result = reach(os.lstat, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found
+
+
 def file_version(path: str) -> FileVersion | None:
-    """The present version of a file, link or directory, links not followed; None if it does not exist."""
+    """The present version of a file, link or directory, links not followed; None if it cannot be seen."""
     try:
         return FileVersion.of(reach(os.lstat, path))
     except OSError:

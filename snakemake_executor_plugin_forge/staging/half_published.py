@@ -1,4 +1,4 @@
-"""Outputs of a job of which nobody can know whether they are all new: both copies of its journal are damaged.
+"""Outputs of a job of which nobody can know whether they are all new: its journal is damaged, or of other files.
 
 Snakemake must not take them for complete, so they get its own mark, as outputs of a job that it has seen begin and not
 end: a file in ``.snakemake/incomplete`` (FilePersistence of snakemake.persistence.file).
@@ -45,10 +45,13 @@ def half_published(workdir: str, directory: str) -> tuple[str, ...]:
 
 def _staged(plan: Mapping[str, Any], workdir: str, run: str, pid: int) -> Iterator[str]:
     """Yield what the layers of a supervisor have of the outputs of an attempt."""
+    planned, before = map(str, plan.get("layers", ())), str(plan.get("workdir") or workdir)
+    # Since then, the working directory may have been moved or copied.
+    roots = tuple(workdir + root.removeprefix(before) if below(root, before) else root for root in planned)
     for output in map(str, plan.get("outputs", ())):
         parent, name = os.path.split(os.path.join(workdir, output))
         place = f"{os.path.realpath(parent)}/{name}"
-        for root in (root for root in map(str, plan.get("layers", ())) if below(place, root)):
+        for root in (root for root in roots if below(place, root)):
             for sign in ("", UNDECIDED):
                 layers = f"{glob.escape(f'{staging_of(root, workdir)}/{sign}forge-{run}-{pid}-')}*"
                 paths = (f"{layer}/upper{place.removeprefix(root)}" for layer in glob.glob(layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -34,6 +35,17 @@ def occupied(found: Iterable[Entry]) -> tuple[frozenset[str], frozenset[tuple[st
 def detached_supervisors(state: str) -> dict[int, Entry]:
     """The supervisors on this host that are alive and have an entry, by pid."""
     return {entry.pid: entry for entry in entries(state) if entry.supervised()}
+
+
+def signal_supervisor(entry: Entry, number: int) -> None:
+    """Send a signal to an entry's supervisor, never to another process with its pid; do nothing if it is dead."""
+    with suppress(OSError):
+        fd = os.pidfd_open(entry.pid)
+        try:
+            if entry.supervised():
+                signal.pidfd_send_signal(fd, number)
+        finally:
+            os.close(fd)
 
 
 def may_live(run_dir: str, pid: int) -> bool:

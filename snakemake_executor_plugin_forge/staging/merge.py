@@ -10,11 +10,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 from ..kernel.failpoints import reached
 from ..kernel.long_paths import reach
-from ..kernel.plain_paths import near, open_plain
+from ..kernel.plain_paths import near
 from ..kernel.tree import remove_tree
 from ..sandbox.filesystem.directories import waited_lock
 from ..spec.verdict import Harm
@@ -24,8 +24,7 @@ from .publish import beside, near_place, remove_copies
 from .scene import Scene
 from .tree import append, remove_file
 from .undeclared import Append, Decided, decide
-
-_CHANGE = stat.S_IWUSR | stat.S_IXUSR
+from .writable import writable
 
 
 class ContestedError(Exception):
@@ -67,32 +66,13 @@ def merging(scene: Scene) -> Iterator[Sequence[Move]]:
             _note(scene, decided, ready)
             removals = [_on_one_file_system(move) for move in decided.removals]
             ready += removals
-            with _writable_directories(ready):
+            with writable(ready):
                 yield [*removals, *ready[: len(ready) - len(removals)]]
             for path, mode in reversed(decided.modes):  # those in a directory before it
                 with suppress(FileNotFoundError), near(f"{path}/.") as short:  # if nothing was published in it
                     os.chmod(short, mode)
         finally:
             remove_copies(ready)
-
-
-@contextmanager
-def _writable_directories(moves: Sequence[Move]) -> Iterator[None]:
-    """Have read-only directories of this user writable for a while: from, to and of which something is renamed.
-
-    A job can do that itself (``chmod u+w d; …; chmod u-w d``), so the result has to be carried out.
-    """
-    paths = {path for move in moves for path in (move.source, *map(os.path.dirname, (move.source, move.place)))}
-    with ExitStack() as undo:
-        for path in sorted(paths) if os.geteuid() != 0 else ():
-            status, mine = reach(os.lstat, path), os.geteuid()
-            if stat.S_ISDIR(status.st_mode) and status.st_mode & _CHANGE != _CHANGE and status.st_uid == mine:
-                fd = open_plain(path, os.O_PATH | os.O_DIRECTORY)  # which follows it to its place
-                undo.callback(os.close, fd)
-                here, mode = f"/proc/self/fd/{fd}", stat.S_IMODE(status.st_mode)
-                os.chmod(here, mode | stat.S_IRWXU)
-                undo.callback(os.chmod, here, mode)
-        yield
 
 
 def _appended(found: Append) -> Move:

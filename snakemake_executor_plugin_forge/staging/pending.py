@@ -17,7 +17,6 @@ import enum
 import fcntl
 import json
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,24 +26,21 @@ from typing import Any
 from ..kernel.failpoints import reached
 from ..kernel.plain_paths import unlink
 from ..kernel.tree import remove_tree
-from ..record.codec import read_verdict
+from ..record.codec import encode, read_verdict
 from ..record.identity import boot_id, is_here, lives, pid_namespace, process_number, start_time
-from ..record.jsonfile import ADOPTABLE, STAGED, VERDICT, amend, load, parse, read_object, replace_file, write_file
+from ..record.jsonfile import ADOPTABLE, STAGED, VERDICT, amend, load, parse, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
 from ..spec.errors import UnfitError
 from ..spec.job import RECORD_SCHEMA, LaunchSpec
 from ..spec.paths import STATE
 from ..spec.verdict import Verdict
-from . import journal
-from .confines import Confines, ForgedError
-from .file_version import FileVersion, as_path, file_version
+from .confines import Confines
 from .fingerprint import Fingerprint
-from .journal import JOURNAL, PUBLISHED, Journal, Move, UndecidedError
-from .merge import ContestedError, lock_of, merging
-from .publish import publish, publish_one, recover, sync
-from .scene import Scene
+from .publish import publish_one
+from .waiting import WaitingOutputs
 
 _MOST_BYTES = 1 << 26  # of an entry
+_AS_STAGED, _OF_OUTCOME = "as_staged", ("outcome", "cause", "reason", "happened", "remedy")
 
 
 class Status(enum.Enum):
@@ -148,102 +144,6 @@ def remove_entry(path: str) -> None:
     """Remove the entry of a job that needs no more attention."""
     with suppress(OSError):
         os.unlink(path)
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingOutputs:
-    """The outputs and logs of a job that wait to be published."""
-
-    moves: tuple[Move, ...]
-    logs: tuple[Move, ...]
-    stale_logs: tuple[str, ...]
-    before: Mapping[str, FileVersion | None]  # versions at the places when the job started
-    directories: tuple[str, ...]  # contain all of this, and are removed after the publication
-    journal: str  # directory
-    undeclared: Scene | None = None  # what it has done undeclared is decided at the publication
-
-    def save(self, job_dir: str) -> None:
-        """Write this, and all files that it names, to the disk.
-
-        Raises:
-            OSError: if that is not possible.
-        """
-        sync(list(self.moves))
-        data = json.dumps({"schema": RECORD_SCHEMA, **asdict(self)})
-        replace_file(f"{job_dir}/{STAGED}", data, durable=True)
-
-    @classmethod
-    def read(cls, job_dir: str) -> WaitingOutputs:
-        """Read what :meth:`save` has written.
-
-        Raises:
-            UnfitError: if the file is missing or damaged.
-        """
-        try:
-            data = read_object(f"{job_dir}/{STAGED}")
-            return cls(
-                moves=tuple(map(Move.from_json, data["moves"])),
-                logs=tuple(map(Move.from_json, data["logs"])),
-                stale_logs=tuple(map(as_path, data["stale_logs"])),
-                before={
-                    as_path(place): None if found is None else FileVersion.from_json(found)
-                    for place, found in data["before"].items()
-                },
-                directories=tuple(map(as_path, data["directories"])),
-                journal=as_path(data["journal"]),
-                undeclared=Scene.from_json(data["undeclared"]) if data.get("undeclared") else None,
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UnfitError(f"{job_dir}/{STAGED} cannot be read: {error}") from error
-
-    def published(self) -> bool:
-        """Whether all outputs, and what was not declared, are at their places."""
-        if self.undeclared is not None:
-            return os.path.exists(f"{self.journal}/{PUBLISHED}")
-        return all(move.is_at(move.place) for move in self.moves)
-
-    def is_begun(self) -> bool:
-        """Whether a process has begun to publish the outputs, and perhaps finished."""
-        return os.path.exists(f"{self.journal}/{JOURNAL}") or self.published()
-
-    def recover(self, confines: Confines) -> list[str]:
-        """Complete the publication if it was begun: see :func:`.publish.recover`. This knows what its journal had."""
-        try:
-            return recover(self.journal, confines)
-        except UndecidedError as error:
-            if isinstance(error, ForgedError) or self.undeclared is not None:  # what led to it was in the journal alone
-                raise
-            journal.write(self.journal, Journal(self.moves))
-            return recover(self.journal, confines)
-
-    def check(self) -> None:
-        """Check that the outputs can be published now.
-
-        Raises:
-            UnfitError: if one is missing, or another process has changed its place.
-        """
-        for move in self.moves:
-            if not move.is_at(move.source):
-                raise UnfitError(f"{move.source}, which was staged for {move.place}, is missing")
-        for place, before in self.before.items():
-            if file_version(place) != before:
-                raise UnfitError(f"{place} was changed by another process since the job started")
-
-    def publish(self) -> None:
-        """Bring all of this to its places, but for the logs.
-
-        Raises:
-            UnfitError: if what was not declared cannot be published any more.
-            OSError: if that failed; all places are then as they were.
-        """
-        if self.undeclared is None:
-            publish(self.moves, self.journal)
-            return
-        scene = self.undeclared
-        try:
-            publish(self.moves, self.journal, merging(scene), lock=lock_of(scene), noted=True)
-        except ContestedError as error:
-            raise UnfitError(f"what the job did beside its outputs cannot be kept any more: {error}") from error
 
 
 def waiting_outputs(entry: Entry) -> WaitingOutputs:
@@ -354,6 +254,7 @@ class EntryClaim:
 
         Raises:
             UnfitError: if the outputs cannot be published any more.
+            UndecidedError: if an earlier process had begun that, and it cannot be completed any more.
             OSError: if that failed; all places are then as they were.
         """
         entry = self.entry
@@ -364,7 +265,8 @@ class EntryClaim:
             outputs.publish()
         reached("adopted", entry.rule)
         self._publish_logs(outputs)
-        verdict = self._note({"staged": False, "adopted": adopted})
+        as_staged = (load(f"{entry.directory}/{VERDICT}") or {}).get(_AS_STAGED) or {}
+        verdict = self._note({"staged": False, "adopted": adopted, **as_staged, _AS_STAGED: None})
         reached("adoption noted", entry.rule)
         self._clear(outputs)
         return verdict
@@ -377,6 +279,12 @@ class EntryClaim:
             with suppress(OSError):  # a missing log fails no job; after a crash it may be there already
                 if move.is_at(move.source):
                     publish_one(move)
+
+    def note_failure(self, verdict: Verdict) -> None:
+        """Note that its outputs could not be published. They wait on, for a run that can."""
+        found, failed = load(f"{self.entry.directory}/{VERDICT}") or {}, encode(verdict)
+        before = found.get(_AS_STAGED) or {key: found.get(key) for key in _OF_OUTCOME}
+        amend(f"{self.entry.directory}/{VERDICT}", {key: failed[key] for key in _OF_OUTCOME} | {_AS_STAGED: before})
 
     def mark(self, adopted: str) -> Verdict:
         """Note in the verdict that a job was adopted which needs no publication, and remove its entry."""
@@ -435,14 +343,3 @@ def claim(entry: Entry) -> EntryClaim | None:
         if fd >= 0:
             os.close(fd)
     return None
-
-
-def signal_supervisor(entry: Entry, number: int) -> None:
-    """Send a signal to an entry's supervisor, never to another process with its pid; do nothing if it is dead."""
-    with suppress(OSError):
-        fd = os.pidfd_open(entry.pid)
-        try:
-            if entry.supervised():
-                signal.pidfd_send_signal(fd, number)
-        finally:
-            os.close(fd)

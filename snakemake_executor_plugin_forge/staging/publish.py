@@ -3,10 +3,9 @@
 ::
 
     publish ──► sync, write the journal, rename each file to its place, remove the journal
-    recover ──► after a crash: do the renames that the journal names
 
 Each rename is atomic; the journal makes all of them together atomic. It is written when every file that it names is on
-disk, and removed when every file is in its place. Whoever finds a journal completes it.
+disk, and removed when every file is in its place. Whoever finds a journal completes it: staging/interrupted.py.
 
 Other jobs may publish what is not declared at the same places. So it is published under a lock, and after a crash, when
 others may have been there meanwhile, it is merged with what they have left.
@@ -22,16 +21,17 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 from ..kernel.failpoints import reached
 from ..kernel.long_paths import reach
-from ..kernel.plain_paths import Places, near, unlink
+from ..kernel.plain_paths import Places, name_aside, near, unlink
 from ..kernel.syscalls import sync_file_system
 from ..kernel.tree import Below, copy, copy_tree, remove_tree
-from ..sandbox.filesystem.directories import make_places, make_shared, waited_lock
+from ..sandbox.filesystem.directories import make_places, make_shared
+from ..spec import words
 from ..spec.job import Target, TargetKind
 from ..spec.paths import COPY
 from . import journal
-from .confines import Confines
+from .file_version import NOTHING, FileVersion, status_of
 from .journal import Journal, Move
-from .tree import append, unfit
+from .tree import unfit
 
 _MANY_FILES = 32  # with more files, one sync of the whole file system is faster
 OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
@@ -45,7 +45,7 @@ def publish(
     *,
     lock: str = "",
     noted: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Bring all files to their places, or none.
 
     A file on another file system than its place is first copied beside its place.
@@ -56,6 +56,9 @@ def publish(
         undeclared: more moves, which :func:`near_place` has seen; what this locks is locked until all renames are made.
         lock: the file of that lock, for recovery.
         noted: whether the journal stays as PUBLISHED.
+
+    Returns:
+        What :func:`settle` says.
 
     Raises:
         OSError: if that is not possible; all places are then as they were before.
@@ -68,7 +71,8 @@ def publish(
         with undeclared or nullcontext(()) as more:
             sync(more)
             if ready or more:
-                _publish([*ready, *more], directory, lock if more else "", noted)
+                return _publish([*ready, *more], directory, lock if more else "", noted)
+        return ()
     finally:
         remove_copies(ready)
 
@@ -89,22 +93,33 @@ def publish_one(move: Move) -> None:
     here = near_place(move)
     _strip(here.source)
     with Places() as places:
-        exchanged = _carry_out(here, places)
+        exchanged = carry_out(here, places)
     if exchanged and here is not move:
         remove_tree(here.source)
 
 
-def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> None:
+def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> tuple[str, ...]:
     reached("synced")
-    if len(moves) > 1 or noted or moves[0].merge:
+    begun = False
+
+    def begin() -> None:
+        """Write the journal. A single exchange needs none, unless the file system takes several renames for it."""
+        nonlocal begun
+        if begun:
+            return
         make_shared(directory)  # missing where the layers are elsewhere
-        journal.write(directory, Journal(tuple(moves), lock, noted))
+        known = tuple(_with_was(move, places) for move in moves)
+        journal.write(directory, Journal(known, lock, noted), durable=places.are_elsewhere(directory))
+        begun = True
         reached("journal")
+
     done: list[tuple[Move, bool | None]] = []
-    with Places() as places:
+    with Places(begin) as places:
+        if len(moves) > 1 or noted or moves[0].merge:
+            begin()
         try:
             for move in moves:
-                done.append((move, _carry_out(move, places)))
+                done.append((move, carry_out(move, places)))
                 reached("renamed")
             places.check({os.path.dirname(move.place) for move in moves if not move.is_deletion})
         except OSError:
@@ -113,31 +128,59 @@ def _publish(moves: list[Move], directory: str, lock: str, noted: bool) -> None:
                     places.exchange(move.source, move.place) if exchanged else places.rename(move.place, move.source)
             journal.end(directory)
             raise
-    _settle(moves)
+    problems = settle(moves)
     reached("all renamed")
-    journal.end(directory, noted=noted)
+    with suppress(OSError):  # all is in its place: recovery finds that, too
+        journal.end(directory, noted=noted)
+    return problems
 
 
-def _settle(moves: Iterable[Move]) -> None:
+def _with_was(move: Move, places: Places) -> Move:
+    """The move with what is there now: at its place or, of a deletion, to be deleted."""
+    now = places.lstat(move.source if move.is_deletion else move.place)
+    return move._replace(was=NOTHING if now is None else FileVersion.of(now))
+
+
+def settle(moves: Iterable[Move]) -> tuple[str, ...]:
     """Bring the renames to the disk; and give undeclared files in a directory the time of their publication (ctime).
 
     By that time, a job that has begun before knows that it has not deleted them: see staging/undeclared.py.
+
+    Returns:
+        What is at its place and perhaps not on the disk, in sentences: all is published, so that nothing is an error.
     """
     for move in moves:
-        now = _status(move.place) if move.merge else None
-        if now is not None and stat.S_ISDIR(now.st_mode):
-            for path in Below(move.place):
-                with suppress(OSError):
-                    status = os.lstat(path)
-                    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+        with suppress(OSError):
+            now = status_of(move.place) if move.merge else None
+            if now is not None and stat.S_ISDIR(now.st_mode):
+                _touch(move.place)
     parents = {os.path.dirname(path) for move in moves for path in (move.place, move.source)[: 1 + move.merge]}
+    sync_one = _sync_path
     if len(parents) > _MANY_FILES:
-        for parent in {found.st_dev: path for path in parents if (found := _status(path)) is not None}.values():
-            reach(sync_file_system, parent)
-        return
+        sync_one, found = sync_file_system, dict[int, str]()
+        for path in parents:
+            with suppress(OSError):
+                found[reach(os.lstat, path).st_dev] = path
+        parents = set(found.values())
+    problems = []
     for parent in parents:
-        with suppress(FileNotFoundError):  # a part of a directory that was removed as well
-            reach(_sync_path, parent)
+        try:
+            reach(sync_one, parent)
+        except FileNotFoundError:  # a part of a directory that was removed as well
+            continue
+        except OSError as error:
+            problems.append(words.unsynced(parent, error))
+    return tuple(problems)
+
+
+def _touch(directory: str) -> None:
+    try:
+        for path in Below(directory):
+            with suppress(OSError):
+                status = os.lstat(path)
+                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+    except OSError:  # somebody removes a part of it already
+        return
 
 
 def near_place(move: Move) -> Move:
@@ -163,6 +206,9 @@ def remove_copies(moves: Iterable[Move]) -> None:
     for move in moves:
         if move.is_beside:
             with suppress(OSError), near(move.place if move.is_deletion else move.source) as short:
+                remove_tree(short)
+        if move.is_beside and move.was:  # killed between the renames of an exchange
+            with suppress(OSError), near(f"{os.path.dirname(move.place)}/{name_aside(move.was.inode)}") as short:
                 remove_tree(short)
 
 
@@ -195,61 +241,18 @@ def remove_outputs(targets: Iterable[Target]) -> None:
                 raise OSError(errno.ENOTEMPTY, "it cannot be removed", target.path)
 
 
-def recover(directory: str, confines: Confines | None) -> list[str]:
-    """Complete the publication whose journal is in ``directory``, if there is one.
-
-    The process that wrote the journal must be dead.
+def carry_out(move: Move, places: Places, *, spare: bool = False) -> bool | None:
+    """Rename a file to its place, or exchange it with the file there.
 
     Args:
-        confines: of its moves; None: it may name any file.
-
-    Returns:
-        The places that the journal names.
-
-    Raises:
-        UndecidedError: if the journal is damaged or forged; nothing was changed.
-        OSError: if the publication cannot be completed.
-    """
-    found = journal.read(directory)
-    if found is None:
-        return []
-    if confines is not None:
-        confines.check(directory, found)
-    moves = list(found.moves)
-    with waited_lock(found.lock) if found.lock else nullcontext(), Places() as places:
-        for number, move in enumerate(moves):
-            if not move.is_done():
-                moves[number] = _renewed(move)
-                if moves[number] != move:
-                    journal.write(directory, found._replace(moves=tuple(moves)))
-                    reached("renewed")
-                with suppress(FileExistsError):  # a file and a directory: the one of the job that has succeeded stays
-                    _carry_out(moves[number], places)
-                reached("followed")
-        _settle(moves)
-        reached("all followed")
-        journal.end(directory, noted=found.noted)
-    remove_copies(moves)
-    return [move.place for move in moves if not move.is_deletion]
-
-
-def _status(path: str) -> os.stat_result | None:
-    try:
-        found: os.stat_result = reach(os.lstat, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found
-
-
-def _carry_out(move: Move, places: Places) -> bool | None:
-    """Rename a file to its place, or exchange it with the file there.
+        spare: whether of what is merged, files that are there by now stay: they are later than this move.
 
     Returns:
         Whether a file was there; None if this cannot be undone.
     """
     now = places.lstat(move.place)
     if now is not None and move.merge and now.st_ino != move.base:
-        return _merge(move, now, places)
+        return _merge(move, now, places, spare=spare)
     if now is not None:
         _refuse_special(move.place, now)
         places.exchange(move.source, move.place)
@@ -262,7 +265,7 @@ def _carry_out(move: Move, places: Places) -> bool | None:
     return False
 
 
-def _merge(move: Move, place: os.stat_result, places: Places) -> bool | None:
+def _merge(move: Move, place: os.stat_result, places: Places, *, spare: bool) -> bool | None:
     """Bring a file to a place where another job has published since that was decided: after a crash, or without locks.
 
     Raises:
@@ -270,7 +273,9 @@ def _merge(move: Move, place: os.stat_result, places: Places) -> bool | None:
     """
     source = reach(os.lstat, move.source)
     if stat.S_ISDIR(source.st_mode) and stat.S_ISDIR(place.st_mode):
-        _merge_directories(move, places)
+        _merge_directories(move, places, spare=spare)
+        return None
+    if spare and move.size < 0:
         return None
     if stat.S_ISDIR(source.st_mode) or stat.S_ISDIR(place.st_mode):
         raise OSError(errno.EEXIST, "another job has made a file or directory of this name meanwhile", move.place)
@@ -279,7 +284,7 @@ def _merge(move: Move, place: os.stat_result, places: Places) -> bool | None:
     return True
 
 
-def _merge_directories(move: Move, places: Places) -> None:
+def _merge_directories(move: Move, places: Places, *, spare: bool) -> None:
     """Bring all in a directory to the one at its place, entry by entry."""
     left = [(move.source, move.place)]
     while left:
@@ -290,19 +295,8 @@ def _merge_directories(move: Move, places: Places) -> None:
             if now is not None and stat.S_ISDIR(now.st_mode) and stat.S_ISDIR(reach(os.lstat, inner.source).st_mode):
                 left.append((inner.source, inner.place))
             else:
-                _carry_out(inner, places)
+                carry_out(inner, places, spare=spare)
     remove_tree(move.source)
-
-
-def _renewed(move: Move) -> Move:
-    """The move of a file to which other jobs have appended since, with what they have appended; else the same move."""
-    now = _status(move.place) if move.size >= 0 else None
-    if now is None or now.st_ino == move.base or not stat.S_ISREG(now.st_mode):
-        return move
-    again = f"{move.source}.again"
-    with near(move.place) as short:
-        append(move.source, move.size, short, again)
-    return move._replace(source=again, inode=reach(os.lstat, again).st_ino, base=now.st_ino, size=now.st_size)
 
 
 def _refuse_special(place: str, status: os.stat_result) -> None:

@@ -35,13 +35,14 @@ from ..spec.file_policy import PRIVATE_DIRECTORIES
 from ..spec.job import Files, LaunchSpec
 from ..spec.paths import CHECKPOINTS, COPY_SIGN, HOME, run_name
 from .checkpoints import in_use, remove_unused
-from .confines import Confines, ForgedError
+from .confines import Confines
 from .half_published import half_published, mark
+from .interrupted import recover, recovering
 from .journal import UndecidedError, set_aside
 from .journal import undecided as all_undecided
 from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied
 from .pending import Entry, Status, claim, entries, waiting_outputs
-from .publish import copies, recover
+from .publish import copies
 
 PROMPT_PROCESS = "forge-shell"
 """The process name of a ``snakemake-forge shell``, which belongs to no run and may be open beside any run."""
@@ -268,8 +269,8 @@ def clear_after_own(state: str, workdir: str, run: str, scratch: str) -> None:
         scratch: the directory with the scratch of this run.
     """
     inventory = Inventory(state, workdir, own=run, scratch=(scratch,))
-    with suppress(OSError):
-        for leftover in list(inventory.layers()):
+    for leftover in list(inventory.layers()):
+        with suppress(OSError):
             leftover.clear(run)
     remove_remains(inventory)
 
@@ -310,7 +311,7 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
             published.extend(leftover.clear(adopted))
         except UndecidedError as error:
             undecided.add(error.filename)
-            if not isinstance(error, ForgedError):
+            if error.half:
                 marked.extend(mark(workdir, half_published(workdir, error.filename)))
 
     for leftover in inventory.interrupted():
@@ -368,6 +369,9 @@ def _finish(entry: Entry, by: str) -> list[str]:
     except UnfitError as error:
         held.discard(str(error))
         return []
+    except UndecidedError as error:
+        held.discard(str(error))
+        raise
     finally:
         held.release()
 
@@ -402,15 +406,17 @@ def recover_supervisor(spec: LaunchSpec, prefix: str, pid: int | None) -> list[s
 
 def _finish_layers(workdir: str, paths: list[str]) -> list[str]:
     """Finish the publication whose journal is in one of a dead supervisor's layers, and remove all of them."""
-    try:
-        published = [place for path in paths for place in recover(path, Confines(workdir, path))]
-    except UndecidedError as error:
-        aside = {path: set_aside(path) for path in paths}
-        raise UndecidedError(error.errno, error.strerror, aside.get(error.filename, error.filename)) from error
-    for path in paths:
-        remove_tree(path)
-        remove_if_empty(os.path.dirname(path))
-    return published
+    with recovering(workdir):
+        try:
+            published = [place for path in paths for place in recover(path, Confines(workdir, path))]
+        except UndecidedError as error:
+            aside = {path: set_aside(path) for path in paths if os.path.exists(path)}
+            error.filename = aside.get(error.filename, error.filename)
+            raise
+        for path in paths:
+            remove_tree(path)
+            remove_if_empty(os.path.dirname(path))
+        return published
 
 
 def _remove_scratch(workdir: str, slot: str, pid: int) -> list[str]:
@@ -418,11 +424,10 @@ def _remove_scratch(workdir: str, slot: str, pid: int) -> list[str]:
     base = os.path.dirname(slot)
     journals = left_behind(Files(), workdir, layer_name(os.path.basename(base), pid, ""))
     try:
-        published = [place for path in journals for place in recover(path, Confines(workdir, path))]
-    except UndecidedError as error:
-        kept = kept_path(base, f"undecided-{pid}")
-        os.rename(slot, kept)
-        raise UndecidedError(error.errno, error.strerror, kept) from error
+        published = _finish_layers(workdir, list(journals))
+    except UndecidedError:
+        os.rename(slot, kept_path(base, f"undecided-{pid}"))
+        raise
     remove_slot(base, slot)
     return published
 

@@ -34,7 +34,8 @@ from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
 from snakemake_executor_plugin_forge.staging import journal
 from snakemake_executor_plugin_forge.staging.journal import Move
 from snakemake_executor_plugin_forge.staging.owners import Owners
-from snakemake_executor_plugin_forge.staging.pending import WaitingOutputs, entries
+from snakemake_executor_plugin_forge.staging.pending import entries
+from snakemake_executor_plugin_forge.staging.waiting import WaitingOutputs
 from tests.mutations import FEW_OR_MANY, SEED, damaged
 from tests.records import Made, write_run
 

@@ -9,7 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,9 +23,10 @@ from snakemake_executor_plugin_forge.kernel import plain_paths
 from snakemake_executor_plugin_forge.kernel.syscalls import exchange_at
 from snakemake_executor_plugin_forge.staging import journal
 from snakemake_executor_plugin_forge.staging import publish as publishing
+from snakemake_executor_plugin_forge.staging.interrupted import recover
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Move
 from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
-from snakemake_executor_plugin_forge.staging.publish import publish, publish_one, recover
+from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
 from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 from tests.mutations import cut_and_flipped
 
@@ -41,8 +42,12 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(step: int, *, after: bool) -> Iterator[list[str]]:
-    """End everything at that call of those that change something, before it or after it."""
+def killed_at(step: int, *, after: bool, exchanges: bool = True) -> Iterator[list[str]]:
+    """End everything at that call of those that change something, before it or after it.
+
+    Args:
+        exchanges: whether an exchange is one of them, and not what the caller has put in its place.
+    """
     calls: list[str] = []
 
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +64,7 @@ def killed_at(step: int, *, after: bool) -> Iterator[list[str]]:
         return wrapped
 
     with (
-        mock.patch.object(plain_paths, "exchange_at", wrap("exchange", exchange_at)),
+        mock.patch.object(plain_paths, "exchange_at", wrap("exchange", exchange_at)) if exchanges else nullcontext(),
         mock.patch.object(os, "rename", wrap("rename", os.rename)),
         mock.patch.object(os, "unlink", wrap("unlink", os.unlink)),
         mock.patch.object(os, "fsync", wrap("fsync", os.fsync)),
@@ -184,14 +189,14 @@ def test_an_error_on_the_way_leaves_all_as_it_was(kinds: dict[str, str], bad: in
             moves.append(Move.of(str(root / "staging" / name), str(root / "work" / name)))
         before = {name: content(root / "work" / name) for name in NAMES}
         failing = moves[bad % len(moves)]
-        real = publishing._carry_out
+        real = publishing.carry_out
 
         def carry_out(move: Move, places: plain_paths.Places) -> bool | None:
             if move is failing:
                 raise OSError(28, "No space left on device")
             return real(move, places)
 
-        with mock.patch.object(publishing, "_carry_out", carry_out), pytest.raises(OSError, match="No space"):
+        with mock.patch.object(publishing, "carry_out", carry_out), pytest.raises(OSError, match="No space"):
             publish(moves, str(root / "staging"))
         assert {name: content(root / "work" / name) for name in NAMES} == before
         assert not (root / "staging" / JOURNAL).exists()

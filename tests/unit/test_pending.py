@@ -28,13 +28,13 @@ from snakemake_executor_plugin_forge.staging.pending import (
     Entry,
     EntryClaim,
     Status,
-    WaitingOutputs,
     add_entry,
     claim,
     entries,
 )
 from snakemake_executor_plugin_forge.staging.recovery import Inventory, recover_dead_runs
 from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
+from snakemake_executor_plugin_forge.staging.waiting import WaitingOutputs
 
 from ..property.specs import spec
 

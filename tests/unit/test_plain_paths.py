@@ -14,8 +14,9 @@ import pytest
 from snakemake_executor_plugin_forge.kernel import plain_paths, syscalls
 from snakemake_executor_plugin_forge.record.jsonfile import replace_file
 from snakemake_executor_plugin_forge.staging import journal
+from snakemake_executor_plugin_forge.staging.interrupted import recover
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Journal, Move
-from snakemake_executor_plugin_forge.staging.publish import publish, publish_one, recover
+from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
 
 SWAP = """
 import sys

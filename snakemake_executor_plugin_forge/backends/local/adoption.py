@@ -31,8 +31,11 @@ from ...spec.errors import UnfitError
 from ...spec.job import LaunchSpec
 from ...spec.outcome import revised
 from ...spec.verdict import Cause, EndedBy, Order, Outcome, Verdict
+from ...staging.confines import in_words
 from ...staging.fingerprint import differences, output_paths, take_fingerprint
-from ...staging.pending import Entry, EntryClaim, Status, claim, signal_supervisor
+from ...staging.journal import UndecidedError
+from ...staging.liveness import signal_supervisor
+from ...staging.pending import Entry, EntryClaim, Status, claim
 from ...supervisor.reaper import lost, never_started
 from .admission import QueuedBackend
 from .backend import LocalBackend
@@ -249,9 +252,19 @@ class AdoptingBackend:
             self._notice(f"Forge: rule {entry.rule}: what run {entry.run} had staged is discarded, because {error}.")
             held.discard(str(error))
             return None
+        except UndecidedError as error:  # the job is run again, so that its outputs are whole
+            what = in_words(error.filename, os.path.realpath(os.getcwd()))
+            self._notice(f"Forge: rule {entry.rule} of run {entry.run} cannot be adopted, and is run again: {what}")
+            held.discard(str(error))
+            return None
         except OSError as error:
             found, said = read_verdict(entry.directory), words.unseen(Cause.UNPUBLISHED, entry.run, error)
-            return None if found is None else revised(found, Outcome.FAILED, Cause.UNPUBLISHED, said)
+            if found is None:
+                return None
+            failed = revised(found, Outcome.FAILED, Cause.UNPUBLISHED, said)
+            with suppress(OSError):  # a full disk: Snakemake is told all the same
+                held.note_failure(failed)
+            return failed
         self._notice(f"Forge: rule {entry.rule} had finished without its run {entry.run}: adopted ({entry.directory}).")
         return self._noted(entry, verdict)
 

@@ -32,8 +32,8 @@ from ...spec.verdict import Verdict
 from ...staging.publish import remove_outputs
 from ...supervisor.supervisor import supervise
 from . import exchange, fence, mpi, node_state
-from .bench import Bench, Signals
 from .execution import with_scratch
+from .node_setup import NodeSetup, Signals
 from .verdicts import amend, refused
 
 SLURM_CGROUP = "slurm-cgroup"
@@ -86,13 +86,13 @@ class Node:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # who forks does so with it blocked
         self._begin = time.monotonic()
         self._namespaces, self._lasting = namespaces, lasting
-        self._bench: Bench | None = None
+        self._setup: NodeSetup | None = None
         self._failed = False
 
     @property
     def is_over(self) -> bool:
         """Whether this process can run no more attempts, though others may."""
-        return self._failed or (self._bench is not None and not self._bench.lasting)
+        return self._failed or (self._setup is not None and not self._setup.lasting)
 
     def run(self, attempt: str, checksum: str) -> int | None:
         """Run an attempt.
@@ -106,7 +106,7 @@ class Node:
         """
         try:
             launch = exchange.read_launch(attempt, checksum)
-            if self._bench is not None and not self._bench.serves(launch):
+            if self._setup is not None and not self._setup.serves(launch):
                 return None
             mine = fence.claim(attempt, f"Slurm job {os.environ.get('SLURM_JOB_ID')} on {socket.gethostname()}")
             if mine is None:
@@ -122,21 +122,23 @@ class Node:
     def _attend(self, launch: exchange.Launch, mine: fence.CopyClaim) -> bool:
         """Run a copy; False if the node could not be prepared for it, which is its verdict then."""
         run_id = os.path.basename(os.path.dirname(launch.state))
-        spec = own_spec(launch.spec, run_id, mine, self._bench.scratch_base if self._bench is not None else None)
+        spec = own_spec(launch.spec, run_id, mine, self._setup.scratch_base if self._setup is not None else None)
         copy = Copy(launch, mine, spec, self._begin)
-        if self._bench is None:
+        if self._setup is None:
             try:
-                self._bench = Bench(launch, spec.scratch_base, self.signals, self._namespaces, lasting=self._lasting)
+                self._setup = NodeSetup(
+                    launch, spec.scratch_base, self.signals, self._namespaces, lasting=self._lasting
+                )
             except (ForgeError, OSError) as error:
                 copy.refuse(error)
                 return False
-        copy.run(self._bench)
+        copy.run(self._setup)
         return True
 
     def close(self) -> None:
         """Remove what all attempts have used."""
-        if self._bench is not None:
-            self._bench.close()
+        if self._setup is not None:
+            self._setup.close()
 
 
 class Copy:
@@ -153,16 +155,16 @@ class Copy:
         self._state = node_state.CopyState()
         self._spec = mpi.fitted(spec, os.environ)
 
-    def run(self, bench: Bench) -> None:
+    def run(self, setup: NodeSetup) -> None:
         """Run the job and report.
 
         Raises:
             ForgeError, OSError: if there can be no result.
         """
-        launch, before = self._launch, slurm_step.read_again(bench.around)
+        launch, before = self._launch, slurm_step.read_again(setup.around)
         try:
-            host = within_slurm(bench.host, before, self._spec.limits.cpus, shares=launch.shares)
-            self._spec = enclosed(self._spec, host, bench.points, bench.home_directory)
+            host = within_slurm(setup.host, before, self._spec.limits.cpus, shares=launch.shares)
+            self._spec = enclosed(self._spec, host, setup.points, setup.home_directory)
             check_requirement(launch.require, host, self._spec.limits.io_weight)
         except ForgeError as error:
             self.refuse(error)
@@ -182,7 +184,7 @@ class Copy:
         match self._decide(node_state.Prepared(in_place)):
             case node_state.Run(clear_outputs=True):
                 remove_outputs(launch.spec.files.targets)
-        supervise(self._spec, payload, bench.tools(confirm), self._report)
+        supervise(self._spec, payload, setup.tools(confirm), self._report)
 
     def refuse(self, error: Exception) -> None:
         """Report that this node cannot run the job.

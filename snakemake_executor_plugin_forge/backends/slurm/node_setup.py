@@ -1,4 +1,4 @@
-"""The bench of a process on a node: what one preparation of the node gives to all attempts that it runs."""
+"""The setup of a process on a node: one preparation, which serves all attempts that it runs."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ class Signals:
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """The part of an attempt that a bench depends on."""
+    """The part of an attempt on which a setup depends."""
 
     workdir: str
-    scratch: str  # the directory of the bench's scratch
+    scratch: str  # the directory of its scratch
     priority: Priority
     pids: int | None
     gpus: tuple[str, ...] | None  # --forge-gpus
@@ -91,7 +91,7 @@ class _Needs:
         return cls(launch.spec.workdir, place, priority, launch.run_pids, launch.gpus, wants)
 
 
-class Bench:
+class NodeSetup:
     """Cgroup, home, scratch and template of a process that runs one attempt after the other.
 
     Its names are those of the first of them. Attributes: ``host`` without Slurm, ``around`` (the cgroup of the Slurm

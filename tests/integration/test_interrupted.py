@@ -1,0 +1,74 @@
+"""Publications that a crash has interrupted, and what happens before Forge comes back: another executor, a rename."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..conftest import run, write_workflow
+from ..killer import environment
+
+WORKFLOW = """
+rule all:
+    input: "a.txt", "other.txt"
+rule three:
+    output: "a.txt", "b.txt", "c.txt"
+    shell: "for f in {output}; do echo {config[value]} > $f; done"
+rule other:
+    output: "other.txt"
+    shell: "touch {output}"
+"""
+THREE = ("a.txt", "b.txt", "c.txt")
+EVERYBODY = "all:renamed:three"  # after the first of three renames
+
+
+def values(directory: Path) -> list[str]:
+    return [(directory / name).read_text().strip() for name in THREE]
+
+
+def arguments(value: str, *more: str) -> tuple[str, ...]:
+    return ("-j2", *more, "--rerun-triggers", "mtime", "--config", f"value={value}")
+
+
+def crashed(directory: Path) -> None:
+    """Old versions, of which one has been exchanged for a new one."""
+    write_workflow(directory, WORKFLOW)
+    assert run(directory, *arguments("old", "three")).code == 0
+    fired = directory.parent / "fired"
+    crash = run(directory, *arguments("crashed", "-F", "three"), env=environment(EVERYBODY, fired))
+    assert crash.code != 0 and fired.read_text().startswith(EVERYBODY), crash.output
+    assert values(directory) == ["crashed", "old", "old"]
+    assert run(directory, "--unlock").code == 0
+
+
+def test_what_another_executor_has_made_since_the_crash_stays(workdir: Path) -> None:
+    """It is whole, and stays so; the files of the crash are kept, and named at each start until they are removed."""
+    crashed(workdir)
+    again = run(workdir, *arguments("new", "-F", "three"), executor="local")
+    assert again.code == 0, again.output
+    found = run(workdir, *arguments("new"))
+    assert found.code == 0, found.output
+    assert values(workdir) == ["new"] * 3
+    (aside,) = workdir.glob(".snakemake/forge/staging/undecided-*")
+    assert f"those of that job are in {aside}" in found.output
+    assert sorted(path.read_text() for path in (aside / "upper").glob("[bc].txt")) == ["crashed\n"] * 2
+
+
+def test_one_output_that_was_changed_since_the_crash_stays_and_no_job_reads_the_others(workdir: Path) -> None:
+    crashed(workdir)
+    (workdir / "b.txt").write_text("mine\n")
+    refused = run(workdir, *arguments("new"))
+    assert refused.code != 0 and "--rerun-incomplete" in refused.output, refused.output
+    assert values(workdir) == ["crashed", "mine", "old"]
+    done = run(workdir, *arguments("new", "--rerun-incomplete"))
+    assert done.code == 0, done.output
+    assert values(workdir) == ["new"] * 3
+
+
+def test_a_working_directory_that_was_renamed_is_completed_where_it_is(workdir: Path) -> None:
+    directory = workdir / "project"
+    crashed(directory)
+    moved = directory.rename(workdir / "moved")
+    done = run(moved, *arguments("new"))
+    assert done.code == 0, done.output
+    assert f"completed what an interrupted run was publishing: {moved}/a.txt" in done.output
+    assert values(moved) == ["crashed"] * 3
