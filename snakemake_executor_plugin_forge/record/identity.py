@@ -6,6 +6,7 @@ import os
 import pwd
 import socket
 from contextlib import suppress
+from typing import Any
 
 from ..kernel import procfs
 
@@ -53,6 +54,17 @@ def pid_namespace() -> int:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return 0
+
+
+def this_process() -> dict[str, Any]:
+    """The facts about this process by which readers of a record know whether it lives."""
+    return {
+        "pid": os.getpid(),
+        "start_time": start_time(os.getpid()),
+        "boot_id": boot_id(),
+        "host": socket.gethostname(),
+        "pid_namespace": pid_namespace(),
+    }
 
 
 def is_here(host: object, namespace: object) -> bool:

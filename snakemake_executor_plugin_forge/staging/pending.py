@@ -17,7 +17,6 @@ import enum
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from ..kernel.failpoints import reached
 from ..kernel.plain_paths import unlink
 from ..kernel.tree import remove_tree
 from ..record.codec import encode, read_verdict
-from ..record.identity import boot_id, is_here, lives, pid_namespace, process_number, start_time
+from ..record.identity import is_here, lives, process_number, this_process
 from ..record.jsonfile import ADOPTABLE, STAGED, VERDICT, amend, load, parse, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
 from ..spec.errors import UnfitError
@@ -109,14 +108,10 @@ def add_entry(spec: LaunchSpec, fingerprint: Fingerprint) -> str:
         run=os.path.basename(os.path.dirname(spec.job_dir)),
         name=spec.name,
         directory=spec.job_dir,
-        pid=os.getpid(),
-        start_time=start_time(os.getpid()),
-        boot_id=boot_id(),
-        host=socket.gethostname(),
+        **this_process(),
         cpus=spec.limits.cpus,
         memory_bytes=spec.limits.memory_bytes,
         identity=fingerprint,
-        pid_namespace=pid_namespace(),
     )
     data = {"schema": RECORD_SCHEMA, **asdict(entry)}
     del data["path"]
