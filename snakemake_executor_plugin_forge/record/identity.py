@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from contextlib import suppress
+from typing import Any
 
 from ..kernel import procfs
 
@@ -44,6 +46,37 @@ def lives(pid: int, started: int, boot: str) -> bool:
         return boot == boot_id() and start_time(pid) == started
     except OSError:
         return False
+
+
+def pid_namespace() -> int:
+    """The inode of this process's PID namespace: pid_namespaces(7). 0 if the kernel has none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def this_process() -> dict[str, Any]:
+    """The facts about this process by which readers of a record know whether it lives."""
+    return {
+        "pid": os.getpid(),
+        "start_time": start_time(os.getpid()),
+        "boot_id": boot_id(),
+        "host": socket.gethostname(),
+        "pid_namespace": pid_namespace(),
+    }
+
+
+def is_here(host: object, namespace: object) -> bool:
+    """Whether the processes of a record have their numbers from where this process has its own.
+
+    A container can have the name of its host; its processes have other numbers, or are seen by nobody outside.
+
+    Args:
+        host: of the record.
+        namespace: its PID namespace; None: the record is older, and the host alone decides.
+    """
+    return host == socket.gethostname() and namespace in (None, pid_namespace())
 
 
 def user_name(uid: int | None = None) -> str:

@@ -213,6 +213,7 @@ _RUN = _object({
     **dict.fromkeys(("run", "boot_id", "host", "isolation", "user"), _TEXT),
     "backend": _kind(_is_text, "local"),
     **dict.fromkeys(("pid", "start_time"), _COUNT),
+    "pid_namespace": _null_or(_COUNT),
     **dict.fromkeys(("workdir", "cgroup"), _PATH),
     "memory_bytes": _null_or(_NUMBER),
     "command": _TEXTS,

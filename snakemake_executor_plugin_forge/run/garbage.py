@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ..record.identity import is_here
 from ..sandbox.cgroups.base import member_pids
 from ..staging.liveness import is_own
 from ..staging.recovery import Inventory, Kind, Leftover
 
 PARTS: dict[str, tuple[Callable[[Inventory], Iterator[Leftover]], ...]] = {
-    "staging": (Inventory.waiting, Inventory.layers),
+    "staging": (Inventory.waiting, Inventory.layers, Inventory.copies),
     "scratch": (Inventory.scratch, Inventory.kept_scratch),
     "cgroups": (Inventory.cgroups,),
     "checkpoints": (Inventory.checkpoints,),
@@ -55,14 +55,15 @@ def find(state: str, workdir: str, part: str) -> list[Leftover]:
     Only those of this user, to which the record of a run of this user on this host leads; an unknown run may be alive.
     """
     inventory = Inventory(state, workdir, every_attempt=True)
-    host = socket.gethostname()
-    known = {name for name, run in inventory.dead.items() if run.record.get("host") == host and is_own(run.path)}
+    dead = inventory.dead.items()
+    here = {n for n, run in dead if is_here(run.record.get("host"), run.record.get("pid_namespace"))}
+    known = {name for name in here if is_own(inventory.dead[name].path)}
     return [
         item
         for leftovers in PARTS[part]
         for item in leftovers(inventory)
-        if (item.run in known or item.kind in (Kind.CHECKPOINT, Kind.HOME))
-        and all(is_own(path) for path in item.paths)
+        if (item.run in known or item.kind in (Kind.CHECKPOINT, Kind.HOME, Kind.COPY))
+        and all(is_own(path, is_file=item.kind is Kind.COPY) for path in item.paths)
         and not (item.kind is Kind.CGROUP and member_pids(item.paths[0]))
     ]
 

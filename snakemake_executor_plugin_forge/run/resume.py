@@ -26,6 +26,7 @@ from ..kernel.process_tree import command_name, is_dead, stat
 from ..kernel.procfs import read
 from ..kernel.tree import walk
 from ..record.attempt_dir import now
+from ..record.identity import is_here
 from ..record.reader import RUN, RunDirectory, save_run
 from ..sandbox.cgroups.base import kill_all, member_pids, remove_patiently, remove_tree
 from ..spec.errors import BusyError, HostError, UsageError
@@ -83,8 +84,9 @@ def declare_dead(runs: Sequence[RunDirectory], host: str) -> int:
         UsageError: if there is none, or it is this host.
     """
     unended = [run for run in runs if run.record and not run.record.get("ended")]
+    unended = [run for run in unended if not is_here(run.record.get("host"), run.record.get("pid_namespace"))]
     open_runs = [run for run in unended if run.record.get("host") == host]
-    if not open_runs or host == socket.gethostname():
+    if not open_runs:
         names = sorted({str(run.record.get("host")) for run in unended})
         raise UsageError(
             f"--dead-host {host}: no run of that host is open, or it is this host. Open are runs of: "
@@ -102,9 +104,12 @@ def living(runs: Sequence[RunDirectory], workdir: str) -> list[str]:
         record = run.record
         if not record or record.get("ended"):
             continue
-        if record.get("host") != socket.gethostname():
+        if not is_here(record.get("host"), record.get("pid_namespace")):
+            where = f"host {record.get('host')}"
+            if record.get("host") == socket.gethostname():
+                where = f"a host or container of this name, {record.get('host')}, with process numbers of its own"
             found.append(
-                f"Run {record['run']} was started on host {record.get('host')} (pid {record.get('pid')}) and has no "
+                f"Run {record['run']} was started on {where} (pid {record.get('pid')}) and has no "
                 f"end; whether it is alive cannot be seen from here. Check that host or, if it is down for good: "
                 f"snakemake-forge resume --dead-host {record.get('host')}"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 
 from ..kernel.syscalls import spread_subdirectories
 from ..record.attempt_dir import now
-from ..record.identity import boot_id, software_versions, start_time, user_name
+from ..record.identity import software_versions, this_process, user_name
 from ..record.jsonfile import replace_file
 from ..record.origin import claim
 from ..record.reader import RUN
@@ -54,10 +53,7 @@ class RunFile:
         self._facts: dict[str, object] = {
             "schema": RECORD_SCHEMA,
             "run": os.path.basename(directory),
-            "pid": os.getpid(),
-            "start_time": start_time(os.getpid()),
-            "boot_id": boot_id(),
-            "host": socket.gethostname(),
+            **this_process(),
             "command": sys.argv,
             "workdir": workdir,
             "isolation": "",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
 from ..kernel.process_tree import command_name, is_dead
 from ..record import sound
-from ..record.identity import boot_id
+from ..record.identity import boot_id, is_here
 from ..record.jsonfile import CLOSED, load
 from ..record.reader import RUN, is_alive
 from ..spec.errors import UnfitError
@@ -62,7 +62,7 @@ def may_live(run_dir: str, pid: int) -> bool:
     if found is None:  # removed by hand, or the run never began
         return is_forge(pid)
     run = sound.run(found)
-    if run.get("host") != socket.gethostname():
+    if not is_here(run.get("host"), run.get("pid_namespace")):
         return run.get("ended") is None
     if run.get("boot_id") != boot_id():
         return False
@@ -82,9 +82,9 @@ def is_forge(pid: int) -> bool:
     return not is_dead(pid) and command_name(pid).startswith("forge-")  # dead and not reaped: process 1 can be slow
 
 
-def is_own(path: str) -> bool:
-    """Whether a path is a directory of this user, and no link."""
+def is_own(path: str, *, is_file: bool = False) -> bool:
+    """Whether a path is a directory of this user, and no link; with ``is_file`` any kind of file of this user."""
     with suppress(OSError):
         status = os.lstat(path)
-        return os.path.isdir(path) and not os.path.islink(path) and status.st_uid == os.geteuid()
+        return (is_file or stat.S_ISDIR(status.st_mode)) and status.st_uid == os.geteuid()
     return False

@@ -17,7 +17,6 @@ import enum
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from ..kernel.failpoints import reached
 from ..kernel.plain_paths import unlink
 from ..kernel.tree import remove_tree
 from ..record.codec import encode, read_verdict
-from ..record.identity import boot_id, lives, process_number, start_time
+from ..record.identity import is_here, lives, process_number, this_process
 from ..record.jsonfile import ADOPTABLE, STAGED, VERDICT, amend, load, parse, write_file
 from ..sandbox.filesystem.directories import remove_if_empty
 from ..spec.errors import UnfitError
@@ -67,6 +66,7 @@ class Entry:
     cpus: int
     memory_bytes: int | None
     identity: Fingerprint
+    pid_namespace: int | None = None  # None: an older Forge wrote it
 
     @property
     def rule(self) -> str:
@@ -75,7 +75,7 @@ class Entry:
 
     def supervised(self) -> bool:
         """Whether the supervisor is alive on this host."""
-        return self.host == socket.gethostname() and lives(self.pid, self.start_time, self.boot_id)
+        return self._is_here() and lives(self.pid, self.start_time, self.boot_id)
 
     def status(self) -> Status:
         """The present state of the job."""
@@ -85,7 +85,10 @@ class Entry:
             return Status.WAITING if verdict.get("staged") else Status.OVER
         if alive:
             return Status.RUNNING
-        return Status.ELSEWHERE if self.host != socket.gethostname() else Status.OVER
+        return Status.OVER if self._is_here() else Status.ELSEWHERE
+
+    def _is_here(self) -> bool:
+        return is_here(self.host, self.pid_namespace)
 
 
 # -- in the supervisor --------------------------------------------------------------------------------------------
@@ -105,10 +108,7 @@ def add_entry(spec: LaunchSpec, fingerprint: Fingerprint) -> str:
         run=os.path.basename(os.path.dirname(spec.job_dir)),
         name=spec.name,
         directory=spec.job_dir,
-        pid=os.getpid(),
-        start_time=start_time(os.getpid()),
-        boot_id=boot_id(),
-        host=socket.gethostname(),
+        **this_process(),
         cpus=spec.limits.cpus,
         memory_bytes=spec.limits.memory_bytes,
         identity=fingerprint,
@@ -210,6 +210,7 @@ def _read_entry(path: str) -> Entry | None:
             cpus=int(data["cpus"]),
             memory_bytes=None if data["memory_bytes"] is None else int(data["memory_bytes"]),
             identity=Fingerprint.from_json(data["identity"]),
+            pid_namespace=None if (found := data.get("pid_namespace")) is None else int(found),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None

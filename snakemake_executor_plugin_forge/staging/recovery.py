@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import errno
 import os
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any
 from ..kernel.failpoints import reached
 from ..kernel.tree import remove_tree, weigh
 from ..record import sound
+from ..record.identity import is_here
 from ..record.jsonfile import SPEC, VERDICT, load
 from ..record.reader import RunDirectory, is_alive, read_run, run_directories
 from ..record.sound import DAMAGED
@@ -180,12 +180,19 @@ class Inventory:
             yield from (staging_of(root, self._workdir) for root in sorted(roots - {self._workdir}))
 
     def copies(self) -> Iterator[Leftover]:
-        """Yield copies beside outputs of attempts on this host; finish :meth:`layers` first: journals name some."""
+        """Yield copies beside outputs of attempts on this host, if no journal can name one and nobody makes one."""
+        is_named = any(self.layers()) or all_undecided(staging_of(self._workdir, self._workdir))
+        if is_named or self._may_be_used_elsewhere():
+            return
         local = (plan for plan in self._plans() if plan.get("backend", "local") == "local")
         outputs = {os.path.join(self._workdir, path) for plan in local for path in plan.get("outputs", ())}
         for path, pid in copies(outputs):
             if not is_forge(pid):
                 yield Leftover(Kind.COPY, (path,), "", *_weigh([path]), _by(remove_tree, path))
+
+    def _may_be_used_elsewhere(self) -> bool:
+        runs = run_directories(self._state)
+        return any(run.record.get("ended") is None and not _is_here(run) for run in runs)
 
     def _scratch_bases(self) -> Iterator[tuple[str, str]]:
         """Yield the run and path of each scratch base of dead runs that belongs to this user."""
@@ -219,7 +226,7 @@ class Inventory:
         If the run has detached jobs, these are the cgroups of its other jobs and supervisors.
         """
         living = detached_supervisors(self._state)
-        for path in cgroups.find({run_name(run): run for run in self.dead}):
+        for path in cgroups.find({run_name(name): name for name, run in self.dead.items() if _is_here(run)}):
             run = os.path.basename(path).removeprefix(run_name(""))
             kept = {entry.name for entry in living.values() if entry.run == run}
             paths = [path]
@@ -233,9 +240,8 @@ class Inventory:
 
     def checkpoints(self) -> Iterator[Leftover]:
         """Yield checkpoint directories, unless a run may be alive, here or on another host."""
-        for run in run_directories(self._state):
-            if run.record.get("ended") is None and (run.alive or run.record.get("host") != socket.gethostname()):
-                return
+        if self._may_be_used_elsewhere() or any(run.alive for run in run_directories(self._state)):
+            return
         directory = f"{self._workdir}/{CHECKPOINTS}"
         for name in sorted(os.listdir(directory)) if is_own(directory) else []:
             path = f"{directory}/{name}"
@@ -323,10 +329,16 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
     for leftover in dead:
         clear(leftover)
         reached("layer removed")
+    for leftover in inventory.copies() if dead else ():
+        clear(leftover)
     remove_remains(inventory)
     undecided |= set(all_undecided(staging_of(workdir, workdir)))
     everywhere = tuple(inventory.others()), tuple(inventory.open_elsewhere())
     return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), *everywhere)
+
+
+def _is_here(run: RunDirectory) -> bool:
+    return is_here(run.record.get("host"), run.record.get("pid_namespace"))
 
 
 # -- finishing and removing --------------------------------------------------------------------------------------------

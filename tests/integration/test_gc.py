@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -103,6 +104,9 @@ def test_other_hosts_and_runs_without_a_record_are_left_alone(tmp_path: Path) ->
     for directory in (slot, staged / "upper", foreign, unknown / "upper"):
         directory.mkdir(parents=True)
 
+    copy = tmp_path / ".forge-copy-999999999-1"
+    copy.touch()
+
     def found(*parts: str) -> list[str]:
         return [item.paths[0] for part in parts for item in find(str(state), str(tmp_path), part)]
 
@@ -111,6 +115,15 @@ def test_other_hosts_and_runs_without_a_record_are_left_alone(tmp_path: Path) ->
         for change in ({"host": "elsewhere"}, {"pid": os.getpid(), "start_time": start_time(os.getpid()), "ended": None}):
             (done / "run.json").write_text(json.dumps(record | change))
             assert found("staging", "scratch") == []
+        (done / "run.json").write_text(json.dumps(record))
+        for layer in (staged, unknown):  # a journal in it could name the copy
+            assert str(copy) not in found("staging")
+            shutil.rmtree(layer)
+        assert found("staging") == [str(copy)]
+        (done / "run.json").write_text(json.dumps(record | {"pid_namespace": 1, "ended": None}))
+        assert found("staging", "scratch") == []
+        (done / "run.json").write_text(json.dumps(record | {"pid": os.getpid(), "start_time": start_time(os.getpid()), "ended": None}))
+        copy.unlink()
         checkpoint = state / "checkpoints" / "x"
         checkpoint.mkdir(parents=True)
         assert found("checkpoints") == []  # this very process is a run that goes on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections import Counter
@@ -112,6 +113,15 @@ def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
         assert f"is at work in {directory}" in refused.stderr
         assert list(directory.glob(".snakemake/locks/*"))
 
+        # From a container of the same name it cannot be seen; and nothing of it is there to be cleared.
+        layers = sorted(directory.glob(".snakemake/forge/staging/forge-*"))
+        words = ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-pf", "--mount-proc", *FORGE]
+        for more, code, said in (("resume",), 2, "with process numbers of its own"), (("gc", "--leftovers-after", "0.01s"), 0, ""):
+            apart = subprocess.run([*words, *more], cwd=directory, capture_output=True, text=True, check=False, timeout=DEADLINE)
+            assert apart.returncode == code and said in apart.stderr, apart
+            assert layers == sorted(directory.glob(".snakemake/forge/staging/forge-*")) != []
+        assert list(directory.glob(".snakemake/locks/*")) and process.poll() is None
+
         ((path, record),) = runs(directory).items()
         path.write_text(json.dumps(record | {"start_time": 1}))  # no record says so, but it is there
         refused = resume(directory)
@@ -120,6 +130,10 @@ def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
         path.write_text(json.dumps(record))
     wait_until(lambda: not residue(directory))
 
+    path.write_text(json.dumps(record | {"pid_namespace": 1}))
+    assert f"snakemake-forge resume --dead-host {record['host']}" in resume(directory).stderr
+    path.write_text(json.dumps({key: value for key, value in record.items() if key != "pid_namespace"}))  # of an older Forge
+    assert resume(directory, "--dry-run").returncode == 0
     path.write_text(json.dumps(record | {"host": "elsewhere"}))
     refused = resume(directory)
     assert refused.returncode == 2
