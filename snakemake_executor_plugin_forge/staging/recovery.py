@@ -167,10 +167,9 @@ class Inventory:
     def open_elsewhere(self) -> Iterator[tuple[str, str]]:
         """Yield host and directory of each journal of a run on another host, which may be alive there."""
         for path, run, pid in layer_directories(staging_of(self._workdir, self._workdir)):
-            record = self._runs.get(run.partition(COPY_SIGN)[0])
-            host = str(record.record.get("host")) if record is not None else socket.gethostname()
-            if host != socket.gethostname() and exists(path) and self._may_live(run, pid):
-                yield host, path
+            found = self._runs.get(run.partition(COPY_SIGN)[0])
+            if found is not None and not _is_here(found) and exists(path) and self._may_live(run, pid):
+                yield str(found.record.get("host")), path
 
     def _staging_directories(self, found: Collection[object]) -> Iterator[str]:
         """Yield that of the working directory; then the others, but only if anything was found in the first."""
