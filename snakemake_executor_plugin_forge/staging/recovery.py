@@ -38,9 +38,9 @@ from .checkpoints import in_use, remove_unused
 from .confines import Confines
 from .half_published import half_published, mark
 from .interrupted import recover, recovering
-from .journal import UndecidedError, exists, set_aside
+from .journal import UndecidedError, set_aside
 from .journal import undecided as all_undecided
-from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied
+from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied, open_elsewhere
 from .pending import Entry, Status, claim, entries, waiting_outputs
 from .publish import copies
 
@@ -163,13 +163,6 @@ class Inventory:
         for (run, _), paths in supervisors.items():
             name = run.partition(COPY_SIGN)[0]
             yield Leftover(Kind.LAYERS, tuple(paths), name, *_weigh(paths), _by(_finish_layers, self._workdir, paths))
-
-    def open_elsewhere(self) -> Iterator[tuple[str, str]]:
-        """Yield host and directory of each journal of a run on another host, which may be alive there."""
-        for path, run, pid in layer_directories(staging_of(self._workdir, self._workdir)):
-            found = self._runs.get(run.partition(COPY_SIGN)[0])
-            if found is not None and not _is_here(found) and exists(path) and self._may_live(run, pid):
-                yield str(found.record.get("host")), path
 
     def _staging_directories(self, found: Collection[object]) -> Iterator[str]:
         """Yield that of the working directory; then the others, but only if anything was found in the first."""
@@ -332,7 +325,7 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
         clear(leftover)
     remove_remains(inventory)
     undecided |= set(all_undecided(staging_of(workdir, workdir)))
-    everywhere = tuple(inventory.others()), tuple(inventory.open_elsewhere())
+    everywhere = tuple(inventory.others()), tuple(open_elsewhere(state, workdir))
     return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), *everywhere)
 
 
