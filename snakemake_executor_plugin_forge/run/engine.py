@@ -33,6 +33,7 @@ from ..spec.printable import few
 from ..spec.resources import check_group, priority_of_run
 from ..spec.verdict import Order, Verdict
 from ..staging.confines import in_words
+from ..staging.journal import undecided
 from ..staging.recovery import clear_after_own, recover_dead_runs
 from ..workers.zygote import Render, ZygoteSetup
 from .attempts import Attempts, Submission
@@ -279,6 +280,9 @@ class Engine:
             self._metrics.sample()
         self._places.close()
         clear_after_own(self._run.state_dir, self._run.workdir, self._run.run_id, self._scratch)
+        for directory in undecided(f"{self._run.workdir}/{STAGING}"):
+            if f"-{self._run.run_id}-" in directory:  # those of earlier runs were named when this one began
+                self._notice(f"Forge: {in_words(directory, self._run.workdir)}")
         reached("closed", "")
         try:
             self.write_record(ended=now())

@@ -15,9 +15,12 @@ from unittest import mock
 import pytest
 
 from snakemake_executor_plugin_forge.record.attempt_dir import write_verdict
+from snakemake_executor_plugin_forge.record.codec import read_verdict
+from snakemake_executor_plugin_forge.spec import words
 from snakemake_executor_plugin_forge.spec.errors import UnfitError
 from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, LaunchSpec, Target
-from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
+from snakemake_executor_plugin_forge.spec.outcome import revised
+from snakemake_executor_plugin_forge.spec.verdict import Cause, Outcome, Usage, Verdict
 from snakemake_executor_plugin_forge.staging import journal
 from snakemake_executor_plugin_forge.staging.confines import in_words
 from snakemake_executor_plugin_forge.staging.file_version import file_version
@@ -211,6 +214,26 @@ def test_recovery(tmp_path: Path) -> None:
     _announced(tmp_path / "other")
     recover_dead_runs(f"{tmp_path}/other/.snakemake/forge", f"{tmp_path}/other", "run2")  # it died without a verdict
     assert entries(f"{tmp_path}/other/.snakemake/forge") == []
+
+
+def test_a_failed_adoption_is_on_record_until_one_succeeds(tmp_path: Path) -> None:
+    """``why`` reads the record: the job failed for this run; its outputs wait for one in which the cause is gone."""
+    entry = _staged(tmp_path)
+    for _ in range(2):
+        held = claim(entry)
+        assert held is not None
+        verdict = read_verdict(entry.directory)
+        assert verdict is not None
+        held.note_failure(revised(verdict, Outcome.FAILED, Cause.UNPUBLISHED, words.unseen(Cause.UNPUBLISHED, "run1", "no permission")))
+        held.release()
+        noted = read_verdict(entry.directory)
+        assert noted is not None and noted.staged and noted.outcome is Outcome.FAILED and "no permission" in noted.reason
+        assert entry.status() is Status.WAITING
+    held = claim(entry)
+    assert held is not None
+    published = held.publish("run2")
+    assert (published.outcome, published.staged) == (Outcome.SUCCEEDED, False)
+    assert "no permission" not in published.reason and (tmp_path / "x").read_text() == "new x"
 
 
 def test_what_was_forged_moves_and_removes_nothing(tmp_path: Path) -> None:
