@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from .run_plan import RunPlan
     from .submission import PreparedJob, Submitter
 
-
-_SHOWN = 5
-_SLOW_SHARE, _SLOW_SECONDS = 0.1, 5.0  # of a run's time, and at least: then the scheduler is worth a line
+_SHOWN, _SLOW_SHARE, _SLOW_SECONDS = 5, 0.1, 5.0  # of a run's time, and at least: then the scheduler is worth a line
 _STARTED_IN: str | None = None  # before --directory: Snakemake loads this module first
 with suppress(OSError):
     _STARTED_IN = os.getcwd()
@@ -135,10 +133,13 @@ class Executor(_InnerSnakemake):
         self._reads: dict[str, set[str]] = {}  # rule to the files that its jobs read without declaring them
         self._choosing: ChoosingTime | None = None  # from the first job on
         self._stopped_by = "Ctrl-C"
-        if len(self.dag) == 0:
-            return
         try:
-            self._start()
+            if len(self.dag):
+                self._start()
+            else:
+                from .nothing_to_do import complete_interrupted
+
+                complete_interrupted(self.executor_settings, self.logger.info)
         except ForgeError as error:
             self._close()
             raise WorkflowError(str(error)) from None  # Snakemake would show a cause as a bug of ours
@@ -443,8 +444,7 @@ def _always_visible(workflow: Any) -> list[str]:
         workflow.sourcecache.runtime_cache_path,
         persistence.conda_env_path,
         persistence.container_img_path,
-        workflow.deployment_settings.conda_prefix,
-        workflow.deployment_settings.apptainer_prefix,
+        *(workflow.deployment_settings.conda_prefix, workflow.deployment_settings.apptainer_prefix),
         *runtime_paths(workflow),
     ]
     return [os.fspath(p) for p in paths if p and not str(p).startswith(("http:", "https:"))]

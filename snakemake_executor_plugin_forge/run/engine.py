@@ -84,7 +84,7 @@ class Engine:
         self._cores = min(request.cores or os.cpu_count() or 1, _UNLIMITED)
         self._record = RunFile(run_dir, workdir, config.backend, request.workflow, request.started_in, notice)
         self._scratch = config.scratch_dir or PRIVATE_DIRECTORIES[0]
-        _recover(state, workdir, run_id, self._scratch, notice)
+        recover(state, workdir, run_id, self._scratch, notice)
         reached("recovered", "")
         gpus = find(config.gpus, os.environ)
         setup = ZygoteSetup(
@@ -327,7 +327,15 @@ def _metrics_file(path: str, run: RunContext, host: Host, cores: int, notice: Ca
     return MetricsFile(path, notice, RunFacts(run.run_id, run.workdir, host.cgroup_note, cores))
 
 
-def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callable[[str], None]) -> None:
+def recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callable[[str], None]) -> bool:
+    """Complete what dead runs were publishing, remove what else is left of them, and say so.
+
+    Returns:
+        Whether any output was published.
+
+    Raises:
+        HostError: if that cannot be done, or Snakemake has to take outputs for incomplete.
+    """
     try:
         recovered = recover_dead_runs(state, workdir, run_id, scratch)
     except OSError as error:
@@ -343,6 +351,12 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
         )
     for directory in recovered.undecided:
         notice(f"Forge: {in_words(directory, workdir)}")
+    for host, directory in recovered.elsewhere:
+        notice(
+            f"Forge: a run on host {host} was publishing outputs when it was last seen ({directory}), and whether it "
+            "is alive cannot be seen from here. If it is not, they may be half new and half old: complete them there "
+            f"or, if that host is down for good, with: snakemake-forge resume --dead-host {host}"
+        )
     if recovered.marked:  # by now, Snakemake has taken them for complete
         raise HostError(
             f"Nothing was run: {few(recovered.marked)} may be half new and half old (see above), and Snakemake takes "
@@ -351,6 +365,7 @@ def _recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callab
         )
     if recovered.published:
         notice(f"Forge: completed what an interrupted run was publishing: {', '.join(recovered.published)}")
+    return bool(recovered.published)
 
 
 def _below_private(paths: Iterable[str]) -> list[str]:

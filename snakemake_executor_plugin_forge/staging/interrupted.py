@@ -176,15 +176,16 @@ def _look(move: Move, written_ns: int, *, is_moved: bool) -> _Looked:
         move = _with_was(move, source, written_ns)
         is_there = source is not None and FileVersion.of(source) == move.was
         return _Looked(move, Fate.FOLLOW if is_there else Fate.DONE, is_new=False)
-    is_unknown, move = move.was is None, _with_was(move, place, written_ns)
+    if move.was is None and source is not None and source.st_ino != move.inode and not is_moved:
+        move = move._replace(was=FileVersion.of(source))  # they were exchanged
+    move = _with_was(move, place, written_ns)
     assert move.was is not None
     if source is None:
         at_source = AtSource.GONE
     elif source.st_ino == move.inode:
         at_source = AtSource.NEW
     else:
-        is_old = source.st_ino == move.was.inode or (is_unknown and not is_moved)
-        at_source = AtSource.OLD if is_old else AtSource.OTHER
+        at_source = AtSource.OLD if source.st_ino == move.was.inode else AtSource.OTHER
     if place is None:
         at_place = AtPlace.ABSENT
     elif place.st_ino == move.inode:

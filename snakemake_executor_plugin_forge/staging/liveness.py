@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from ..kernel.process_tree import command_name, is_dead
@@ -13,8 +13,10 @@ from ..record import sound
 from ..record.identity import boot_id, is_here
 from ..record.jsonfile import CLOSED, load
 from ..record.reader import RUN, is_alive
+from ..sandbox.filesystem.overlay import layer_directories, staging_of
 from ..spec.errors import UnfitError
 from ..spec.paths import COPY_SIGN
+from .journal import exists
 from .pending import Entry, Status, entries, waiting_outputs
 
 
@@ -67,6 +69,16 @@ def may_live(run_dir: str, pid: int) -> bool:
     if run.get("boot_id") != boot_id():
         return False
     return is_alive({**run, "ended": None}) or is_forge(pid)
+
+
+def open_elsewhere(state: str, workdir: str) -> Iterator[tuple[str, str]]:
+    """Yield host and directory of each journal of a run on another host, which may be alive there."""
+    for path, name, pid in layer_directories(staging_of(workdir, workdir)):
+        run_dir = f"{state}/runs/{name}"
+        if COPY_SIGN not in name and exists(path) and (found := load(f"{run_dir}/{RUN}")) is not None:
+            run = sound.run(found)
+            if not is_here(run.get("host"), run.get("pid_namespace")) and may_live(run_dir, pid):
+                yield str(run.get("host")), path
 
 
 def is_over_on_nodes(run_dir: str) -> bool:

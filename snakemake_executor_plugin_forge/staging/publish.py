@@ -70,9 +70,18 @@ def publish(
         sync(ready)
         with undeclared or nullcontext(()) as more:
             sync(more)
-            if ready or more:
-                return _publish([*ready, *more], directory, lock if more else "", noted)
-        return ()
+            if not ready and not more:
+                return ()
+            lock = lock if more else ""
+            try:
+                return _publish([*ready, *more], directory, lock, noted)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            copied = [_copied(move) for move in (*ready, *more)]
+            ready += copied
+            sync(copied)
+            return _publish(copied, directory, lock, noted)
     finally:
         remove_copies(ready)
 
@@ -93,7 +102,13 @@ def publish_one(move: Move) -> None:
     here = near_place(move)
     _strip(here.source)
     with Places() as places:
-        exchanged = carry_out(here, places)
+        try:
+            exchanged = carry_out(here, places)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            here = _copied(here)
+            exchanged = carry_out(here, places)
     if exchanged and here is not move:
         remove_tree(here.source)
 
@@ -183,12 +198,19 @@ def _touch(directory: str) -> None:
         return
 
 
-def near_place(move: Move) -> Move:
-    """The move itself, or the move of a copy beside the place if the file is on another file system."""
+def _copied(move: Move) -> Move:
+    """The move of a copy beside its place: rename(2) is refused within one file system, too (quotas of projects)."""
+    if move.is_deletion:
+        return move._replace(place=beside(move.source, move.inode))
+    return move if move.is_beside else near_place(move, always=True)
+
+
+def near_place(move: Move, *, always: bool = False) -> Move:
+    """The move itself, or the move of a copy beside the place if the file is on another file system, or always."""
     make_places(os.path.dirname(move.place))
     beside_it, status = beside(move.place, move.inode), reach(os.lstat, move.source)
     with near(beside_it) as short:
-        if status.st_dev == os.stat(os.path.dirname(short)).st_dev:
+        if not always and status.st_dev == os.stat(os.path.dirname(short)).st_dev:
             return move
         try:
             if stat.S_ISDIR(status.st_mode):

@@ -40,7 +40,7 @@ from .half_published import half_published, mark
 from .interrupted import recover, recovering
 from .journal import UndecidedError, set_aside
 from .journal import undecided as all_undecided
-from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied
+from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied, open_elsewhere
 from .pending import Entry, Status, claim, entries, waiting_outputs
 from .publish import copies
 
@@ -258,6 +258,7 @@ class Recovered:
     undecided: tuple[str, ...]  # directories with what was to be published, whose journal is damaged
     marked: tuple[str, ...]  # outputs of these jobs, which Snakemake takes for incomplete from now on
     others: tuple[int, ...]  # processes of Snakemake that are at work in the same directory
+    elsewhere: tuple[tuple[str, str], ...] = ()  # other hosts, with the directory of an open journal
 
 
 def clear_after_own(state: str, workdir: str, run: str, scratch: str) -> None:
@@ -324,7 +325,8 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
         clear(leftover)
     remove_remains(inventory)
     undecided |= set(all_undecided(staging_of(workdir, workdir)))
-    return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), tuple(inventory.others()))
+    everywhere = tuple(inventory.others()), tuple(open_elsewhere(state, workdir))
+    return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), *everywhere)
 
 
 def _is_here(run: RunDirectory) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..conftest import run, write_workflow
@@ -72,3 +73,22 @@ def test_a_working_directory_that_was_renamed_is_completed_where_it_is(workdir: 
     assert done.code == 0, done.output
     assert f"completed what an interrupted run was publishing: {moved}/a.txt" in done.output
     assert values(moved) == ["crashed"] * 3
+
+
+def test_what_was_interrupted_is_completed_although_nothing_is_to_be_done(workdir: Path) -> None:
+    """Snakemake takes half new and half old outputs for complete, and chooses its jobs before Forge begins."""
+    crashed(workdir)
+    done = run(workdir, *arguments("new", "three"))
+    assert done.code == 0 and "Nothing to be done" in done.output, done.output
+    assert values(workdir) == ["crashed"] * 3
+    assert "Give the same command again" in done.output
+    assert "Forge" not in run(workdir, *arguments("new", "three")).output
+
+
+def test_a_journal_of_another_host_is_named(workdir: Path) -> None:
+    crashed(workdir)
+    (record,) = (path for path in workdir.glob(".snakemake/forge/runs/*/run.json") if not json.loads(path.read_text())["ended"])
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"host": "elsewhere"}))
+    found = run(workdir, *arguments("new"))
+    assert "a run on host elsewhere was publishing outputs" in found.output, found.output
+    assert values(workdir) == ["crashed", "old", "old"]

@@ -21,7 +21,7 @@ from unittest import mock
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from snakemake_executor_plugin_forge.kernel import plain_paths
 from snakemake_executor_plugin_forge.kernel.tree import copy
@@ -38,7 +38,7 @@ from snakemake_executor_plugin_forge.staging.interrupted import (
 )
 from snakemake_executor_plugin_forge.staging.journal import JOURNAL, Move, UndecidedError
 from snakemake_executor_plugin_forge.staging.merge import lock_of, merging
-from snakemake_executor_plugin_forge.staging.publish import publish
+from snakemake_executor_plugin_forge.staging.publish import publish, publish_one
 from snakemake_executor_plugin_forge.staging.recovery import recover_dead_runs
 from snakemake_executor_plugin_forge.staging.scene import LayerPlace, Scene
 from snakemake_executor_plugin_forge.staging.waiting import WaitingOutputs
@@ -141,6 +141,7 @@ def _act(path: Path, act: str) -> None:
     again=st.integers(0, 12),
     schema=st.sampled_from([1, 2]),
 )
+@example(old={"a": True, "sub/b": False, "c": False}, step=5, acts={"a": "replace", "sub/b": "", "c": "edit"}, again=1, schema=1)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_others_make_after_the_crash_stays(old: dict[str, bool], step: int, acts: dict[str, str], again: int, schema: int) -> None:
     place = Crashed(old, step, schema=schema)
@@ -461,3 +462,23 @@ def test_read_only_and_closed_directories_of_an_ordinary_user(mode: int, step: i
         in_child(as_user, ordinary=True)
     finally:
         shutil.rmtree(root)
+
+
+def test_a_rename_that_one_file_system_refuses_becomes_a_copy(tmp_path: Path) -> None:
+    """Between two mounts of one file system; quotas of projects do the same, and st_dev does not tell."""
+    for name in ("staged", "real", "mounted"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "real/x").write_text("old")
+    (tmp_path / "real/log").write_text("old")
+    subprocess.run(["mount", "--bind", tmp_path / "real", tmp_path / "mounted"], check=True)
+    try:
+        assert (tmp_path / "staged").stat().st_dev == (tmp_path / "mounted").stat().st_dev
+        for name in ("x", "y", "log"):
+            (tmp_path / "staged" / name).write_text("new")
+        moves = [Move.of(f"{tmp_path}/staged/{name}", f"{tmp_path}/mounted/{name}") for name in ("x", "y", "log")]
+        publish(moves[:2], str(tmp_path / "staged"))
+        publish_one(moves[2])
+        assert {name: (tmp_path / "real" / name).read_text() for name in os.listdir(tmp_path / "real")} == {
+            "x": "new", "y": "new", "log": "new"}  # fmt: skip
+    finally:
+        subprocess.run(["umount", tmp_path / "mounted"], check=True)
