@@ -141,8 +141,13 @@ class _Judge:
             self.decided.harms.append(harm)
         return harm is not None
 
-    def _is_unseen(self, now: os.stat_result) -> bool:
-        """Whether the job has not seen a file as it is now: it is newer, or ``strict`` did not show it."""
+    def _is_unseen(self, path: str, now: os.stat_result) -> bool:
+        """Whether the job has not seen a file as it is now: it is newer, or ``strict`` did not show it.
+
+        Of a file to which it has only appended its size tells, too, whatever the clock of a file server says.
+        """
+        if self._scene.appended.get(path, now.st_size) != now.st_size:
+            return True
         return now.st_ctime_ns >= self._scene.begin_ns or not self.layer.shows_root
 
     def _may_change(self, path: str) -> bool:
@@ -297,7 +302,7 @@ class _Walk(_Judge):
     def _equal(self, upper: str, path: str, status: os.stat_result, now: os.stat_result) -> None:
         """Leave it; but a job that has appended the same line as another one has appended a line."""
         size = self._scene.size_before(self._upper(upper), path)
-        unseen = self._is_unseen(now) and status.st_size > 0  # a file for a lock is empty
+        unseen = self._is_unseen(path, now) and status.st_size > 0  # a file for a lock is empty
         if unseen and (self._scene.locks if size is None else size < status.st_size):
             self._change(upper, path, status, now)
         else:
@@ -310,9 +315,9 @@ class _Walk(_Judge):
         size = self._scene.size_before(upper, path) if both and not is_of_git(path, upper) else None
         if both and now.st_nlink > 1 and maker(upper) is not None:  # the layer has a copy, not a new file
             self.decided.harms.append(Harm(path, HarmKind.LINKED))
-        elif size == 0 and self._is_unseen(now) and has_header_of(upper, path):
+        elif size == 0 and self._is_unseen(path, now) and has_header_of(upper, path):
             self.decided.harms.append(Harm(path, HarmKind.BEGUN))
-        elif size is not None and size <= status.st_size and self._is_unseen(now):
+        elif size is not None and size <= status.st_size and self._is_unseen(path, now):
             result = f"{trash_of(self.layer.upper)}/a{len(self.decided.appends)}"
             self.decided.appends.append(Append(upper, path, size, result))
         elif now.st_ctime_ns >= self._scene.begin_ns and self._scene.relied_on_lock(upper, path):

@@ -20,6 +20,7 @@ from snakemake_executor_plugin_forge.sandbox.filesystem.overlay import Layer
 from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, Target, TargetKind
 from snakemake_executor_plugin_forge.spec.verdict import Harm, HarmKind
 from snakemake_executor_plugin_forge.staging import owners
+from snakemake_executor_plugin_forge.staging.attempt_files import file_time_ns
 from snakemake_executor_plugin_forge.staging.collect import Collected, collect, undeclared_reads
 from snakemake_executor_plugin_forge.staging.git_index import is_refreshed_index
 from snakemake_executor_plugin_forge.staging.journal import Move
@@ -320,6 +321,27 @@ def test_an_append_under_strict_is_appended_to_what_the_job_did_not_see(place: P
         scene = place.scene(appended={"log": 0})
         place.keep(replace(scene, layers=(scene.layers[0]._replace(shows_root=False),)))
     assert place.text("log") == "before\nbefore\nafter\n"
+
+
+def test_an_append_is_appended_whatever_the_clock_of_a_file_server_says(place: Place) -> None:
+    """It is behind, so that what another job has appended meanwhile has a time from before this job."""
+    place.new("log", "one\n")
+    place.keep(place.scene())
+    behind = time.time_ns() + 10**12
+    for text, expected in (("one\nmine\n", "one\nother\nmine\n"), ("one\nother\n", "one\nother\nmine\nother\n")):
+        (place.root / "log").write_text(expected.removesuffix(text.removeprefix("one\n")))
+        place.new("log", text)
+        place.keep(place.scene(behind, appended={"log": 4}))
+        assert place.text("log") == expected
+
+
+def test_the_clock_of_files_is_that_of_their_file_system(tmp_path: Path) -> None:
+    before = time.clock_gettime_ns(5)
+    (tmp_path / "before").touch()
+    begin = file_time_ns(str(tmp_path))
+    (tmp_path / "after").touch()
+    assert before <= begin <= (tmp_path / "after").stat().st_ctime_ns
+    assert file_time_ns(str(tmp_path / "missing")) >= before
 
 
 def test_what_was_appended_is_appended(place: Place) -> None:
