@@ -203,7 +203,7 @@ class Inventory:
             for slot, pid in slots(path):
                 if slot in waiting or (run, pid) in detached or self._may_live(run, pid):
                     continue
-                clear = _by(_remove_scratch, self._workdir, slot, pid)
+                clear = _by(_remove_scratch, self._workdir, slot, pid, waiting)
                 yield Leftover(Kind.SCRATCH, (slot,), run, *_weigh([slot]), clear)
 
     def kept_scratch(self) -> Iterator[Leftover]:
@@ -421,12 +421,12 @@ def _finish_layers(workdir: str, paths: list[str]) -> list[str]:
         return published
 
 
-def _remove_scratch(workdir: str, slot: str, pid: int) -> list[str]:
-    """Remove a slot; if it contains the layers of its supervisor, finish what that had begun to publish."""
+def _remove_scratch(workdir: str, slot: str, pid: int, waiting: Collection[str]) -> list[str]:
+    """Remove a slot, and finish what its supervisor had begun to publish; outputs that wait for a run stay."""
     base = os.path.dirname(slot)
-    journals = left_behind(Files(), workdir, layer_name(os.path.basename(base), pid, ""))
+    found = left_behind(Files(), workdir, layer_name(os.path.basename(base), pid, ""))
     try:
-        published = _finish_layers(workdir, list(journals))
+        published = _finish_layers(workdir, [path for path in found if path not in waiting])
     except UndecidedError:
         os.rename(slot, kept_path(base, f"undecided-{pid}"))
         raise
