@@ -247,8 +247,8 @@ class Engine:
     def cancel_all(self, order: Order) -> None:
         """End every attempt, TERM first, and wait until all are dead. A second Ctrl-C cuts the grace short."""
         patience = self.config.grace_seconds + 30
-        self._end_all(order)
         try:
+            self._end_all(order)
             self._wait_idle(patience)
         except KeyboardInterrupt:
             self._end_all(replace(order, words=f"{order.words}, twice", grace=False))
