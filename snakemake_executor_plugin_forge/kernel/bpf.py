@@ -11,6 +11,7 @@ import ctypes
 import os
 import struct
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _NUMBER = {"x86_64": 321, "aarch64": 280}  # of bpf(2)
 _PROG_LOAD, _PROG_ATTACH = 5, 8
 _PROG_TYPE, _ATTACH_TYPE, _ALLOW_MULTI = 23, 18, 2  # BPF_PROG_TYPE_CGROUP_SYSCTL, BPF_CGROUP_SYSCTL
@@ -60,8 +61,7 @@ def keep_settings(cgroup: str) -> None:
 
 
 def _bpf(command: int, attributes: bytes) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    found: int = libc.syscall(_NUMBER.get(os.uname().machine, -1), command, attributes, len(attributes))
+    found: int = _libc.syscall(_NUMBER.get(os.uname().machine, -1), command, attributes, len(attributes))
     if found < 0:
         raise OSError(ctypes.get_errno(), f"bpf: {os.strerror(ctypes.get_errno())}")
     return found

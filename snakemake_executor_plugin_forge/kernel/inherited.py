@@ -6,6 +6,7 @@ descriptors than it knows of. Jobs get what an interactive shell gives its comma
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -38,6 +39,13 @@ def accept_signals() -> None:
     with suppress(ValueError):  # not in the main thread
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def keep_memory_shared() -> None:
+    """Keep the garbage collector from writing to the memory that this process will share with its forks."""
+    gc.collect()
+    gc.disable()
+    gc.freeze()
 
 
 def open_streams() -> None:

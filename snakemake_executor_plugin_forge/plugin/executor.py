@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from .run_plan import RunPlan
     from .submission import PreparedJob, Submitter
 
-_SHOWN, _SLOW_SHARE, _SLOW_SECONDS = 5, 0.1, 5.0  # of a run's time, and at least: then the scheduler is worth a line
+
+_SHOWN = 5
+_SLOW_SHARE, _SLOW_SECONDS = 0.1, 5.0  # of a run's time, and at least: then the scheduler is worth a line
 _STARTED_IN: str | None = None  # before --directory: Snakemake loads this module first
 with suppress(OSError):
     _STARTED_IN = os.getcwd()
@@ -166,7 +168,7 @@ class Executor(_InnerSnakemake):
             prepare=calls.prepare,
             execute=calls.execute,
             render=calls.render,
-            exposed=(*_always_visible(workflow), *deployment.runtimes.paths()),
+            exposed=deployment.visible(),
             declared=(*workflow.envvars, *deployment.declared()),
             notice=self.logger.info,
             runtimes=deployment.runtimes,
@@ -427,24 +429,3 @@ def _workflow_facts(workflow: Any) -> dict[str, object]:
         "configfiles": [str(path) for path in workflow.configfiles],
         "config": json.loads(json.dumps(dict(workflow.config), default=str)),
     }
-
-
-def _always_visible(workflow: Any) -> list[str]:
-    """Paths outside the working directory that jobs need although no rule declares them."""
-    from .snakemake_internals import runtime_paths
-
-    persistence = workflow.persistence
-    paths = [
-        workflow.basedir,
-        sys.prefix,
-        sys.base_prefix,
-        *(p for p in sys.path if os.path.isdir(p)),
-        *(os.path.dirname(str(f)) for f in (*workflow.included_stack, *workflow.linemaps, *workflow.configfiles)),
-        workflow.sourcecache.cache_path,
-        workflow.sourcecache.runtime_cache_path,
-        persistence.conda_env_path,
-        persistence.container_img_path,
-        *(workflow.deployment_settings.conda_prefix, workflow.deployment_settings.apptainer_prefix),
-        *runtime_paths(workflow),
-    ]
-    return [os.fspath(p) for p in paths if p and not str(p).startswith(("http:", "https:"))]

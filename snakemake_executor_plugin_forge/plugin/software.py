@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from ..spec.errors import BrokenRuntimeError, UsageError
 from ..spec.job import Config
 from ..spec.paths import CATALOG_FILE
 from .rule_resources import known_resources
-from .snakemake_internals import argument, in_environment, is_local
+from .snakemake_internals import argument, in_environment, is_local, runtime_paths
 
 _BLOCKED = ("R_LIBS", "PYTHONPATH", "PERLLIB", "PERL5LIB")
 """Variables that Snakemake removes where a rule has ``conda:``: snakemake/shell.py."""
@@ -119,6 +120,26 @@ class Deployment:
         self._conda = DeploymentMethod.CONDA in methods
         self._container = DeploymentMethod.APPTAINER in methods
         self._modules = DeploymentMethod.ENV_MODULES in methods
+
+    def visible(self) -> tuple[str, ...]:
+        """Paths outside the working directory that jobs need although no rule declares them."""
+        workflow, persistence = self._workflow, self._workflow.persistence
+        paths = (
+            workflow.basedir,
+            sys.prefix,
+            sys.base_prefix,
+            *(p for p in sys.path if os.path.isdir(p)),
+            *(os.path.dirname(str(f)) for f in (*workflow.included_stack, *workflow.linemaps, *workflow.configfiles)),
+            workflow.sourcecache.cache_path,
+            workflow.sourcecache.runtime_cache_path,
+            persistence.conda_env_path,
+            persistence.container_img_path,
+            workflow.deployment_settings.conda_prefix,
+            workflow.deployment_settings.apptainer_prefix,
+            *runtime_paths(workflow),
+        )
+        found = (os.fspath(p) for p in paths if p and not str(p).startswith(("http:", "https:")))
+        return (*found, *self.runtimes.paths())
 
     def open(self, jobs: Iterable[Any], engine: Any) -> None:
         """Make the environments of these jobs ready before the first job runs.

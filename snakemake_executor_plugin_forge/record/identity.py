@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -67,16 +68,13 @@ def this_process() -> dict[str, Any]:
     }
 
 
-def is_here(host: object, namespace: object) -> bool:
+def is_here(record: Mapping[str, object]) -> bool:
     """Whether the processes of a record have their numbers from where this process has its own.
 
-    A container can have the name of its host; its processes have other numbers, or are seen by nobody outside.
-
-    Args:
-        host: of the record.
-        namespace: its PID namespace; None: the record is older, and the host alone decides.
+    A container can have the name of its host; its processes have other numbers, or are seen by nobody outside. In a
+    record without a PID namespace, which is older, the host alone decides.
     """
-    return host == socket.gethostname() and namespace in (None, pid_namespace())
+    return record.get("host") == socket.gethostname() and record.get("pid_namespace") in (None, pid_namespace())
 
 
 def user_name(uid: int | None = None) -> str:

@@ -56,7 +56,7 @@ def find(state: str, workdir: str, part: str) -> list[Leftover]:
     """
     inventory = Inventory(state, workdir, every_attempt=True)
     dead = inventory.dead.items()
-    here = {n for n, run in dead if is_here(run.record.get("host"), run.record.get("pid_namespace"))}
+    here = {n for n, run in dead if is_here(run.record)}
     known = {name for name in here if is_own(inventory.dead[name].path)}
     return [
         item

@@ -84,7 +84,7 @@ def declare_dead(runs: Sequence[RunDirectory], host: str) -> int:
         UsageError: if there is none, or it is this host.
     """
     unended = [run for run in runs if run.record and not run.record.get("ended")]
-    unended = [run for run in unended if not is_here(run.record.get("host"), run.record.get("pid_namespace"))]
+    unended = [run for run in unended if not is_here(run.record)]
     open_runs = [run for run in unended if run.record.get("host") == host]
     if not open_runs:
         names = sorted({str(run.record.get("host")) for run in unended})
@@ -104,7 +104,7 @@ def living(runs: Sequence[RunDirectory], workdir: str) -> list[str]:
         record = run.record
         if not record or record.get("ended"):
             continue
-        if not is_here(record.get("host"), record.get("pid_namespace")):
+        if not is_here(record):
             where = f"host {record.get('host')}"
             if record.get("host") == socket.gethostname():
                 where = f"a host or container of this name, {record.get('host')}, with process numbers of its own"

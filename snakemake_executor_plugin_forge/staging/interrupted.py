@@ -155,10 +155,22 @@ def recover(directory: str, confines: Confines | None) -> list[str]:
 
 
 @contextmanager
-def recovering(workdir: str) -> Iterator[None]:
-    """Have one process at a time recover in a working directory, from reading a journal to removing its files."""
+def recovering(workdir: str, directories: Sequence[str]) -> Iterator[None]:
+    """Have one process at a time recover in a working directory, from reading a journal to removing its files.
+
+    Args:
+        directories: the journal's, and others with its files; all are set aside if it cannot be decided.
+
+    Raises:
+        UndecidedError: as the body; its file name is where the journal is now.
+    """
     with waited_lock(f"{workdir}/{STATE}/recovery.lock"):
-        yield
+        try:
+            yield
+        except UndecidedError as error:
+            aside = {path: journal.set_aside(path) for path in directories if os.path.exists(path)}
+            error.filename = aside.get(error.filename, error.filename)
+            raise
 
 
 def _look(move: Move, written_ns: int, *, is_moved: bool) -> _Looked:

@@ -64,7 +64,7 @@ def may_live(run_dir: str, pid: int) -> bool:
     if found is None:  # removed by hand, or the run never began
         return is_forge(pid)
     run = sound.run(found)
-    if not is_here(run.get("host"), run.get("pid_namespace")):
+    if not is_here(run):
         return run.get("ended") is None
     if run.get("boot_id") != boot_id():
         return False
@@ -77,7 +77,7 @@ def open_elsewhere(state: str, workdir: str) -> Iterator[tuple[str, str]]:
         run_dir = f"{state}/runs/{name}"
         if COPY_SIGN not in name and exists(path) and (found := load(f"{run_dir}/{RUN}")) is not None:
             run = sound.run(found)
-            if not is_here(run.get("host"), run.get("pid_namespace")) and may_live(run_dir, pid):
+            if not is_here(run) and may_live(run_dir, pid):
                 yield str(run.get("host")), path
 
 

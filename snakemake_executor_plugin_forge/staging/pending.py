@@ -88,7 +88,7 @@ class Entry:
         return Status.OVER if self._is_here() else Status.ELSEWHERE
 
     def _is_here(self) -> bool:
-        return is_here(self.host, self.pid_namespace)
+        return is_here({"host": self.host, "pid_namespace": self.pid_namespace})
 
 
 # -- in the supervisor --------------------------------------------------------------------------------------------

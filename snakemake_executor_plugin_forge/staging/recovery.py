@@ -38,7 +38,7 @@ from .checkpoints import in_use, remove_unused
 from .confines import Confines
 from .half_published import half_published, mark
 from .interrupted import recover, recovering
-from .journal import UndecidedError, set_aside
+from .journal import UndecidedError
 from .journal import undecided as all_undecided
 from .liveness import detached_supervisors, is_forge, is_own, may_live, occupied, open_elsewhere
 from .pending import Entry, Status, claim, entries, waiting_outputs
@@ -184,7 +184,7 @@ class Inventory:
 
     def _may_be_used_elsewhere(self) -> bool:
         runs = run_directories(self._state)
-        return any(run.record.get("ended") is None and not _is_here(run) for run in runs)
+        return any(run.record.get("ended") is None and not is_here(run.record) for run in runs)
 
     def _scratch_bases(self) -> Iterator[tuple[str, str]]:
         """Yield the run and path of each scratch base of dead runs that belongs to this user."""
@@ -218,7 +218,7 @@ class Inventory:
         If the run has detached jobs, these are the cgroups of its other jobs and supervisors.
         """
         living = detached_supervisors(self._state)
-        for path in cgroups.find({run_name(name): name for name, run in self.dead.items() if _is_here(run)}):
+        for path in cgroups.find({run_name(name): name for name, run in self.dead.items() if is_here(run.record)}):
             run = os.path.basename(path).removeprefix(run_name(""))
             kept = {entry.name for entry in living.values() if entry.run == run}
             paths = [path]
@@ -329,10 +329,6 @@ def recover_dead_runs(state: str, workdir: str, adopted: str, scratch: str = "")
     return Recovered(tuple(published), len(dead), tuple(sorted(undecided)), tuple(marked), *everywhere)
 
 
-def _is_here(run: RunDirectory) -> bool:
-    return is_here(run.record.get("host"), run.record.get("pid_namespace"))
-
-
 # -- finishing and removing --------------------------------------------------------------------------------------------
 
 
@@ -408,13 +404,8 @@ def recover_supervisor(spec: LaunchSpec, prefix: str, pid: int | None) -> list[s
 
 def _finish_layers(workdir: str, paths: list[str]) -> list[str]:
     """Finish the publication whose journal is in one of a dead supervisor's layers, and remove all of them."""
-    with recovering(workdir):
-        try:
-            published = [place for path in paths for place in recover(path, Confines(workdir, path))]
-        except UndecidedError as error:
-            aside = {path: set_aside(path) for path in paths if os.path.exists(path)}
-            error.filename = aside.get(error.filename, error.filename)
-            raise
+    with recovering(workdir, paths):
+        published = [place for path in paths for place in recover(path, Confines(workdir, path))]
         for path in paths:
             remove_tree(path)
             remove_if_empty(os.path.dirname(path))

@@ -14,7 +14,7 @@ from . import journal
 from .confines import Confines
 from .file_version import NOTHING, FileVersion, as_path, file_version
 from .interrupted import recover, recovering
-from .journal import JOURNAL, PUBLISHED, DamagedError, Journal, Move, UndecidedError, set_aside
+from .journal import PUBLISHED, DamagedError, Journal, Move
 from .merge import ContestedError, lock_of, merging
 from .publish import publish, sync
 from .scene import Scene
@@ -75,7 +75,7 @@ class WaitingOutputs:
 
     def is_begun(self) -> bool:
         """Whether a process has begun to publish the outputs, and perhaps finished."""
-        return os.path.exists(f"{self.journal}/{JOURNAL}") or self.published()
+        return journal.exists(self.journal) or self.published()
 
     def recover(self, confines: Confines) -> list[str]:
         """Complete the publication if it was begun: see :func:`.interrupted.recover`. This knows what its journal had.
@@ -84,23 +84,15 @@ class WaitingOutputs:
             UndecidedError: if that cannot be decided; its files are where the error says.
             OSError: if the publication cannot be completed.
         """
-        with recovering(confines.workdir):
+        with recovering(confines.workdir, self.directories):
             try:
-                return self._recover(confines)
-            except UndecidedError as error:
-                aside = {directory: set_aside(directory) for directory in self.directories if os.path.exists(directory)}
-                error.filename = aside.get(self.journal, self.journal)
-                raise
-
-    def _recover(self, confines: Confines) -> list[str]:
-        try:
-            return recover(self.journal, confines)
-        except DamagedError:
-            if self.undeclared is not None:  # what led to it was in the journal alone
-                raise
-            before = {place: NOTHING if found is None else found for place, found in self.before.items()}
-            journal.write(self.journal, Journal(tuple(m._replace(was=before.get(m.place)) for m in self.moves)))
-            return recover(self.journal, confines)
+                return recover(self.journal, confines)
+            except DamagedError:
+                if self.undeclared is not None:  # what led to it was in the journal alone
+                    raise
+                before = {place: NOTHING if found is None else found for place, found in self.before.items()}
+                journal.write(self.journal, Journal(tuple(m._replace(was=before.get(m.place)) for m in self.moves)))
+                return recover(self.journal, confines)
 
     def check(self) -> None:
         """Check that the outputs can be published now.

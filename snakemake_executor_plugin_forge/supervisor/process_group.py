@@ -47,8 +47,7 @@ class Processes:
         self._polled = polled
         self._all_dead = False
         self._result = bytearray()
-        self._received = 0  # bytes of the result
-        self._read: tuple[int, Result] = (-1, Result())  # what that many of them say
+        self._read: Result | None = None  # what the result says; None: more has come since it was read
 
     def members(self) -> list[int]:
         """Return all of them but the one that holds the PID namespace."""
@@ -72,7 +71,8 @@ class Processes:
         """Read what the first process says of its work; return whether more can follow."""
         chunk = os.read(self.inside.result_fd, 65536)
         self._result += chunk
-        self._received += len(chunk)
+        if chunk:
+            self._read = None
         if len(self._result) > 2 * MOST_BYTES:
             del self._result[:-MOST_BYTES]
         # It waits to be killed. Without a result it has lost the pipe, as user code may close it, and ends by itself.
@@ -91,9 +91,9 @@ class Processes:
         return self._said()
 
     def _said(self) -> Result:
-        if self._read[0] != self._received:
-            self._read = self._received, read_result(bytes(self._result))
-        return self._read[1]
+        if self._read is None:
+            self._read = read_result(bytes(self._result))
+        return self._read
 
     def reap(self) -> None:
         """Take the exit status of the first process, which is dead or about to be."""

@@ -7,7 +7,6 @@ library and Forge's supervisor. The nursery lets Snakemake render the command, a
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import resource
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernel import syscalls
 from ..kernel.imports import own_command
-from ..kernel.inherited import DEFAULT_SIGNALS, pending_signals
+from ..kernel.inherited import DEFAULT_SIGNALS, keep_memory_shared, pending_signals
 from ..kernel.shortage import Patience
 from ..supervisor.usage import own_peak_kb
 from .channel import Channel, Frame, FrameKind, Mailbox
@@ -80,9 +79,7 @@ def main() -> None:
         return
     pool = _Launcher(upward, Mailbox(socket.socket(fileno=mailbox_fd)), execute, as_init=True)
     pool.enclose(pickle.loads(first.body))
-    gc.collect()
-    gc.disable()
-    gc.freeze()
+    keep_memory_shared()
     for frame in frames:  # jobs that came in the same read
         pool.handle(frame)
     pool.serve()

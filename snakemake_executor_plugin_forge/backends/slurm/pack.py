@@ -8,7 +8,6 @@ others: if its process is killed, another fork continues with the next one.
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import signal
@@ -16,6 +15,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from ...kernel.inherited import keep_memory_shared
 from ...sandbox.probe import Namespaces
 from .node import Node, warm_up
 
@@ -36,9 +36,7 @@ class Pack:
         """Work until the end, and return an exit status: the first that is not 0."""
         signal.signal(signal.SIGTERM, self._on_signal)
         namespaces = warm_up(f"{self._directory}/{self._orders[0][0]}") if self._orders else None
-        gc.collect()
-        gc.disable()
-        gc.freeze()
+        keep_memory_shared()
         while self._shared[_BEGUN] < len(self._orders):
             before = self._shared[_BEGUN]
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child can take it for its own
