@@ -162,7 +162,8 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("python -m bench.slurm: a cluster can only be started as root")
-    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+    peers = [name for name in options.executors if name not in ("forge", PACKED, AUTO)]
+    if peers and importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         sys.exit("python -m bench.slurm: pip install snakemake-executor-plugin-slurm, which forge is compared with")
     runs: list[Run] = []
     try:

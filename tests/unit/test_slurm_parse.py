@@ -416,7 +416,7 @@ def test_every_job_is_in_exactly_one_pack(seconds: list[float | None], setting: 
 
 
 def test_packs_by_time() -> None:
-    assert [len(pack) for pack in packs([0.2] * 200, None)] == [18, 18, 19, 18, 18, 18, 18, 18, 19, 18, 18]
+    assert [len(pack) for pack in packs([0.2] * 200, None)] == [25] * 8
     assert {len(pack) for pack in packs([0.2] * 20_000, None)} == {99, 100}, "half a minute each, at most"
     assert len(packs([0.2] * 4, None)) == 2
     assert len(packs([10.0] * 20, None)) == 20, "no later than each by itself, if there are nodes"

@@ -68,9 +68,9 @@ def test_jobs_that_come_together_are_submitted_together_but_none_waits_for_ever(
     assert not is_complete([], 5.0)
     assert not is_complete([Waiting("a", (), 5.0)], 5.01)
     assert is_complete([Waiting("a", (), 5.0)], 5.1)
-    steady = [Waiting(str(n), (), 5 + n * 0.04) for n in range(15)]
+    steady = [Waiting(str(n), (), 5 + n * 0.04) for n in range(28)]
     assert not is_complete(steady[:5], 5.17)
-    assert is_complete(steady, 5.57)
+    assert is_complete(steady, 6.09)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 10)), max_size=40), st.integers(1, 10))

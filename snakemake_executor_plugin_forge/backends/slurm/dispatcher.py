@@ -158,12 +158,9 @@ class Dispatcher:
         groups = packing.packs(expected, None if alone or any(job.alone for job in jobs) else self._settings.pack)
         groups = groups[: self._room.most]
         packed = any(len(group) > 1 for group in groups)
-        ready = []
-        for index, group in enumerate(groups):
-            for part, position in enumerate(group):
-                if self._hand_over(jobs[position], batch, index, part if packed else None):
-                    ready.append(jobs[position])
-        return ready, len(groups) > 1
+        places = [(jobs[n], index, part) for index, group in enumerate(groups) for part, n in enumerate(group)]
+        written = [job for job, index, part in places if self._write(job, batch, index, part if packed else None)]
+        return [job for job in written if self._sync(job)], len(groups) > 1
 
     def _expected(self, job: Job, jobs: list[Job]) -> float | None:
         return self._durations.expected(job.spec.rule) if self._settings.pack is None and len(jobs) > 1 else None
@@ -213,16 +210,29 @@ class Dispatcher:
         remove_tree(f"{self._state}/{batch}")
 
     def _hand_over(self, job: Job, batch: str, index: int, part: int | None) -> bool:
-        """Write what the node needs; False if that was impossible, which is the job's verdict then."""
+        """Write what the node needs, and sync it; False if that was impossible, which is the job's verdict then."""
+        return self._write(job, batch, index, part) and self._sync(job)
+
+    def _write(self, job: Job, batch: str, index: int, part: int | None) -> bool:
         try:
             hand_over(job, self._services, self._state, batch, index, part)
             write_ticket(job)
         except (ForgeError, OSError) as error:
-            self._table.finish(job, refused(job.spec, f"it could not be handed over to a node: {error}"))
-            return False
+            return self._not_handed_over(job, error)
+        return True
+
+    def _sync(self, job: Job) -> bool:
+        try:
+            exchange.sync_launch(job.attempt)
+        except OSError as error:
+            return self._not_handed_over(job, error)
         job.row, job.same_since, job.submissions = None, time.monotonic(), job.submissions + 1
         self._table.was_sent(job)
         return True
+
+    def _not_handed_over(self, job: Job, error: Exception) -> bool:
+        self._table.finish(job, refused(job.spec, f"it could not be handed over to a node: {error}"))
+        return False
 
     # -- what Slurm says -------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ...record.codec import encode, load_verdict
-from ...record.jsonfile import replace_file
+from ...record.jsonfile import replace_file, to_disk
 from ...spec.errors import HostError
 from ...spec.job import LaunchSpec, Require
 from ...spec.outcome import shortened
@@ -124,13 +124,28 @@ def result_name(attempt: str) -> str:
 def write_launch(attempt: str, launch: Launch) -> str:
     """Write the order for a node, completely or not at all, and return its checksum for the batch script.
 
+    It is on the disk after :func:`sync_launch`.
+
     Raises:
         OSError: if it cannot be written.
     """
     os.makedirs(attempt, exist_ok=True)
     data = pickle.dumps(launch, protocol=pickle.HIGHEST_PROTOCOL)
-    replace_file(f"{attempt}/{LAUNCH}", data, durable=True)
+    replace_file(f"{attempt}/{LAUNCH}", data)
     return hashlib.sha256(data).hexdigest()
+
+
+def sync_launch(attempt: str) -> None:
+    """Write to the disk what :func:`write_launch` has written, so that the job outlives a power cut of this host.
+
+    That is a step of its own because the first sync of many files takes the others along: 100 launches took 0.3 s one
+    after the other.
+
+    Raises:
+        OSError: if that is not possible.
+    """
+    to_disk(f"{attempt}/{LAUNCH}")
+    to_disk(attempt)
 
 
 def read_launch(attempt: str, checksum: str) -> Launch:

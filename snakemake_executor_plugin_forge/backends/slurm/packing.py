@@ -21,7 +21,7 @@ from ...spec.verdict import Outcome, Verdict
 PACK_SECONDS = 30.0
 """Seconds that the jobs of one allocation take together, at most. More would cost less, and end later."""
 
-_SLURM_SECONDS = 0.5  # by which one more allocation delays the others: Slurm's work, and Forge's start on the node
+_SLURM_SECONDS = 1.0  # by which one more allocation delays the others: Slurm's work, and Forge's start on the node
 _START_SECONDS, _SLOW_START_SECONDS = 0.1, 0.5  # of one job in an allocation: sandbox, record; on a busy node
 _LONGEST_SECONDS = PACK_SECONDS / 2  # of a job that shares an allocation
 _MARGIN = 3.0  # by which jobs may take longer than the longest before
@@ -47,8 +47,10 @@ def packs(seconds: Sequence[float | None], setting: int | None) -> list[list[int
     alone = [[n] for n in range(len(seconds)) if n not in shared]
     if not together:
         return alone
-    share = min(PACK_SECONDS, math.sqrt(total * _SLURM_SECONDS))
-    return sorted([*alone, *_by_time(together, seconds, total / math.ceil(total / share))])
+    count = math.ceil(total / min(PACK_SECONDS, math.sqrt(total * _SLURM_SECONDS)))
+    if 2 * count > len(together):  # that spares few allocations, and some jobs would wait for another one
+        return [[n] for n in range(len(seconds))]
+    return sorted([*alone, *_by_time(together, seconds, total / count)])
 
 
 def _chunks(positions: list[int], count: int) -> list[list[int]]:
