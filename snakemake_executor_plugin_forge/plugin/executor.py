@@ -432,7 +432,7 @@ def _workflow_facts(workflow: Any) -> dict[str, object]:
 
 
 def _with_plain_keys(value: Any) -> Any:
-    """A value of the configuration with keys that JSON has: those of YAML can be dates, those of a Snakefile anything."""
+    """A value of the configuration with keys that JSON has: in YAML they can be dates, in a Snakefile anything."""
     match value:
         case dict():
             plain = str | int | float | None

@@ -103,7 +103,7 @@ def encode_call(
         changes: what the nursery does not know.
 
     Raises:
-        PicklingError: for arguments that cannot be pickled, or not unpickled: a lambda or an open file in ``params``, or
+        PicklingError: for arguments that cannot be pickled and read again: a lambda or an open file in ``params``, or
             an object of a class that the Snakefile defines, or whose own methods raise meanwhile.
     """
     buffer = io.BytesIO()
