@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ...kernel import syscalls
 from ...kernel.syscalls import Step
-from ...spec.file_policy import below
+from ...spec.file_policy import ancestors, below
 from ...spec.quick_pickle import quick_to_pickle
 from .mounts import make_link, make_mount_point
 from .overlay import Layer
@@ -110,16 +110,11 @@ def keep_visible(plan: tuple[PlannedMount, ...], paths: Iterable[tuple[str, bool
     """
     visible: dict[str, dict[tuple[str, bool], None]] = {mount.directory: {} for mount in plan}
     for path, writable in sorted(set(paths), key=lambda item: (item[0].count("/"), item)):
-        around = list(_ancestors(path))
+        around = list(ancestors(path))
         mount = next((directory for directory in around if directory in visible), None)
         if mount is not None and not any((place, writable) in visible[mount] for place in (path, *around)):
             visible[mount][path, writable] = None
     return tuple(replace(mount, visible=tuple(visible[mount.directory])) for mount in plan)
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    while (path := os.path.dirname(path)) != "/":
-        yield path
 
 
 Inner = Mapping[str, Sequence[PlannedMount]]
@@ -187,7 +182,7 @@ def bind_own(workdir: str, name: str, *, writable: bool) -> None:
 def _enclosing(plan: Sequence[PlannedMount]) -> dict[str, PlannedMount | None]:
     """Map each mount's directory to the innermost other mount around it."""
     mounts = {mount.directory: mount for mount in plan}
-    return {path: next((mounts[p] for p in _ancestors(path) if p in mounts), None) for path in mounts}
+    return {path: next((mounts[p] for p in ancestors(path) if p in mounts), None) for path in mounts}
 
 
 def _inner(plan: Sequence[PlannedMount], outer: Mapping[str, PlannedMount | None]) -> dict[str, list[PlannedMount]]:
