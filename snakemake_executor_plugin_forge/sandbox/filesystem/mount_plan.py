@@ -86,15 +86,14 @@ class PlannedMount:
             OSError: if one cannot be made.
         """
         paths = [(path, os.path.isdir(path)) for path, _ in self.visible]
+        on_disk = self.source  # a layer over the directory itself shows what is there
+        if self.layer is not None and self.layer.lower != self.layer.root:
+            on_disk = self.layer.upper
         for path, is_directory in paths + [(mount.directory, True) for mount in inner]:
             if self.layer is not None and self._as_link(path):
                 make_link(os.readlink(path), self.path_at(self.layer.upper, path))
-            elif self.layer is not None and self.layer.lower != self.layer.root:
-                self.layer.make_mount_point(path, is_directory=is_directory)
-            elif self.source is not None:
-                mount_point = self.path_at(self.source, path)
-                if not os.path.lexists(mount_point):
-                    make_mount_point(mount_point, is_directory)
+            elif on_disk is not None and not os.path.lexists(mount_point := self.path_at(on_disk, path)):
+                make_mount_point(mount_point, is_directory)
 
 
 def shared_memory() -> PlannedMount:
@@ -185,18 +184,14 @@ def _enclosing(plan: Sequence[PlannedMount]) -> dict[str, PlannedMount | None]:
     return {path: next((mounts[p] for p in ancestors(path) if p in mounts), None) for path in mounts}
 
 
-def _inner(plan: Sequence[PlannedMount], outer: Mapping[str, PlannedMount | None]) -> dict[str, list[PlannedMount]]:
-    """Map each mount's directory to the mounts that are moved into it."""
-    inner: dict[str, list[PlannedMount]] = {mount.directory: [] for mount in plan}
-    for mount in plan:
-        if (around := outer[mount.directory]) is not None:
-            inner[around.directory].append(mount)
-    return inner
-
-
 def inner(plan: Sequence[PlannedMount]) -> Inner:
     """Map each mount's directory to the mounts that are moved into it."""
-    return _inner(plan, _enclosing(plan))
+    outer = _enclosing(plan)
+    found: dict[str, list[PlannedMount]] = {mount.directory: [] for mount in plan}
+    for mount in plan:
+        if (around := outer[mount.directory]) is not None:
+            found[around.directory].append(mount)
+    return found
 
 
 def prepare(plan: Sequence[PlannedMount], inner: Inner, assembly: str) -> None:
@@ -236,12 +231,11 @@ def mount_steps(
         masks: make parts of /proc read-only; a job that makes a sandbox of its own could not mount another /proc then.
         user: whether this happens in a user namespace.
     """
-    outer = _enclosing(plan)
-    inner = _inner(plan, outer)
+    outer, inside = _enclosing(plan), inner(plan)
     place = {mount.directory: f"{assembly}/{number}" for number, mount in enumerate(plan)}
     steps: list[Step] = []
     for mount in sorted(plan, key=_depth):
-        steps += mount.assembly_steps(place[mount.directory], inner[mount.directory], user)
+        steps += mount.assembly_steps(place[mount.directory], inside[mount.directory], user)
     if read_only:
         steps += [syscalls.bind_step(path, path) for path in writable]
         steps.append(syscalls.read_only_step("/"))
