@@ -19,6 +19,8 @@ from snakemake_executor_plugin_forge.software.surroundings import FreeSpace, clo
 from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
 from snakemake_executor_plugin_forge.spec.errors import BrokenRuntimeError, UsageError
 
+from .. import ordinary
+
 DEFINITION = Definition(RuntimeKind.VENV, "r.txt", {"a": "b"})
 
 
@@ -73,6 +75,33 @@ def test_what_a_run_uses_is_not_built_again(tmp_path: Path) -> None:
     os.close(held)
     store.build(DEFINITION, _make, lambda _: None, again=True)
     assert (tmp_path / "builds").read_text() == "xx"
+
+
+def test_an_environment_of_a_store_that_was_moved_is_none(tmp_path: Path) -> None:
+    """Its files contain the old path: jobs would get the host's programs."""
+    Store(str(tmp_path / "a")).build(DEFINITION, _make, lambda _: None)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert Store(str(tmp_path / "link")).manifest(DEFINITION.identity) is not None
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Store(str(tmp_path / "b")).manifest(DEFINITION.identity) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_user_holds_what_root_has_built_and_is_told_where_to_build_what_is_missing() -> None:
+    with ordinary.reachable() as directory:
+        store = Store(str(directory / "store"))
+        store.build(DEFINITION, _make, lambda _: None)
+        os.seteuid(ordinary.UID)
+        try:
+            held = store.hold(DEFINITION.identity)
+            assert held is not None
+            with pytest.raises(UsageError, match=r"cannot be built in .*Name another place with --forge-runtimes-dir"):
+                store.build(Definition(RuntimeKind.VENV, "r.txt", {}), _make, lambda _: None)
+        finally:
+            os.seteuid(0)
+        with pytest.raises(BrokenRuntimeError, match="used by a run that is not over"):
+            store.build(DEFINITION, _make, lambda _: None, again=True)
+        os.close(held)
 
 
 def test_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
