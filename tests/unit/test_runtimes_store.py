@@ -113,8 +113,30 @@ def test_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
     of = {n: venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / n / "r.txt"))).identity for n in "abcde"}
     assert of["a"] == of["b"]
     assert len(set(of.values())) == 4
+    inner = (tmp_path / "d" / "inner.txt").read_text()
+    (tmp_path / "d" / "r.txt").write_text("-rinner.txt")
+    before = venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / "d" / "r.txt")))
+    assert inner in before.content.values()
     with pytest.raises(UsageError, match="requirements"):
         venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / "nowhere.txt")))
+
+
+@pytest.mark.parametrize("line", ["./tool", "./tool[extra]; python_version > '3'  # ours", "tool @ file:./tool", "-e ./tool", "--find-links=tool", "./a.whl"])
+def test_a_relative_path_means_another_package_elsewhere_and_other_content_another_environment(line: str, tmp_path: Path) -> None:
+    def identity(name: str) -> str:
+        return venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / name / "r.txt"))).identity
+
+    for name in ("a", "b"):
+        (tmp_path / name / "tool" / "build").mkdir(parents=True)
+        (tmp_path / name / "r.txt").write_text(line)
+        (tmp_path / name / "a.whl").touch()
+    first = identity("a")
+    assert first != identity("b")
+    (tmp_path / "a" / "tool" / "build" / "x").touch()
+    assert identity("a") == first
+    (tmp_path / "a" / "tool" / "x.py").touch()
+    (tmp_path / "a" / "a.whl").write_text("x")
+    assert (identity("a") == first) is line.startswith("-")
 
 
 def test_an_activation_is_captured_whatever_it_prints_and_sets(tmp_path: Path) -> None:
