@@ -9,13 +9,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from . import requirements
 from .activation import CONFLICTING, Activation, prepend
 from .store import Definition, Manifest, Report
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 _ASK_VERSION = "import sys, platform; print(platform.python_version(), sys.implementation.cache_tag)"
 _OTHER_HASH = "DO NOT MATCH THE HASHES"  # then pip names packages, their addresses and both checksums
@@ -79,7 +83,7 @@ def make(
     report("compiling")
     _compile(prefix)
     version = _version(f"{prefix}/bin/python").split()[0]
-    return packages(prefix), {"python": version}
+    return {str(d.metadata["Name"]): d.version for d in distributions(prefix)}, {"python": version}
 
 
 def _compile(prefix: str) -> None:
@@ -121,12 +125,11 @@ def site_packages(prefix: str) -> list[str]:
     return sorted(site for d in directories for site in glob.glob(f"{glob.escape(d)}/python3*/site-packages"))
 
 
-def packages(prefix: str) -> dict[str, str]:
-    """Every installed package with its version."""
+def distributions(prefix: str) -> Iterable[Distribution]:
+    """Every installed package."""
     import importlib.metadata  # slow, and every use of a catalog imports this module
 
-    found = importlib.metadata.distributions(path=site_packages(prefix))
-    return {str(d.metadata["Name"]): d.version for d in found}
+    return importlib.metadata.distributions(path=site_packages(prefix))
 
 
 def activate(runtime: Runtime, manifest: Manifest, environment: Mapping[str, str]) -> Activation:
