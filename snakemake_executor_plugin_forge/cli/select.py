@@ -193,11 +193,6 @@ def _no_such_job(index: Index, rule: str, wildcards: dict[str, str]) -> NothingF
         known = {row["wildcards"].get(name, "") for row in index.rows(Selection(rule=rule))}
         if value not in known:
             return NothingFoundError(f"No attempt of rule {rule} has {name}={value}.{near_miss(value, sorted(known))}")
-    return no_attempts()
-
-
-def no_attempts() -> NothingFoundError:
-    """Make the error for a question that no attempt matches."""
     return NothingFoundError("No attempts match.")
 
 
