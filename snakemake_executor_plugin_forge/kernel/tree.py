@@ -294,10 +294,8 @@ def remove_tree(root: str) -> bool:
 
 def _unlink(here: Directory) -> None:
     for name in here.files:
-        try:
+        with suppress(OSError):  # it keeps none of the others
             os.unlink(name, dir_fd=here.fd)
-        except OSError:  # it keeps none of the others
-            continue
 
 
 def scan(root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -382,7 +380,8 @@ def copy_tree(source: str, target: str, *, owners: bool = False) -> None:
                 new = f"/proc/self/fd/{way.fd}/{name}"
                 copy(here.near(name), new)
                 if owners:
-                    _copy_owner(here.near(name), new)
+                    status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
+                    os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _copy_status(old: str, new: str, *, owners: bool) -> None:
@@ -392,11 +391,6 @@ def _copy_status(old: str, new: str, *, owners: bool) -> None:
         status = os.stat(old)
         os.chown(new, status.st_uid, status.st_gid)
     shutil.copystat(old, new)
-
-
-def _copy_owner(old: str, new: str) -> None:
-    status = os.lstat(old)
-    os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

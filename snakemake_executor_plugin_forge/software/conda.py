@@ -240,11 +240,16 @@ def _install_pip(runtime: Runtime, prefix: str, report: Report) -> None:
 # -- what is there -----------------------------------------------------------------------------------------------------
 
 
-def packages(prefix: str) -> dict[str, str]:
-    """Every package with version and build, from the names of its records, which are ``name-version-build.json``."""
+def installed(prefix: str) -> dict[str, tuple[str, str]]:
+    """Every package: version and build, from the name of its record, which is ``name-version-build.json``; its path."""
     records = glob.glob(f"{glob.escape(prefix)}/conda-meta/*-*-*.json")
-    parts = (os.path.basename(path).removesuffix(".json").rsplit("-", 2) for path in records)
-    return {name: f"{version} {build}" for name, version, build in parts}
+    parts = ((os.path.basename(path).removesuffix(".json").rsplit("-", 2), path) for path in records)
+    return {name: (f"{version} {build}", path) for (name, version, build), path in parts}
+
+
+def packages(prefix: str) -> dict[str, str]:
+    """Every package with version and build."""
+    return {name: version for name, (version, _) in installed(prefix).items()}
 
 
 def python_version(prefix: str) -> tuple[int, int] | None:
@@ -261,8 +266,7 @@ def existing(runtime: str, source: str, prefix: str) -> Manifest:
     found = packages(prefix)
     text = json.dumps([os.path.realpath(prefix), sorted(found.items())])
     identity = f"conda-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    created = ""
-    return Manifest(identity, RuntimeKind.CONDA, source, os.path.realpath(prefix), found, created, {"name": runtime})
+    return Manifest(identity, RuntimeKind.CONDA, source, os.path.realpath(prefix), found, "", {"name": runtime})
 
 
 # -- activation --------------------------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ from typing import Any
 from ..kernel.tree import walk
 from ..record.jsonfile import load, read_object, replace_file
 from ..spec.catalog import RuntimeKind
-from . import host_fit, image_files
+from . import conda, host_fit, image_files
 from .damage import Damage, Health, Problem, package_of
 from .image_files import Expected, digest
-from .venv import site_packages
+from .venv import distributions, site_packages
 
 SCHEMA = 2
 _RECENT_NS = 2_000_000_000
@@ -171,13 +171,8 @@ def _record_of(prefix: str, kind: RuntimeKind, name: str, version: str) -> str:
 def _places(prefix: str, kind: RuntimeKind) -> dict[str, tuple[str, str]]:
     """Version and place of every installed package, by name."""
     if kind is RuntimeKind.CONDA:
-        records = glob.glob(f"{glob.escape(prefix)}/conda-meta/*-*-*.json")
-        parts = ((os.path.basename(path).removesuffix(".json").rsplit("-", 2), path) for path in records)
-        return {name: (f"{version} {build}", path) for (name, version, build), path in parts}
-    import importlib.metadata  # slow, and only environments that have changed need it
-
-    found = importlib.metadata.distributions(path=site_packages(prefix))
-    return {str(d.metadata["Name"]): (d.version, str(getattr(d, "_path", prefix))) for d in found}
+        return conda.installed(prefix)
+    return {str(d.metadata["Name"]): (d.version, str(getattr(d, "_path", prefix))) for d in distributions(prefix)}
 
 
 def _look(files: list[Expected]) -> tuple[dict[str, list[int]], list[Problem]]:
@@ -256,14 +251,10 @@ def _added(prefix: str, files: Mapping[str, object]) -> Iterator[Problem]:
             if os.path.islink(path) and os.path.isdir(path):  # lib64
                 continue
             if path not in files and not any(part in path.removeprefix(prefix) for part in _UNTRACKED):
-                if directory.endswith(".dist-info") or (directory == f"{prefix}/bin" and _is_of_venv(path)):
-                    continue
-                yield Problem(path, Damage.ADDED)
-
-
-def _is_of_venv(path: str) -> bool:
-    """Whether ``python -m venv`` made a file: links to the interpreter, activation scripts."""
-    return os.path.islink(path) or os.path.basename(path).lower().startswith("activate")
+                # python -m venv makes links to the interpreter, and activation scripts
+                is_of_venv = os.path.islink(path) or name.lower().startswith("activate")
+                if not directory.endswith(".dist-info") and not (directory == f"{prefix}/bin" and is_of_venv):
+                    yield Problem(path, Damage.ADDED)
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------

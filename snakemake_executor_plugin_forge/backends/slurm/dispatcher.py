@@ -1,4 +1,7 @@
-"""The thread that calls Slurm: what polling.py decides, carried out for the jobs of a table."""
+"""The thread that calls Slurm: what polling.py decides, carried out for the jobs of a table.
+
+Longer than other files: it is one class, which says why.
+"""
 
 from __future__ import annotations
 

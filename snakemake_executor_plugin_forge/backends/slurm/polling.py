@@ -18,7 +18,7 @@ CALL_SECONDS = 1.0
 BATCH_SECONDS = 0.05
 """Jobs that become ready within this time of each other are submitted together."""
 
-_BATCH_AT_MOST_SECONDS = 1.0  # while more come: Snakemake starts 100 jobs a second, and several batches would be more Slurm jobs
+_BATCH_AT_MOST_SECONDS = 1.0  # while more come: Snakemake starts 100 jobs a second, and batches are Slurm jobs
 
 MIN_POLL_SECONDS = 2.0
 MAX_POLL_SECONDS = 60.0
