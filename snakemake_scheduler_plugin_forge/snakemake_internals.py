@@ -146,17 +146,19 @@ def keep_restarts(scheduler: Any) -> None:
 def make_sparse(scheduler: Any) -> None:
     """Have a scheduler look again only if the limit of jobs has been reached: nothing else changes with time.
 
-    The end of a job, the only other change, makes it look by itself.
+    The end of a job, the only other change, makes it look by itself; but who waits for ``from_queue()`` looks in vain
+    until something is in the queue, after a time that may be as long as the span of the limit.
     """
     limiter = getattr(scheduler, "job_rate_limiter", None)
     look_again = getattr(scheduler, "_schedule_reevalutation", None)
     if limiter is None or look_again is None or "_schedule_reevalutation" in vars(scheduler):
         return
+    waits_for_queue = scheduler.workflow.dag.has_unfinished_queue_input_jobs
     due = 0.0
 
     def look_again_if_necessary(delay: float) -> None:
         nonlocal due
-        if delay == limiter.timespan:
+        if delay == limiter.timespan and not waits_for_queue():
             wanted = time.monotonic() + delay
             if limiter.get_free_jobs() > 0 or wanted - due < delay * _SHARE:
                 return
