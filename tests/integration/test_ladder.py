@@ -26,6 +26,8 @@ from .. import ordinary
 from ..conftest import DEADLINE, Result, command, ending, forge, residue, run, wait_until, write_workflow, written
 from .test_containment import BOMB
 
+pytestmark = pytest.mark.slow  # many starts of Snakemake
+
 READ_ONLY = """
 while read -r _ path kind _; do case $kind in cgroup|cgroup2) mount -o remount,bind,ro "$path";; esac; done < /proc/mounts
 exec "$@"

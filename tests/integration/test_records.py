@@ -19,7 +19,7 @@ from tests.conftest import DEADLINE, command, ending, forge, residue, run, wait_
 from tests.crash import processes
 from tests.mutations import FEW_OR_MANY, SEED, damaged_once, with_wrong_values
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.slow, pytest.mark.security]
 
 # The process of a ``run:`` job is a fork of Forge: it has the pipe in which its result goes to its supervisor.
 _IN_ITS_OWN_PROCESS = r"""
