@@ -10,9 +10,10 @@ from typing import Any
 
 from ..analysis.explain import wildcards_in_words
 from ..record.index import Index, Row, Selection, open_index
+from ..spec.errors import NothingFoundError, UsageError
 from ..spec.printable import json_text
 from ..spec.units import show_bytes, show_seconds
-from .select import add_command, add_rule, add_run, check_job, no_attempts, parse_wildcards, pick_run
+from .select import add_command, add_rule, add_run, check_job, parse_wildcards, pick_run
 from .show import print_json, print_table, show_moment
 
 _EXAMPLES = """examples:
@@ -51,8 +52,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the attempts; return 1 if none matches."""
-    wildcards = parse_wildcards(options.wildcards)
     with open_index(options.directory) as index:
+        if options.wildcards and options.wildcards[0] in index.rules():
+            raise UsageError(f"A rule is named with --rule: snakemake-forge jobs --rule {' '.join(options.wildcards)}")
+        wildcards = parse_wildcards(options.wildcards)
         check_job(index, options.rule, wildcards)
         selection = Selection(
             rule=options.rule,
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             found = _print_json(index, selection) if options.json else _print_table(index, selection)
     if not found and not options.json:
-        raise no_attempts()
+        raise NothingFoundError("No attempts match.")
     return 0 if found else 1
 
 

@@ -427,5 +427,16 @@ def _workflow_facts(workflow: Any) -> dict[str, object]:
         "snakefile": str(workflow.main_snakefile),
         "sources": [str(path) for path in workflow.linemaps],
         "configfiles": [str(path) for path in workflow.configfiles],
-        "config": json.loads(json.dumps(dict(workflow.config), default=str)),
+        "config": json.loads(json.dumps(_with_plain_keys(workflow.config), default=str)),
     }
+
+
+def _with_plain_keys(value: Any) -> Any:
+    """A value of the configuration with keys that JSON has: in YAML they can be dates, in a Snakefile anything."""
+    match value:
+        case dict():
+            plain = str | int | float | None
+            return {key if isinstance(key, plain) else str(key): _with_plain_keys(of) for key, of in value.items()}
+        case list() | tuple():
+            return [_with_plain_keys(part) for part in value]
+    return value

@@ -22,16 +22,12 @@ def parse(text: str) -> Any:
         ValueError: for anything else.
     """
     try:
-        value = json.loads(text, parse_constant=_null, parse_float=_finite)
+        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if text.count("[") + text.count("{") > _MOST_DEPTH and _is_deeper(value, _MOST_DEPTH):
         raise ValueError(f"it is nested more than {_MOST_DEPTH} levels deep")
     return value
-
-
-def _null(_: str) -> None:
-    return None
 
 
 def _finite(text: str) -> float | None:

@@ -101,7 +101,7 @@ def make(runtime: Runtime, prefix: str, report: Report) -> tuple[Mapping[str, st
     os.makedirs(prefix)
     if os.path.basename(engine) in ("apptainer", "singularity"):
         return _by_apptainer(engine, runtime, prefix, report)
-    before = _images(engine, runtime)
+    before = {line.removeprefix("sha256:") for line in _run([engine, "images", "-q", "--no-trunc"], runtime).split()}
     image = _fetch(engine, runtime, report)
     report("unpacking")
     name = f"forge-{secrets.token_hex(8)}"
@@ -121,11 +121,6 @@ def make(runtime: Runtime, prefix: str, report: Report) -> tuple[Mapping[str, st
 def is_archive(source: str) -> bool:
     """Whether an image is a file or directory, and not a name."""
     return source.partition(":")[0] in ("oci-archive", "oci", "docker-archive")
-
-
-def _images(engine: str, runtime: Runtime) -> set[str]:
-    """The ids of all images of the engine."""
-    return {line.removeprefix("sha256:") for line in _run([engine, "images", "-q", "--no-trunc"], runtime).split()}
 
 
 def _fetch(engine: str, runtime: Runtime, report: Report) -> str:

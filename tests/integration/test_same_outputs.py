@@ -10,6 +10,8 @@ from .. import ordinary
 from ..conftest import run, write_workflow
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 CASES = [
     Case("inside", """
         rule @:
@@ -61,13 +63,6 @@ CASES = [
             shadow: "shallow"
             shell: "mkdir {output[1]}; cp {input} {output[0]}; cp {input} {output[1]}/f; ls {output[1]} > {output[2]}; pwd -P > shallow.junk; echo log > {log}"
         """, before={"in": "x"}, differs=(r"\.tsv$",), check=lambda _, attempts: not any(a["notes"] for a in attempts)),
-    Case("shallow_fails", """
-        rule @:
-            output: "@/out"
-            log: "@/x.log"
-            shadow: "shallow"
-            shell: "echo half > {output}; echo log > {log}; exit 3"
-        """, before={"in": "x"}, outcome="failed", check=lambda forge, _: [p.name for p in (forge.directory / "shallow_fails").glob("[!i]*")] == ["x.log"]),
     Case("late", """
         rule @:
             output: directory("@/d")
