@@ -10,6 +10,8 @@ from .. import ordinary
 from ..conftest import run, write_workflow
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 CASES = [
     Case("inside", """
         rule @:
