@@ -14,8 +14,10 @@ from __future__ import annotations
 import base64
 import csv
 import glob
+import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,7 @@ SCHEMA = 2
 _RECENT_NS = 2_000_000_000
 _SMALL_BATCH = 32
 _NAMED = 3  # so many damaged files of an image get the name of their package
+_PIP = b"pip\n"
 _UNTRACKED = ("conda-meta/", "__pycache__/", ".pyc", "pyvenv.cfg", "CACHEDIR.TAG")
 
 
@@ -51,14 +54,42 @@ def expected(prefix: str, kind: RuntimeKind) -> dict[str, Expected]:
     if kind is RuntimeKind.CONTAINER:
         return {file.path: file for file in image_files.expected(prefix)}
     if kind is RuntimeKind.CONDA:
+        by_pip = {site: _by_pip(site) for site in site_packages(prefix)}
         for record in sorted(glob.glob(f"{glob.escape(prefix)}/conda-meta/*.json")):
-            found |= {file.path: file for file in _of_conda(prefix, record)}
+            files = {file.path: file for file in _of_conda(prefix, record)}
+            found |= {} if _is_replaced(files, by_pip) else files
     for site in site_packages(prefix):
         for record in sorted(glob.glob(f"{glob.escape(site)}/*.dist-info/RECORD")):
             if kind is RuntimeKind.CONDA and record in found:
                 continue  # installed by conda, whose own list is better
-            found |= {file.path: file for file in _of_record(site, record) if file.path not in found}
+            found |= {file.path: file for file in _of_record(site, record)}  # pip comes after conda
     return found
+
+
+def _by_pip(site: str) -> frozenset[str]:
+    """The names of packages that pip has installed."""
+    found = set()
+    for path in glob.glob(f"{glob.escape(site)}/*.dist-info/INSTALLER"):
+        with suppress(OSError), open(path, "rb") as file:
+            if file.read(100) == _PIP:
+                found.add(_name_of(os.path.dirname(path)))
+    return frozenset(found)
+
+
+def _name_of(info: str) -> str:
+    """The normalized name of a package, from the path of its "….dist-info"."""
+    return re.sub(r"[-_.]+", "-", os.path.basename(info).partition("-")[0]).lower()
+
+
+def _is_replaced(files: Mapping[str, Expected], by_pip: Mapping[str, frozenset[str]]) -> bool:
+    """Whether pip has installed its own package over one of conda, as pip: in a file may want: conda does not know."""
+    for path in files:
+        info, name = os.path.split(path)
+        if name == "METADATA" and _name_of(info) in by_pip.get(os.path.dirname(info), ()):
+            installer = files.get(f"{info}/INSTALLER")  # some packages of conda say pip, too
+            said_pip = installer is not None and installer.sha256 == hashlib.sha256(_PIP).hexdigest()
+            return not (said_pip and os.path.isdir(info))
+    return False
 
 
 def _of_conda(prefix: str, record: str) -> Iterator[Expected]:

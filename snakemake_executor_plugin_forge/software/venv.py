@@ -98,13 +98,13 @@ def _compile(prefix: str) -> None:
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
-def run_tool(command: list[str], runtime: Runtime, failure: str) -> None:
+def run_tool(command: list[str], runtime: Runtime, failure: str, environment: Mapping[str, str] = os.environ) -> None:
     """Run a program that builds an environment, in the directory of its definition.
 
     Raises:
         BrokenRuntimeError: ``failure``, with what the program says about errors.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in CONFLICTING}
+    environment = {k: v for k, v in environment.items() if k not in CONFLICTING} | {"PIP_USER": "0"}  # not ~/.local
     where = os.path.dirname(runtime.source)
     done = subprocess.run(
         command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

@@ -31,7 +31,7 @@ rule cat_script:
     script: "s.py"
 rule cat_hook:
     output: "hook.txt"
-    shell: "echo $FORGE_TEST_HOOK $FORGE_TEST_COUNT ${{R_LIBS-gone}} $LC_ALL > {output}"
+    shell: "echo $FORGE_TEST_HOOK $FORGE_TEST_COUNT ${{R_LIBS-gone}} $LC_ALL $FORGE_TEST_SET > {output}"
 rule plain:
     output: "plain.txt"
     shell: "echo ${{CONDA_PREFIX-none}} ${{FORGE_TEST_HOOK-none}} > {output}"
@@ -69,7 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_workflow(directory, WORKFLOW)
     (directory / "s.py").write_text(SCRIPT)
     (directory / "envs").mkdir()
-    (directory / "envs" / "genomics.yaml").write_text(environment_file(channel, "bcftools", "hooked", "python"))
+    genomics = json.loads(environment_file(channel.removeprefix("file://"), "bcftools", "hooked", "python"))
+    (directory / "envs" / "genomics.yaml").write_text(json.dumps(genomics | {"variables": {"FORGE_TEST_SET": "of the file"}}))
     (directory / "envs" / "explicit.txt").write_text(f"@EXPLICIT\n{channel}/linux-64/samtools-1.16-0.tar.bz2\n")
     (directory / "envs" / "there.yaml").write_text(environment_file(channel, "samtools"))
     stand_in._create(str(directory / "envs" / "there.yaml"), str(directory / "there"))
@@ -104,7 +105,7 @@ def test_a_script_is_run_by_the_interpreter_of_the_environment(done: Result) -> 
 def test_hooks_run_once_and_their_effect_reaches_every_job(done: Result) -> None:
     words = done.read("hook.txt").split()
     assert words[:2] == ["active", "in"]
-    assert words[3:] == ["1", "gone", "C"]
+    assert words[3:] == ["1", "gone", "C", "of", "the", "file"]
     assert (done.directory / "hook.log").read_text() == "once more\n"
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -162,6 +165,24 @@ def test_venv_is_checked_against_its_records(tmp_path: Path) -> None:
     (prefix / "bin" / "python").unlink()
     faults = [p.fault for p in verify(manifest.prefix, RuntimeKind.VENV, None).damage]
     assert Damage.INTERPRETER in faults
+
+
+def test_a_package_that_pip_has_installed_over_one_of_conda_is_no_damage(prefix: Path) -> None:
+    """What pip: in an environment file asks for; conda's own list stays as it was."""
+    site = prefix / "lib" / "python3.11" / "site-packages"
+    names = ("My_Thing-1.0.dist-info/METADATA", "My_Thing-1.0.dist-info/INSTALLER", "thing.py")
+    paths = [{"_path": f"lib/python3.11/site-packages/{name}", "path_type": "hardlink", "sha256": "0" * 64} for name in names]
+    (prefix / "conda-meta" / "my_thing-1.0-0.json").write_text(json.dumps({"paths_data": {"paths": paths}}))
+    assert {p.fault for p in _look(prefix).problems} == {Damage.MISSING}
+    info = site / "my_thing-2.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "INSTALLER").write_text("pip\n")
+    (site / "thing.py").write_text("x = 2\n")
+    sha256 = base64.urlsafe_b64encode(hashlib.sha256(b"x = 2\n").digest()).rstrip(b"=").decode()
+    (info / "RECORD").write_text(f"thing.py,sha256={sha256},6\n")
+    assert _look(prefix).problems == ()
+    (site / "thing.py").write_text("x = 3\n")
+    assert [p.fault for p in _look(prefix).problems] == [Damage.CHANGED]
 
 
 def test_repair_never_uses_the_damaged_hard_link(original: tuple[Store, Runtime, Manifest]) -> None:
