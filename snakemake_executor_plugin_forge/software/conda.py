@@ -23,7 +23,7 @@ from . import channels, requirements, safe_yaml
 from .activation import CONFLICTING, Activation, capture
 from .damage import Problem
 from .safe_yaml import UnfitYamlError
-from .store import Definition, Manifest, Report, Store
+from .store import Definition, Manifest, Report, Store, source_text
 from .venv import run_tool
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ def define(runtime: Runtime) -> Definition | None:
         if not os.path.isdir(f"{source}/conda-meta"):
             raise UsageError(f"Runtime {runtime.name}: conda: {source} is no environment: it has no conda-meta in it.")
         return None
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Runtime {runtime.name}: conda: {source} cannot be read: {error}.") from None
+    text = source_text(source, f"Runtime {runtime.name}: conda:")
     content = {"file": text, "machine": platform.machine()}
     directory, listed = os.path.dirname(source), _listed(text)
     if any(str(channel).startswith(".") for channel in listed.get("channels") or []):
