@@ -59,7 +59,8 @@ class _Seen:
     oom_limit_bytes: int = 0
     timeouts: int = 0
     timeout_limit_seconds: float = 0.0
-    disks: int = 0
+    disk_needed_bytes: int = 0  # more than this: the highest limit that a job reached
+    disk_sufficed_bytes: int = 0  # the highest limit with which a job succeeded
     core_seconds: float = 0.0
 
 
@@ -118,11 +119,12 @@ def _take(seen: _Seen, row: Mapping[str, Any]) -> None:
             seen.timeouts += 1
             seen.timeout_limit_seconds = max(seen.timeout_limit_seconds, row["wall_limit_seconds"] or 0)
         case "disk" if row["disk_limit_bytes"]:  # else a file system was full
-            seen.disks += 1
+            seen.disk_needed_bytes = max(seen.disk_needed_bytes, row["disk_limit_bytes"])
         case "succeeded":
             peak, seconds = row["memory_peak_bytes"] or 0, row["seconds"]
             cached = limit is not None and peak > _CACHE_SHARE * limit
             seen.succeeded += 1
+            seen.disk_sufficed_bytes = max(seen.disk_sufficed_bytes, row["disk_limit_bytes"] or 0)
             seen.memory_bytes.append((row["memory_anon_peak_bytes"] or 0) if cached else peak)
             seen.seconds.append(seconds)
             seen.scratch_bytes.append(row["scratch_peak_bytes"] or 0)
@@ -203,8 +205,10 @@ def _runtime(seen: _Seen, seconds: Spread | None, enough: bool) -> int | None:
 
 def _disk(seen: _Seen) -> int | None:
     """More disk after a job that needed more. Never less: disk_mb also limits single files of unknown sizes."""
-    limit = seen.disk_limit_bytes
-    return round_up(limit * _GROWTH / MEBIBYTE) if limit is not None and seen.disks else None
+    limit, needed = seen.disk_limit_bytes, seen.disk_needed_bytes
+    if limit is None or not needed or (limit > needed and seen.disk_sufficed_bytes > needed):  # raised since
+        return None
+    return round_up(max(limit, needed) * _GROWTH / MEBIBYTE)
 
 
 def round_up(value: float) -> int:

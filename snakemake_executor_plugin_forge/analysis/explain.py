@@ -30,10 +30,11 @@ MOST_FAILURES = 10
 """The most jobs that the summary of a run explains."""
 _WRAPPED = re.compile(
     r"^\s*File \"[^\n]*|^[^\n]*\bCalledProcessError\b[^\n]*|^\s*raise \w[^\n]*|^RuleException:[^\n]*|^Traceback [^\n]*|"
-    r"^[^\n]*\bsnakemake_executor_plugin_forge\b[^\n]*|^[^\n]*\bforge-job\b[^\n]*",
+    r"^[^\n]*\bsnakemake_executor_plugin_forge\b[^\n]*|^[^\n]*\bforge-job\b[^\n]*|"
+    r"^During handling of the above exception, [^\n]*|^The above exception was the direct cause [^\n]*",
     re.MULTILINE,
 )
-"""Lines of Snakemake and Forge around a script or wrapper: they say that it failed, and never why."""
+"""Lines of Snakemake, Forge and Python around an error: they say that something failed, and never why."""
 _IN_STDERR = (Cause.SIGNAL, Cause.EXIT_CODE, Cause.EXCEPTION, Cause.ERROR)
 """Causes that only the job itself can explain."""
 UNFIT = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
@@ -167,11 +168,18 @@ def tells(text: str) -> bool:
 
 
 def telling_lines(text: str, most: int = _LINES) -> tuple[str, ...]:
-    """Return the last lines that speak of an error, else the last lines; without colours and progress bars."""
+    """Return the last lines that speak of an error, else the last lines; without colours and progress bars.
+
+    A line that ends with a colon only announces the error, as R's "Error in f(x) :": the next line is put to it.
+    """
     lines = [without_escapes(part.rpartition("\r")[2] or part).strip() for part in text.split("\n")]
     lines = [" ".join(line.split()) for line in lines if line]
     lines = [line for line in lines if not _WRAPPED.match(line)] or lines
-    telling = [line for line in lines if _TELLING.search(line)]
+    telling = [
+        f"{line} {after}" if line.endswith(":") and after and not _TELLING.search(after) else line
+        for line, after in zip(lines, [*lines[1:], ""], strict=False)
+        if _TELLING.search(line)
+    ]
     unique = list(dict.fromkeys(telling or lines))
     return tuple(line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}…" for line in unique[-most:])
 

@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..kernel import process_tree
 from ..record.identity import start_time
 from ..record.jsonfile import STDERR, STDOUT
 from ..record.plain_files import open_to_read
-from ..sandbox.cgroups.base import cgroup_mounts
+from ..sandbox.cgroups.base import mounts_of, read
 from ..spec.printable import without_escapes
 from .attempt_log import rule_logs
 
@@ -49,11 +50,11 @@ def look(record: Mapping[str, Any]) -> Live:
         match str(record["isolation"]["limits"]):
             case "cgroup-v2":
                 directory = _directory(pid, "")
-                stat = dict(line.split(" ", 1) for line in _read(f"{directory}/cpu.stat").splitlines())
-                return Live(int(_read(f"{directory}/memory.current")), int(stat["usage_usec"]) / 1e6)
+                stat = dict(line.split(" ", 1) for line in read(f"{directory}/cpu.stat").splitlines())
+                return Live(int(read(f"{directory}/memory.current")), int(stat["usage_usec"]) / 1e6)
             case "cgroup-v1":
                 memory, cpu = (_directory(pid, controller) for controller in ("memory", "cpuacct"))
-                return Live(int(_read(f"{memory}/memory.usage_in_bytes")), int(_read(f"{cpu}/cpuacct.usage")) / 1e9)
+                return Live(int(read(f"{memory}/memory.usage_in_bytes")), int(read(f"{cpu}/cpuacct.usage")) / 1e9)
             case _:
                 return look_at_processes(pid)
     except (OSError, KeyError, ValueError):
@@ -77,14 +78,12 @@ def newest_line(directory: str) -> str:
 
 def look_at_processes(pid: int) -> Live:
     """The use of a process and its descendants; shared memory counts once for each of them."""
-    memory, cpu, waiting = 0, 0.0, [pid]
-    while waiting:
-        current = waiting.pop()
-        with suppress(OSError, ValueError):
-            fields = _read(f"/proc/{current}/stat").rpartition(")")[2].split()
+    memory, cpu = 0, 0.0
+    for current in (pid, *process_tree.descendants(pid)):
+        with suppress(OSError, IndexError):
+            fields = process_tree.stat(current)
             memory += int(fields[21]) * _PAGE_BYTES
-            cpu += sum(int(ticks) for ticks in fields[11:15]) / _TICKS  # own and of reaped children
-            waiting += [int(child) for child in _read(f"/proc/{current}/task/{current}/children").split()]
+            cpu += sum(map(int, fields[11:15])) / _TICKS  # own and of reaped children
     return Live(memory, cpu)
 
 
@@ -97,12 +96,7 @@ def _directory(pid: int, controller: str) -> str:
     Raises:
         KeyError: if no hierarchy with this controller is mounted.
     """
-    for mount in cgroup_mounts(_read("/proc/self/mountinfo"), _read(f"/proc/{pid}/cgroup")):
+    for mount in mounts_of(pid):
         if controller in mount.controllers:
             return mount.own
     raise KeyError(controller)
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()

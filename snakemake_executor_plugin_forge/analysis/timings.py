@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from statistics import median
 from typing import Any
 
 from ..record.archive import read_entries
-from ..record.jsonfile import EVENTS, parse
-from ..record.plain_files import open_to_read
+from ..record.jsonfile import EVENTS
+from ..record.plain_files import read_lines
 
 PHASES = ("plan", "dispatch", "enter", "run", "wait", "judge", "publish", "record", "report")
 """The phases in their order; docs/explanation/performance.md says of what each consists."""
@@ -26,7 +25,6 @@ _MARKS = {
     "report": ("recorded", "reported"),
 }
 """The events between which a phase lies."""
-_MOST_BYTES = 1 << 20
 
 Timings = dict[str, float | None]
 
@@ -70,24 +68,11 @@ def read(attempts: Iterable[Mapping[str, Any]], runs: str) -> Iterator[Timings]:
     archive = ""
     for attempt in attempts:
         run, name = attempt["run"], attempt["name"]
-        lines = _lines(f"{runs}/{run}/{name}/{EVENTS}")
+        lines = read_lines(f"{runs}/{run}/{name}/{EVENTS}")
         if lines is None and archive != run:
             archive, archived = run, {entry["name"]: entry.get("events") for entry in read_entries(f"{runs}/{run}")}
         events = lines if lines is not None else archived.get(name)
         yield phases(events if isinstance(events, list) else ())
-
-
-def _lines(path: str) -> list[object] | None:
-    try:
-        with open_to_read(path) as file:
-            text = file.read(_MOST_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return None
-    found = []
-    for line in text.splitlines():
-        with suppress(ValueError):
-            found.append(parse(line))
-    return found
 
 
 def _seconds(value: object) -> float | None:

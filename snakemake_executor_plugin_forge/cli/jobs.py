@@ -10,9 +10,10 @@ from typing import Any
 
 from ..analysis.explain import wildcards_in_words
 from ..record.index import Index, Row, Selection, open_index
+from ..spec.errors import NothingFoundError, UsageError
 from ..spec.printable import json_text
 from ..spec.units import show_bytes, show_seconds
-from .select import add_command, add_rule, add_run, check_job, no_attempts, parse_wildcards, pick_run
+from .select import add_command, add_rule, add_run, check_job, parse_wildcards, pick_run
 from .show import print_json, print_table, show_moment
 
 _EXAMPLES = """examples:
@@ -51,8 +52,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the attempts; return 1 if none matches."""
-    wildcards = parse_wildcards(options.wildcards)
     with open_index(options.directory) as index:
+        if options.wildcards and options.wildcards[0] in index.rules():
+            raise UsageError(f"A rule is named with --rule: snakemake-forge jobs --rule {' '.join(options.wildcards)}")
+        wildcards = parse_wildcards(options.wildcards)
         check_job(index, options.rule, wildcards)
         selection = Selection(
             rule=options.rule,
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             found = _print_json(index, selection) if options.json else _print_table(index, selection)
     if not found and not options.json:
-        raise no_attempts()
+        raise NothingFoundError("No attempts match.")
     return 0 if found else 1
 
 
@@ -110,7 +113,7 @@ def _print_timings(index: Index, selection: Selection, as_json: bool) -> bool:
         header = ("RULE", "WILDCARDS", "TRY", "OUTCOME", *(name.upper().replace("_", " ") for name in names))
         rows = [(*_job(row), row["outcome"], *_milliseconds(own, names)) for row, own in zip(found, times, strict=True)]
         rows.append(("median", "", "", "", *_milliseconds(timings.medians(times), names)))
-        print_table(header, rows, less=("OUTCOME", "TRY", "WILDCARDS"))
+        print_table(header, rows, less=("OUTCOME", "TRY", "WAIT", "RECORD", "REPORT", "PLAN", "WILDCARDS"))
     return bool(found)
 
 
@@ -148,7 +151,7 @@ def _print_table(index: Index, selection: Selection) -> bool:
 def _cells(row: Row, with_gpus: bool) -> tuple[str, ...]:
     used, limit, cpu = row["memory_peak_bytes"], row["memory_limit_bytes"], row["cpu_seconds"]
     memory = "-" if used is None else show_bytes(used) + (f" of {show_bytes(limit)}" if limit else "")
-    succeeded = row["outcome"] == "succeeded"
+    reason = "" if row["outcome"] == "succeeded" else row["reason"]
     return (
         *_job(row),
         row["outcome"],
@@ -157,5 +160,5 @@ def _cells(row: Row, with_gpus: bool) -> tuple[str, ...]:
         "-" if cpu is None else show_seconds(cpu),
         *([",".join(map(str, row["gpus"])) or "-"] if with_gpus else []),
         show_moment(row["started"]),
-        "; ".join(row["notes"]) if succeeded else row["reason"],
+        reason or "; ".join(row["notes"]),
     )

@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
         runs = list(run_directories(state))
     if options.stop:
         return _stop(runs, workdir, state, dry_run=options.dry_run)
-    command = resume.complete(resume.command_of(runs), _without_dashes(options.more), workdir)
+    more = options.more[1:] if options.more[:1] == ["--"] else options.more
+    command = resume.complete(resume.command_of(runs), more, workdir)
     line = shell_words((command.program, *command.arguments))
     if options.dry_run:
         living = resume.living(runs, workdir)
@@ -117,11 +118,6 @@ def _take_lock(path: str) -> int:
             f"Nothing was changed: another snakemake-forge resume, or the Snakemake that it became, holds {path}."
         ) from None
     return fd
-
-
-def _without_dashes(words: list[str]) -> list[str]:
-    """Remove the ``--`` of ``resume -- -n``."""
-    return words[1:] if words[:1] == ["--"] else words
 
 
 def _say(sentence: str) -> None:

@@ -6,9 +6,10 @@ import argparse
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from ..record.attempt_dir import now
 from ..record.index import Row, open_index
 from ..record.reader import run_outcome
 from ..spec.errors import NothingFoundError
@@ -70,15 +71,11 @@ def _cells(item: dict[str, Any]) -> tuple[str, ...]:
     return (
         item["run"],
         show_moment(str(item["started"])),
-        _duration(item["started"], item["ended"] or (None if item["outcome"] == "interrupted" else _now())),
+        _duration(item["started"], item["ended"] or (None if item["outcome"] == "interrupted" else now())),
         item["outcome"],
         ", ".join(f"{count} {outcome}" for outcome, count in jobs.items()) or "-",
         f"{program.rpartition('/')[2]}{blank}{more}",
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
 
 
 def _duration(started: object, ended: object) -> str:

@@ -160,18 +160,24 @@ def newest(options: argparse.Namespace) -> Row:
     """Return the whole record of the newest attempt of the job that ``options`` names.
 
     If several jobs match, one whose newest attempt failed comes first: of 400 jobs, the user means that one. Without a
-    rule, it is the newest failure.
+    rule, it is the newest failure; those of jobs that have succeeded since come last.
 
     Raises:
         UsageError: see :func:`check_job`.
         NothingFoundError: if no attempt matches.
     """
+    if "=" in (options.rule or ""):
+        raise UsageError(f"Name the rule before {options.rule}. All jobs with it: snakemake-forge jobs {options.rule}")
     with open_index(options.directory) as index:
         run = pick_run(index, options.name) if options.name else None
         if options.rule is None:
-            found = index.newest_failure(Selection(run=run))
+            failed = Selection(run=run)
+            found = index.newest_failure(replace(failed, last=True))
             if found is None:
-                raise NothingFoundError("No attempt on record has failed.")
+                found = index.newest_failure(failed)
+                if found is None:
+                    raise NothingFoundError("No attempt on record has failed.")
+                found["notes"] += ["the job has succeeded since"]
             return found
         known = index.rules().get(options.rule, set())
         wildcards = parse_wildcards(options.wildcards, known)
@@ -190,11 +196,6 @@ def _no_such_job(index: Index, rule: str, wildcards: dict[str, str]) -> NothingF
         known = {row["wildcards"].get(name, "") for row in index.rows(Selection(rule=rule))}
         if value not in known:
             return NothingFoundError(f"No attempt of rule {rule} has {name}={value}.{near_miss(value, sorted(known))}")
-    return no_attempts()
-
-
-def no_attempts() -> NothingFoundError:
-    """Make the error for a question that no attempt matches."""
     return NothingFoundError("No attempts match.")
 
 

@@ -22,26 +22,22 @@ _LONGEST = 1000  # characters, of at most four bytes each, of what is given to t
 _MOST_OPEN = 32  # directories of one publication
 
 
-def open_plain(path: str, flags: int, *, dir_fd: int | None = None) -> int:
+def open_plain(path: str, flags: int) -> int:
     """Open a file or directory: open(2); the last component may be no link either.
 
     Raises:
         OSError: also if a link is on the way.
     """
-    start: int | None = None
-    if dir_fd is None:
-        dir_fd = start = os.open("/", _PLACE)
+    here = os.open("/", _PLACE)
     try:
         *way, last = _pieces(path)
         for piece in way:
-            fd = _open(piece, _PLACE, dir_fd)
-            if start is not None:
-                os.close(start)
-            dir_fd = start = fd
-        return _open(last, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd)
+            fd = _open(piece, _PLACE, here)
+            os.close(here)
+            here = fd
+        return _open(last, flags | os.O_NOFOLLOW | os.O_CLOEXEC, here)
     finally:
-        if start is not None:
-            os.close(start)
+        os.close(here)
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:

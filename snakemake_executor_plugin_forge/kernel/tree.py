@@ -294,10 +294,8 @@ def remove_tree(root: str) -> bool:
 
 def _unlink(here: Directory) -> None:
     for name in here.files:
-        try:
+        with suppress(OSError):  # it keeps none of the others
             os.unlink(name, dir_fd=here.fd)
-        except OSError:  # it keeps none of the others
-            continue
 
 
 def scan(root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -371,7 +369,7 @@ def copy_tree(source: str, target: str, *, owners: bool = False) -> None:
             if here.left:
                 with Shortcut() as near:
                     old = near(source) if here.up is None else here.up.near(here.name)
-                    _copy_status(old, f"/proc/self/fd/{way.fd}", owners=owners)
+                    copy_status(old, f"/proc/self/fd/{way.fd}", owners=owners)
                 if here.up is not None:
                     way.up()
                 continue
@@ -382,21 +380,18 @@ def copy_tree(source: str, target: str, *, owners: bool = False) -> None:
                 new = f"/proc/self/fd/{way.fd}/{name}"
                 copy(here.near(name), new)
                 if owners:
-                    _copy_owner(here.near(name), new)
+                    status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
+                    os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
-def _copy_status(old: str, new: str, *, owners: bool) -> None:
+def copy_status(old: str, new: str, *, owners: bool) -> None:
+    """Give a directory the mode, times and attributes of another one; with ``owners`` also its owner and group."""
     import shutil  # few jobs need it, and every fork copies the mappings of its libraries
 
     if owners:
         status = os.stat(old)
         os.chown(new, status.st_uid, status.st_gid)
     shutil.copystat(old, new)
-
-
-def _copy_owner(old: str, new: str) -> None:
-    status = os.lstat(old)
-    os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

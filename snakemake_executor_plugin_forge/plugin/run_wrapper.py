@@ -46,15 +46,20 @@ from .snakemake_internals import (
 
 _SIGNALLED = 128
 _HALF_ERROR = 1 << 15  # characters of an exception's text, far below what sandbox/result.py takes
-_ACTIVATING = "Activating conda environment: "  # Snakemake says so also where it does not
-UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
-"""Errors of pickle for a lambda or an open file in ``params``, or an object of a class that the Snakefile defines."""
+# Snakemake says the first also where it does not activate one; the second, the local executor's Snakemake keeps quiet.
+_LEFT_OUT = ("Activating conda environment: ", "Changing to shadow directory: ")
 
 
 class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, workflow: Any) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self._workflow = workflow
+        self.has_others = False  # objects of classes that are neither Python's own nor Snakemake's
+
+    def reducer_override(self, obj: Any) -> Any:
+        module = str((obj if isinstance(obj, type) else type(obj)).__module__)
+        self.has_others |= module != "builtins" and not module.startswith("snakemake")
+        return NotImplemented
 
     def persistent_id(self, obj: Any) -> Any:
         if type(obj) is Rule:  # isinstance asks an abstract base class, which takes longer than everything else
@@ -99,10 +104,17 @@ def encode_call(
         changes: what the nursery does not know.
 
     Raises:
-        UNPICKLABLE: for arguments that cannot be pickled.
+        PicklingError: for arguments that cannot be pickled and read again: a lambda or an open file in ``params``, or
+            an object of a class that the Snakefile defines, or whose own methods raise meanwhile.
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, workflow).dump(("measured" if measured else "call", arguments, activation, changes))
+    pickler = _Pickler(buffer, workflow)
+    try:
+        pickler.dump(("measured" if measured else "call", arguments, activation, changes))
+        if pickler.has_others:
+            _Unpickler(io.BytesIO(buffer.getbuffer()), workflow).load()
+    except Exception as error:  # whatever methods of the objects raise
+        raise pickle.PicklingError(f"{type(error).__name__}: {error}") from error
     return buffer.getvalue()
 
 
@@ -186,6 +198,8 @@ class CallRunner:
             set_tmpdir(arguments, scratch)
             with changes.applied(self._workflow.globals) if changes != NO_CHANGES else nullcontext():
                 call = popen_of(arguments)
+        except BaseException:  # an object that cannot be unpickled here would end the nursery, and all jobs with it
+            return None
         finally:
             sys.path[:] = own
         command = None if call is None else _command(call)
@@ -284,7 +298,7 @@ def _private_bytes() -> int:
 
 def _has_text(record: logging.LogRecord) -> bool:
     text = str(record.msg)
-    return record.levelno >= logging.INFO and text not in ("", "None") and not text.startswith(_ACTIVATING)
+    return record.levelno >= logging.INFO and text not in ("", "None") and not text.startswith(_LEFT_OUT)
 
 
 def _rebind_streams() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pickle import PicklingError
 from typing import Any
 
 from snakemake.executors.local import Executor as LocalExecutor
@@ -27,7 +28,7 @@ from .job_request import Translator
 from .later_changes import LaterChanges
 from .log_file import expect_a_full_disk
 from .run_blocks import RunBlockStarts
-from .run_wrapper import UNPICKLABLE, encode_call, encode_command, encode_remote
+from .run_wrapper import encode_call, encode_command, encode_remote
 from .snakemake_internals import (
     SCRIPTS,
     has_script,
@@ -136,7 +137,7 @@ class Submitter:
                 payload = encode_call(
                     place.arguments, self._workflow, place.activation, measured=measured, changes=changes
                 )
-        except UNPICKLABLE as error:
+        except PicklingError as error:
             why = f"its arguments cannot be pickled: {error}"
         if why is not None:
             command = self._executor.format_job_exec(job)
@@ -156,7 +157,7 @@ class Submitter:
             try:
                 changes = self._changes.now(is_run=False)
                 call = encode_call(place.arguments, self._workflow, place.activation, changes=changes)
-            except UNPICKLABLE:
+            except PicklingError:
                 call = None
         if call is None:
             place.refuse_elsewhere(job)

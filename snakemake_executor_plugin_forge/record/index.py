@@ -26,7 +26,7 @@ COLUMNS = (*TEXTS, *JSONS, *NUMBERS)
 _INSERT = f"INSERT OR REPLACE INTO attempt ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _LAST_OF_EACH_JOB = (
     "SELECT run, name FROM (SELECT run, name, row_number() OVER "
-    "(PARTITION BY rule, wildcards ORDER BY run DESC, name DESC) AS turn FROM attempt) WHERE turn = 1"
+    "(PARTITION BY rule, wildcards ORDER BY run DESC, name DESC) AS turn FROM attempt {}) WHERE turn = 1"
 )
 _BATCH = 500
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ class Selection:
     wildcards: Mapping[str, str] = field(default_factory=dict)
     failed: bool = False  # ended, and not with success
     running: bool = False
-    last: bool = False  # of its job's attempts that have ended
+    last: bool = False  # of its job's attempts that have ended, in the run or, without one, in all of them
     run: str | None = None
 
     def accepts(self, record: Row, run: str) -> bool:
@@ -69,7 +69,9 @@ class Selection:
         if self.running:
             parts.append("0")  # running attempts are in no table
         if self.last:
-            parts.append(f"(run, name) IN ({_LAST_OF_EACH_JOB})")
+            of_run, run = ("WHERE run = ?", [self.run]) if self.run is not None else ("", [])
+            parts.append(f"(run, name) IN ({_LAST_OF_EACH_JOB.format(of_run)})")
+            values += run
         return " AND ".join(parts), values
 
 

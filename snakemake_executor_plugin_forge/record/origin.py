@@ -48,10 +48,7 @@ def claim(state: str) -> str | None:
     found = _origin(state)
     if found is None or found[1] != inode:  # new, or a copy
         found = (os.urandom(16).hex(), inode)
-        temporary = f"{state}/.{ORIGIN}.{os.getpid()}"
-        with open(temporary, "w", encoding="ascii") as file:
-            file.write(f"{found[0]} {inode}\n")
-        os.rename(temporary, f"{state}/{ORIGIN}")
+        replace_file(f"{state}/{ORIGIN}", f"{found[0]} {inode}\n")
     _register((found[0], state, inode))
     return aside
 

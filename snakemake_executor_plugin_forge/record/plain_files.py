@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from ..kernel.plain_paths import checked_regular
 from ..kernel.plain_paths import open_regular as open_straight
+from .jsonfile import MOST_BYTES, parse
 
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -39,6 +40,20 @@ def open_to_read(path: str, *, straight: bool = False) -> BinaryIO:
         OSError: if it is none, or cannot be opened.
     """
     return open(path, "rb", opener=lambda name, _: open_regular(name, straight=straight))
+
+
+def read_lines(path: str) -> list[object] | None:
+    """Return the values in a file with JSON in each line, without damaged ones; None if it cannot be read."""
+    try:
+        with open_to_read(path) as file:
+            text = file.read(MOST_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return None
+    found = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            found.append(parse(line))
+    return found
 
 
 def read_end(path: str, most_bytes: int, *, straight: bool = False) -> str:

@@ -20,7 +20,7 @@ from ..kernel.tree import remove_tree, weigh
 from ..spec.job import RECORD_SCHEMA
 from .archive import NAME, read_entries
 from .jsonfile import EVENTS, SPEC, STDERR, STDOUT, load, to_disk
-from .plain_files import open_to_read
+from .plain_files import open_to_read, read_lines
 from .reader import RUN, RunDirectory, read_run
 
 _HEAD_BYTES, _TAIL_BYTES = 4096, 12288  # of a stream
@@ -169,7 +169,7 @@ def _entries(run: RunDirectory) -> Iterator[dict[str, Any]]:
             "name": name,
             "verdict": attempt,
             "spec": load(f"{directory}/{SPEC}"),
-            "events": _read_lines(f"{directory}/{EVENTS}"),
+            "events": read_lines(f"{directory}/{EVENTS}") or [],
             "streams": {stream: _shortened(f"{directory}/{stream}") for stream in (STDOUT, STDERR)},
         }
 
@@ -186,12 +186,3 @@ def _shortened(path: str) -> str:
         mark = f"\n[… {count} bytes were removed with the directory of this attempt …]\n"
         return head.decode("utf-8", "replace") + mark + file.read().decode("utf-8", "replace")
     return ""
-
-
-def _read_lines(path: str) -> list[Any]:
-    found = []
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with suppress(ValueError):
-                found.append(json.loads(line))
-    return found

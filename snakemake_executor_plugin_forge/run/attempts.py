@@ -38,15 +38,14 @@ class Submission:
 class Attempts:
     """Starts jobs, and starts a job again that ran out of memory."""
 
-    def __init__(self, notice: Callable[[str], None], observe: Observe | None = None) -> None:
+    def __init__(self, notice: Callable[[str], None]) -> None:
         """Make it at the start of a run.
 
         Args:
             notice: shows a sentence to the user; called in any thread.
-            observe: wraps the function that is called at the end of each attempt.
         """
         self._notice = notice
-        self.observe = observe
+        self.observe: Observe | None = None  # wraps the function that is called at the end of each attempt
         self._lock = threading.Lock()
         self._count = 0
         self._current: dict[str, str] = {}  # by first attempt of a job that was run again: the newest

@@ -268,7 +268,8 @@ def complete(command: RecordedCommand, extra: Sequence[str], workdir: str) -> Re
     """The command with more arguments; with ``--rerun-incomplete`` if Snakemake has marked outputs as incomplete."""
     more = list(extra)
     flags = {"--rerun-incomplete", "--ri"}
-    if _has_marks(workdir) and not flags & {*more, *command.arguments}:
+    has_marks = any(here.files for here in walk(f"{workdir}/{_INCOMPLETE}", quiet=True, through_link=True))
+    if has_marks and not flags & {*more, *command.arguments}:
         more.append("--rerun-incomplete")
     return RecordedCommand(command.directory, command.program, (*command.arguments, *more))
 
@@ -333,7 +334,3 @@ def _remove_locks(workdir: str) -> int:
             count += database.execute("DELETE FROM snakemake_locks").rowcount  # no such table: an error
             database.commit()
     return count
-
-
-def _has_marks(workdir: str) -> bool:
-    return any(here.files for here in walk(f"{workdir}/{_INCOMPLETE}", quiet=True, through_link=True))

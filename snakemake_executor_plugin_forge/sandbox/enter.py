@@ -216,7 +216,7 @@ def _ruleset(writable: tuple[str, ...], nested: bool) -> landlock.Ruleset | None
     version = landlock.abi()
     if nested or landlock.refusal(version):
         return None
-    return landlock.Ruleset(version, landlock.rules(version, (), optional=writable))
+    return landlock.Ruleset(version, landlock.rules(version, writable))
 
 
 class EntrySteps(NamedTuple):

@@ -102,13 +102,11 @@ def scopes(version: int) -> Scope:
 class Rule:
     """Rights for a file, or for a directory and everything below it."""
 
-    path: str
+    path: str  # a missing one gives no rule
     rights: Right
-    required: bool
-    """Whether a missing path is an error; otherwise it gives no rule."""
 
 
-def rules(version: int, writable: Iterable[str], optional: Iterable[str] = ()) -> tuple[Rule, ...]:
+def rules(version: int, writable: Iterable[str]) -> tuple[Rule, ...]:
     """The rules of a job. Pure.
 
     A job may move files between these places. Landlock refuses a hard link to a file elsewhere with EXDEV, because the
@@ -117,13 +115,10 @@ def rules(version: int, writable: Iterable[str], optional: Iterable[str] = ()) -
     Args:
         version: see :func:`abi`.
         writable: files and directories with all rights but making device nodes.
-        optional: further ones, which need not exist.
     """
-    all_ = rights(version) & ~_DEVICES
     return (
-        *(Rule(path, rights(version) & _OF_A_FILE, required=False) for path in _ALWAYS),
-        *(Rule(path, all_, required=True) for path in writable),
-        *(Rule(path, all_, required=False) for path in optional),
+        *(Rule(path, rights(version) & _OF_A_FILE) for path in _ALWAYS),
+        *(Rule(path, rights(version) & ~_DEVICES) for path in writable),
     )
 
 
@@ -144,10 +139,10 @@ class Ruleset:
         self._fd = -1
         self._handled = struct.pack("=QQQ", rights(version), 0, scopes(version))
         # Computed here: in the process that runs the steps, each touched page costs a copy.
-        self._rules = tuple((r.path, int(r.rights), int(r.rights & _OF_A_FILE), r.required) for r in allowed)
+        self._rules = tuple((r.path, int(r.rights), int(r.rights & _OF_A_FILE)) for r in allowed)
 
     def prepare_steps(self) -> list[Step]:
-        """Open the paths. FileNotFoundError if a required one does not exist."""
+        """Open the paths."""
         return [
             (self._create, (), "landlock_create_ruleset"),
             *((self._allow, rule, f"landlock_add_rule {rule[0]}") for rule in self._rules),
@@ -161,12 +156,10 @@ class Ruleset:
         self._fd = _libc.syscall(_CREATE_RULESET, self._handled, ctypes.c_size_t(len(self._handled)), 0)
         return self._fd
 
-    def _allow(self, path: str, of_a_directory: int, of_a_file: int, required: bool) -> int:
+    def _allow(self, path: str, of_a_directory: int, of_a_file: int) -> int:
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            if required:
-                raise
             return 0
         try:
             allowed = of_a_directory if stat.S_ISDIR(os.fstat(fd).st_mode) else of_a_file

@@ -147,7 +147,6 @@ class Standby:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             self._dismiss(waiting)
-        if self._template is not None:
-            self._template.close()
+        self.retire()
         self._layers.close()
         self._slots.close()

@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import IO
 
 from ..spec.errors import BrokenRuntimeError
 from ..spec.file_policy import TEMPORARY_VARIABLES
@@ -95,7 +94,9 @@ def capture(script: str, environment: Mapping[str, str], what: str) -> tuple[dic
             )
         except subprocess.TimeoutExpired:
             raise BrokenRuntimeError(f"{what} did not end within {_HOOK_SECONDS:.0f} s.") from None
-        text, said = (_content(file) for file in (result, errors))
+        result.seek(0)
+        errors.seek(0)
+        text, said = result.read(), errors.read()
     if done.returncode != 0 or not text:
         last = said.decode("utf-8", "replace").strip().splitlines()[-5:]
         raise BrokenRuntimeError(f"{what} failed with exit code {done.returncode}: {' / '.join(last) or 'no message'}")
@@ -103,11 +104,6 @@ def capture(script: str, environment: Mapping[str, str], what: str) -> tuple[dic
     names = (after.keys() | environment.keys()) - _NOT_OURS
     changed = {name: after[name] for name in sorted(names) if name in after and after[name] != environment.get(name)}
     return changed, tuple(sorted(name for name in names if name not in after))
-
-
-def _content(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read()
 
 
 @functools.lru_cache(maxsize=64)

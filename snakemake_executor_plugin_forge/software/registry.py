@@ -65,7 +65,7 @@ class Runtimes:
         self._declared = declared
         self._activations: dict[str, Activation] = {}
         self._manifests: dict[str, Manifest] = {}  # by identity
-        self._held: list[int] = []
+        self._held: dict[str, int] = {}  # by identity
 
     def state(self, runtime: Runtime) -> RuntimeState:
         """The state of a runtime.
@@ -134,6 +134,7 @@ class Runtimes:
         except BrokenRuntimeError as error:  # the others may have problems, too, which the user wants to know now
             said.append(str(error))
         for runtime in wanted:
+            self._hold(runtime)  # before the check, after which nobody may rebuild it
             health = self.health(runtime)
             if health is not None and health.damage:
                 advice = self.cure(runtime, health.damage)
@@ -176,10 +177,12 @@ class Runtimes:
 
     def look(self, manifest: Manifest, *, fully: bool = False) -> Health:
         """Check an environment that may be missing in the catalog."""
-        ours = self._is_ours(manifest)
+        ours = self.store.has(manifest)
         name = f"{manifest.identity}/verified.json" if ours else f"verified/{manifest.identity}.json"
         built = Built(manifest.packages, manifest.details.get("libc")) if ours else None
-        return verify(manifest.prefix, manifest.kind, f"{self.store.directory}/{name}", built=built, fully=fully)
+        set_up_ns = conda.set_up_ns(manifest.prefix) if not ours else None
+        memory = f"{self.store.directory}/{name}"
+        return verify(manifest.prefix, manifest.kind, memory, built=built, set_up_ns=set_up_ns, fully=fully)
 
     def cure(self, runtime: Runtime, damage: Sequence[Problem] = ()) -> str:
         """The advice for a damaged runtime: a sentence with the command to type in the present directory."""
@@ -200,16 +203,17 @@ class Runtimes:
             words += ["--runtimes-dir", shlex.quote(self.store.directory)]
         return " ".join(words)
 
+    def _hold(self, runtime: Runtime) -> None:
+        manifest = self.state(runtime).manifest
+        if manifest is not None and self.store.has(manifest) and manifest.identity not in self._held:
+            fd = self.store.hold(manifest.identity)
+            self._held |= {manifest.identity: fd} if fd is not None else {}
+
     def _activate(self, runtime: Runtime) -> Activation:
         manifest = self.state(runtime).manifest
         if manifest is not None:
             self._manifests[manifest.identity] = manifest
-            fd = self.store.hold(manifest.identity) if self._is_ours(manifest) else None
-            self._held += [fd] if fd is not None else []
         return activate(runtime, manifest, self._environment, self._declared)
-
-    def _is_ours(self, manifest: Manifest) -> bool:
-        return manifest.prefix == self.store.prefix(manifest.identity)
 
     def is_open(self, runtime: Runtime) -> bool:
         """Whether it is ready for jobs."""
@@ -263,8 +267,8 @@ class Runtimes:
 
     def close(self) -> None:
         """Release the environments at the end of the run, so that they may be rebuilt."""
-        held, self._held = self._held, []
-        for fd in held:
+        held, self._held = self._held, {}
+        for fd in held.values():
             os.close(fd)
 
 

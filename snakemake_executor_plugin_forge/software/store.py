@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ..kernel.tree import remove_tree
 from ..record.jsonfile import read_object, replace_file
@@ -35,6 +36,9 @@ MANIFEST = "runtime.json"
 
 Report = Callable[[str], None]
 """A callback that receives the present step in a few words."""
+
+Make = Callable[[str, Report], tuple[Mapping[str, str], Mapping[str, str]]]
+"""A function that makes an environment at a prefix, and returns its packages and details."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,21 @@ class Definition:
         """A name that depends only on the content, not on its place."""
         text = json.dumps([str(self.kind), sorted(self.content.items())], ensure_ascii=True)
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def source_text(path: str, name: str) -> str:
+    """Read a file that defines an environment.
+
+    Args:
+        name: what the message of the error calls it, before its path.
+
+    Raises:
+        UsageError: if that is not possible.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name} {path} cannot be read: {error}.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +105,13 @@ class Store:
         """The cache of conda packages."""
         return f"{self.directory}/packages"
 
+    def has(self, manifest: Manifest) -> bool:
+        """Whether an environment lies here; a store that was moved or copied has descriptions of others."""
+        here = self.prefix(manifest.identity)
+        with suppress(OSError):
+            return manifest.prefix == here or os.path.samefile(manifest.prefix, here)
+        return False
+
     def manifest(self, identity: str) -> Manifest | None:
         """The manifest of a complete environment; None if there is none.
 
@@ -97,7 +123,8 @@ class Store:
             record = read_object(path)
             if record.pop("schema") != SCHEMA:
                 return None  # of another version of Forge: rebuild it
-            return Manifest(**{**record, "kind": RuntimeKind(record["kind"])})
+            manifest = Manifest(**{**record, "kind": RuntimeKind(record["kind"])})
+            return manifest if self.has(manifest) else None  # its files contain the path where it was built
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -108,7 +135,7 @@ class Store:
     def build(
         self,
         definition: Definition,
-        make: Callable[[str, Report], tuple[Mapping[str, str], Mapping[str, str]]],
+        make: Make,
         report: Report,
         *,
         again: bool = False,
@@ -123,22 +150,22 @@ class Store:
             BrokenRuntimeError: if the build fails, or a rebuild is due while a run uses it.
         """
         identity = definition.identity
-        self._make_directory()
         with self._exclusive(identity, report):
             known = None if again else self.manifest(identity)
             if known is not None:
                 return known
-            if again:
-                self._refuse_if_used(identity)
-            place = self.place(identity)
+            with self._unused(identity):
+                return self._build(definition, make, report)
+
+    def _build(self, definition: Definition, make: Make, report: Report) -> Manifest:
+        identity = definition.identity
+        place = self.place(identity)
+        try:
             with suppress(FileNotFoundError):
                 os.unlink(f"{place}/{MANIFEST}")  # first: from here on the environment does not exist
             remove_tree(place)
             os.makedirs(place)
-            try:
-                packages, details = make(self.prefix(identity), report)
-            except OSError as error:
-                raise BrokenRuntimeError(f"{definition.source} could not be built in {place}: {error}.") from error
+            packages, details = make(self.prefix(identity), report)
             manifest = Manifest(
                 identity=identity,
                 kind=definition.kind,
@@ -150,24 +177,38 @@ class Store:
             )
             text = json.dumps({"schema": SCHEMA, **asdict(manifest)}, indent=1)
             replace_file(f"{place}/{MANIFEST}", text, durable=True)
-            return manifest
+        except OSError as error:
+            raise BrokenRuntimeError(f"{definition.source} could not be built in {place}: {error}.") from error
+        return manifest
 
     def hold(self, identity: str) -> int | None:
         """Hold an environment for this run: until the descriptor is closed, nobody rebuilds it.
 
         Returns:
-            None where the store cannot be written, because another user owns it.
+            None where that is not possible: the file system has no locks, or nobody has made the file.
         """
+        path, fd = f"{self.directory}/{identity}.used", -1
         try:
-            fd = os.open(f"{self.directory}/{identity}.used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError:  # not the owner, or a file system that is read-only
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_SH)
         except OSError:
+            if fd >= 0:
+                os.close(fd)
             return None
-        fcntl.flock(fd, fcntl.LOCK_SH)
         return fd
 
-    def _make_directory(self) -> None:
+    def _open(self, name: str) -> int:
+        """Open a file for a lock.
+
+        Raises:
+            UsageError: if this user cannot write here.
+        """
         try:
             os.makedirs(self.directory, exist_ok=True)
+            return os.open(f"{self.directory}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise UsageError(
                 f"Environments cannot be built in {self.directory}: {error.strerror}. "
@@ -176,7 +217,7 @@ class Store:
 
     @contextmanager
     def _exclusive(self, identity: str, report: Report) -> Iterator[None]:
-        fd = os.open(f"{self.directory}/{identity}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = self._open(f"{identity}.lock")
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,14 +228,22 @@ class Store:
         finally:
             os.close(fd)
 
-    def _refuse_if_used(self, identity: str) -> None:
-        fd = os.open(f"{self.directory}/{identity}.used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    @contextmanager
+    def _unused(self, identity: str) -> Iterator[None]:
+        """Keep runs from an environment until it is built.
+
+        Raises:
+            BrokenRuntimeError: if one uses it.
+        """
+        fd = self._open(f"{identity}.used")
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BrokenRuntimeError(
-                f"{self.place(identity)} is used by a run that is not over. Wait for its end."
-            ) from None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BrokenRuntimeError(
+                    f"{self.place(identity)} is used by a run that is not over. Wait for its end."
+                ) from None
+            yield
         finally:
             os.close(fd)
 

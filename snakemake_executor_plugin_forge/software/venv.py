@@ -9,28 +9,32 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
+from . import requirements
 from .activation import CONFLICTING, Activation, prepend
-from .store import Definition, Manifest, Report
+from .store import Definition, Manifest, Report, source_text
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 _ASK_VERSION = "import sys, platform; print(platform.python_version(), sys.implementation.cache_tag)"
 _OTHER_HASH = "DO NOT MATCH THE HASHES"  # then pip names packages, their addresses and both checksums
 _TESTS = r"site-packages/.*/tests?/"
-_NESTED = ("-r", "--requirement", "-c", "--constraint")
 
 
 def define(runtime: Runtime) -> Definition:
-    """The definition of the environment: the requirements, with included files, and the interpreter.
+    """The definition of the environment: the requirements, with what they include, and the interpreter.
 
     Raises:
         UsageError: for a missing file or interpreter.
     """
     python = _interpreter(runtime)
-    content = {f"requirements {n}": text for n, text in enumerate(_texts(runtime.source, []))}
+    text = source_text(runtime.source, "The requirements")
+    content = {"requirements 0": text, **requirements.describe(text, runtime.source, os.path.dirname(runtime.source))}
     content |= {"python": f"{python} {_version(python)}", "machine": platform.machine()}
     return Definition(RuntimeKind.VENV, runtime.source, content)
 
@@ -51,24 +55,6 @@ def _version(python: str) -> str:
     if done.returncode != 0:
         raise UsageError(f"{python} is no Python that works: {done.stderr.strip()[-300:]}")
     return done.stdout.strip()
-
-
-def _texts(path: str, seen: list[str]) -> Iterator[str]:
-    """A requirements file and its included files (-r, -c), each once."""
-    path = os.path.realpath(path)
-    if path in seen:
-        return
-    seen.append(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The requirements {path} cannot be read: {error}.") from None
-    yield text
-    for line in text.splitlines():
-        words = shlex.split(line, comments=True) if line.lstrip().startswith("-") else []
-        if words and words[0].split("=")[0] in _NESTED:
-            included = words[1] if len(words) > 1 else words[0].partition("=")[2]
-            yield from _texts(os.path.join(os.path.dirname(path), included), seen)
 
 
 def make(
@@ -97,7 +83,7 @@ def make(
     report("compiling")
     _compile(prefix)
     version = _version(f"{prefix}/bin/python").split()[0]
-    return packages(prefix), {"python": version}
+    return {str(d.metadata["Name"]): d.version for d in distributions(prefix)}, {"python": version}
 
 
 def _compile(prefix: str) -> None:
@@ -112,13 +98,13 @@ def _compile(prefix: str) -> None:
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
-def run_tool(command: list[str], runtime: Runtime, failure: str) -> None:
+def run_tool(command: list[str], runtime: Runtime, failure: str, environment: Mapping[str, str] = os.environ) -> None:
     """Run a program that builds an environment, in the directory of its definition.
 
     Raises:
         BrokenRuntimeError: ``failure``, with what the program says about errors.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in CONFLICTING}
+    environment = {k: v for k, v in environment.items() if k not in CONFLICTING} | {"PIP_USER": "0"}  # not ~/.local
     where = os.path.dirname(runtime.source)
     done = subprocess.run(
         command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -139,12 +125,11 @@ def site_packages(prefix: str) -> list[str]:
     return sorted(site for d in directories for site in glob.glob(f"{glob.escape(d)}/python3*/site-packages"))
 
 
-def packages(prefix: str) -> dict[str, str]:
-    """Every installed package with its version."""
+def distributions(prefix: str) -> Iterable[Distribution]:
+    """Every installed package."""
     import importlib.metadata  # slow, and every use of a catalog imports this module
 
-    found = importlib.metadata.distributions(path=site_packages(prefix))
-    return {str(d.metadata["Name"]): d.version for d in found}
+    return importlib.metadata.distributions(path=site_packages(prefix))
 
 
 def activate(runtime: Runtime, manifest: Manifest, environment: Mapping[str, str]) -> Activation:

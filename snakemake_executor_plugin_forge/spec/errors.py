@@ -90,14 +90,18 @@ class BrokenRuntimeError(ForgeError):
     """A runtime cannot be built or is damaged; the message names the file and the command that helps."""
 
 
-def near_miss(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known word that is closest or, if none is close, all known words."""
+def near_miss(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of an error message: the known word that is closest or, if none is close, all known words.
+
+    Args:
+        prefix: the beginning of all known words, which makes none of them closer.
+    """
     import difflib  # not at the top: the launcher, which forks each job, loads this module too
 
     words = [str(w) for w in known]
-    near = difflib.get_close_matches(word, words, n=1)
+    near = difflib.get_close_matches(word.removeprefix(prefix), [w.removeprefix(prefix) for w in words], n=1)
     if near:
-        return f" Did you mean {near[0]}?"
+        return f" Did you mean {prefix}{near[0]}?"
     return f" Known are {', '.join(words)}." if words else " There are none."
 
 

@@ -122,7 +122,7 @@ def inside_outputs(targets: Iterable[Target]) -> dict[str, list[Target]]:
     directories = {target.path for target in targets if target.directory}
     found: dict[str, list[Target]] = {}
     for target in targets if directories else ():
-        around = [directory for directory in _ancestors(target.path) if directory in directories]
+        around = [directory for directory in ancestors(target.path) if directory in directories]
         if around:
             found.setdefault(around[-1], []).append(target)
     return found
@@ -211,7 +211,7 @@ def _layers(
             layers[directory] = None
     if len(layers) <= _MOST_LAYERS:
         return tuple(layers)
-    kept = {parent for path in (*around, *PRIVATE_DIRECTORIES) for parent in (path, *_ancestors(path))} | _SYSTEM
+    kept = {parent for path in (*around, *PRIVATE_DIRECTORIES) for parent in (path, *ancestors(path))} | _SYSTEM
     groups: dict[str, list[str]] = {}
     for directory in list(layers)[1:]:
         groups.setdefault(_mount_point(directory, points), []).append(directory)
@@ -234,12 +234,12 @@ def _merged(directories: list[str], kept: set[str], may_cover: MayCover) -> Iter
 
 def _mount_point(path: str, points: Container[str]) -> str:
     """The innermost mount point around a path."""
-    return next((place for place in (path, *_ancestors(path)) if place in points), "/")
+    return next((place for place in (path, *ancestors(path)) if place in points), "/")
 
 
 def _is_covered(path: str, layers: Container[str], points: Container[str]) -> bool:
     """Whether ``path`` is in a layer: an overlay over a directory does not show the mounts in that directory."""
-    for place in (path, *_ancestors(path)):
+    for place in (path, *ancestors(path)):
         if place in layers:
             return True
         if place in points:
@@ -256,17 +256,18 @@ def _protected(
     the rule hears of it.
     """
     written = {target.path for target in targets}
-    ancestors = {directory for path in written for directory in _ancestors(path)}
+    above = {directory for path in written for directory in ancestors(path)}
     around, points = frozenset(layers), frozenset(mounts)
     covered = functools.cache(lambda directory: _is_covered(directory, around, points))
     return tuple(
         path
         for path in dict.fromkeys(inputs)
-        if path not in written and path not in ancestors and path not in points and covered(posixpath.dirname(path))
+        if path not in written and path not in above and path not in points and covered(posixpath.dirname(path))
     )
 
 
-def _ancestors(path: str) -> Iterator[str]:
+def ancestors(path: str) -> Iterator[str]:
+    """Yield the directories around a path, the innermost first."""
     while (parent := posixpath.dirname(path)) != path:
         yield parent
         path = parent

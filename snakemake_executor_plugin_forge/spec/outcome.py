@@ -57,9 +57,9 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
     )
 
 
-def bare(spec: LaunchSpec, started: str, usage: Usage = _NOTHING, seconds: float = 0.0) -> Verdict:
+def bare(spec: LaunchSpec, started: str) -> Verdict:
     """Return a verdict for :func:`revised`: nothing is known of how the attempt ended."""
-    return Verdict(Outcome.LOST, "", None, None, usage, started, seconds, directory=spec.job_dir)
+    return Verdict(Outcome.LOST, "", None, None, _NOTHING, started, 0.0, directory=spec.job_dir)
 
 
 def revised(

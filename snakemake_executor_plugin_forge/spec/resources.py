@@ -146,7 +146,7 @@ def _check_forge_resource(rule: str, key: str, value: object) -> None:
         forge_number(rule, {key: value}, key)
         return
     if key not in FORGE_RESOURCES:
-        hint = near_miss(key, (*FORGE_RESOURCES, *FORGE_NUMBERS, "forge_runtime"))
+        hint = near_miss(key, (*FORGE_RESOURCES, *FORGE_NUMBERS, "forge_runtime"), "forge_")
         given = "" if value == UNKNOWN_YET else f"={value!r}"
         raise UsageError(f"Rule {rule}: resource {key}{given} is not known to Forge.{hint}")
     if value == UNKNOWN_YET:

@@ -11,10 +11,11 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import fnmatchcase
 
+from ..spec.file_policy import ancestors
 from ..spec.paths import CATALOG_FILE
 
 _SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
@@ -91,7 +92,7 @@ class ControlFiles:
 
     def _is_in_unit(self, root: str, place: str, found: str) -> bool:
         """Whether a file is part of a repository or an environment that jobs of this workflow have made as a whole."""
-        above = zip(_parents(place), _parents(found), strict=False)
+        above = zip(ancestors(place), ancestors(found), strict=False)
         for directory, layer in above:
             if directory == root:
                 return False
@@ -213,8 +214,3 @@ def _beginning(found: str, size: int) -> bytes | None:
         finally:
             os.close(fd)
     return None
-
-
-def _parents(path: str) -> Iterator[str]:
-    while (path := os.path.dirname(path)) != "/":
-        yield path

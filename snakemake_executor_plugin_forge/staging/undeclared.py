@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ from ..kernel.long_paths import Shortcut
 from ..kernel.tree import Directory, walk
 from ..sandbox.filesystem.directories import attribute
 from ..sandbox.filesystem.overlay import PREPARED, trash_of
-from ..spec.file_policy import below
+from ..spec.file_policy import ancestors, below
 from ..spec.paths import COPY, STAGING_ELSEWHERE
 from ..spec.verdict import Harm, HarmKind, Owner
 from .contents import MODES, has_header_of, is_byte_code, is_equal, is_kept
@@ -115,7 +114,7 @@ class _Judge:
         self._control = ControlFiles(self._owners.is_left, self._targets)
         self._shown = frozenset(scene.shown)
         self._inputs = frozenset(scene.inputs)
-        self._parents = {parent for path in scene.targets for parent in _parents(path)}
+        self._parents = {parent for path in scene.targets for parent in ancestors(path)}
 
     def _is_skipped(self, path: str) -> bool:
         name = os.path.basename(path)
@@ -151,7 +150,7 @@ class _Judge:
         return now.st_ctime_ns >= self._scene.begin_ns or not self.layer.shows_root
 
     def _may_change(self, path: str) -> bool:
-        if self._inputs and any(place in self._inputs for place in (path, *_parents(path))):
+        if self._inputs and any(place in self._inputs for place in (path, *ancestors(path))):
             return False
         return self._scene.allow or self._owners.is_made(path)
 
@@ -404,11 +403,6 @@ def in_words(path: str) -> str:
     """Say why a file was left out of which :func:`is_own` is true."""
     is_state = os.path.basename(path) == PRIVATE
     return f"{path} ({'the state of a Snakemake' if is_state else 'a name that Forge keeps for itself'})"
-
-
-def _parents(path: str) -> Iterator[str]:
-    while (path := os.path.dirname(path)) != "/":
-        yield path
 
 
 def _is_opaque(directory: str) -> bool:

@@ -98,8 +98,7 @@ class Channel:
         if not data:
             self.closed = True
         self._buffer += data
-        while (frame := self._next()) is not None:
-            yield frame
+        yield from self.buffered()
 
     def buffered(self) -> Iterator[Frame]:
         """Yield the frames of the last read that :meth:`receive` has not yielded yet."""

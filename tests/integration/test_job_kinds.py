@@ -38,6 +38,9 @@ rule all:
 
 localrules: all, norun
 
+import datetime
+config[datetime.date(2024, 1, 1)] = "as YAML reads a date"
+
 rule shell_rule:
     output: "shell.txt"
     shell: "echo shell > {output}"
@@ -410,6 +413,7 @@ def test_every_rule_with_something_to_run_is_on_record(results: dict[str, Result
     assert results["forge"].attempt("notebook_py")["notes"] == [], "no kernel is left"
     assert all("2" < a["submitted"] <= a["started"] for a in attempts)
     (record,) = results["forge"].directory.glob(".snakemake/forge/runs/*/run.json")
+    assert '"2024-01-01": "as YAML' in record.read_text()
     plan = json.loads(record.read_text())["plan"]
     assert plan["collect"]["after"] == ["part", "split"], "the checkpoint, which Snakemake forgets, and what it led to"
     service = results["forge"].attempt("service")

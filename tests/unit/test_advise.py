@@ -55,6 +55,14 @@ def test_page_cache_that_filled_the_limit_is_not_taken_for_need() -> None:
     assert _one(*[{"memory_peak_bytes": 4096 * MIB}] * 5).mem_mb == round_up(80 * 1.25 + 16)
 
 
+def test_more_disk_until_a_job_has_succeeded_with_it() -> None:
+    full = {"outcome": "disk", "disk_limit_bytes": 20 * MIB}
+    assert _one(full).disk_mb == 40
+    assert _one(full, {"disk_limit_bytes": 100 * MIB}).disk_mb is None  # raised since
+    assert _one({"disk_limit_bytes": 20 * MIB}, full).disk_mb == 40  # a smaller job had enough
+    assert _one(full, {"disk_limit_bytes": 10 * MIB}).disk_mb == 40
+
+
 def test_after_out_of_memory_it_is_twice_the_limit_unless_more_is_known_to_do() -> None:
     small = {"memory_limit_bytes": 50 * MIB}
     assert _one({"outcome": "oom"} | small).mem_mb == 100

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snakemake_executor_plugin_forge.backends import registry
 from snakemake_executor_plugin_forge.backends.registry import Services
-from snakemake_executor_plugin_forge.backends.slurm import exchange, execution, fence, node
+from snakemake_executor_plugin_forge.backends.slurm import client, exchange, execution, fence, node
 from snakemake_executor_plugin_forge.backends.slurm import job as slurm_job
 from snakemake_executor_plugin_forge.backends.slurm.job import Job, script
 from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
@@ -24,6 +27,7 @@ from snakemake_executor_plugin_forge.backends.slurm.verdicts import amend, needs
 from snakemake_executor_plugin_forge.sandbox.cgroups.slurm_step import StepCgroup
 from snakemake_executor_plugin_forge.spec.errors import HostError, UsageError, ZygoteError
 from snakemake_executor_plugin_forge.spec.job import Config, Limits, Require
+from snakemake_executor_plugin_forge.spec.slurm import SlurmSettings
 from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
 from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order, Outcome, Usage, Verdict
 from snakemake_executor_plugin_forge.workers.launcher import Command
@@ -84,6 +88,64 @@ def test_results_are_taken_once_and_damaged_ones_are_none(tmp_path: Path) -> Non
     assert (taken.outcome, len(taken.undeclared_writes)) == (VERDICT.outcome, 10)
     (tmp_path / "results" / "b1.8.json").write_text("{")
     assert exchange.take_result(state, "b1.8.json") is None
+    assert exchange.new_results(state) == []
+
+
+def test_a_verdict_outlives_files_that_cannot_be_read_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory of results, one in it, and the claims of its attempt: each fails once."""
+    table, found, state = JobTable(), list[Verdict](), str(tmp_path)
+    job = Job(spec(), b"", found.append, (), 0.0, attempt=exchange.attempt_directory(state, "b1", 7, None))
+    exchange.write_result(state, job.attempt, VERDICT)
+    failing = {name: [OSError(number, os.strerror(number))] for name, number in
+               ((f"{state}/results", errno.ESTALE), (f"{state}/results/b1.7.json", errno.EMFILE), (f"{job.attempt}/claims", errno.EIO))}
+
+    def once(name: str, call: Callable[..., Any]) -> None:
+        def wrapped(path: Any, *rest: Any) -> Any:
+            if failing.get(path):
+                raise failing[path].pop()
+            return call(path, *rest)
+        monkeypatch.setattr(os, name, wrapped)
+
+    once("listdir", os.listdir)
+    once("open", os.open)
+    table.add(job)
+    table.was_sent(job)
+    thread = threading.Thread(target=table.listen, daemon=True)
+    thread.start()
+    assert table.wait_idle(DEADLINE)
+    table.close()
+    thread.join(DEADLINE)
+    assert found == [VERDICT]
+    assert not any(failing.values())
+
+
+def test_what_sbatch_is_told(tmp_path: Path) -> None:
+    job = Job(spec(), b"", lambda _: None, (), 0.0, batch="b1")
+    assert "--output=/50%%a/slurm/b1/%a/batch-%A_%a.out" in slurm_job.own_arguments("n", "/50%a/slurm", [job], SlurmSettings(), is_array=True)
+
+
+def test_a_cluster_that_is_full_is_no_controller_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While there are MaxJobCount jobs sbatch itself tries again, for longer than Forge waits for it."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(client, "_SECONDS", 0.5)
+    for said, kind in (("Slurm temporarily unable to accept job, sleeping and retrying", client.Full), ("", client.Unanswered)):
+        (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho 'sbatch: error: {said}' >&2\nexec sleep 1000\n")
+        (tmp_path / "sbatch").chmod(0o755)
+        with pytest.raises(kind):
+            client.SlurmClient().submit((), "")
+
+
+def test_the_accounting_is_asked_for_whole_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 ids of tasks are longer than one argument may be."""
+    asked: list[str] = []
+
+    def run(_: object, *command: str) -> subprocess.CompletedProcess[str]:
+        asked.extend(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(client.SlurmClient, "_run", run)
+    client.SlurmClient().used([f"{12345600 + n // 1000}_{n % 1000}" for n in range(10_000)])
+    assert asked[-1] == "--jobs=" + ",".join(str(12345600 + n) for n in range(10))
 
 
 def test_a_launch_that_is_not_there(tmp_path: Path) -> None:

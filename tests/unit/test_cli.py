@@ -65,6 +65,8 @@ def test_the_search_for_a_record_ends_at_a_catalog_and_where_everybody_may_write
     (["jobs", "x=A"], "No rule on record has a wildcard 'x'. Known are s."),
     (["why", "call", "s"], "'s' is no wildcard; write it like s=s."),
     (["jobs", "s"], "'s' is no wildcard; write it like sample=A."),
+    (["jobs", "call", "s=A"], "A rule is named with --rule: snakemake-forge jobs --rule call s=A"),
+    (["why", "s=A"], "Name the rule before s=A. All jobs with it: snakemake-forge jobs s=A"),
     (["jobs", "--directory", "/nowhere"], "There is no directory /nowhere."),
     (["jobs", "--directory", "/"], "There is no record of Forge in /"),
     (["jobs", "--nonsense"], "unrecognized arguments"),
@@ -128,6 +130,11 @@ def test_why_without_a_rule_explains_the_newest_failure(workdir: Path, tmp_path:
     assert (done.returncode, done.stderr) == (1, "No attempt on record has failed.\n")
     write_run(tmp_path, [Made("call", evidence={"exit_code": 3}), Made("map", evidence={"cancelled": Order(EndedBy.USER, "Ctrl-C")}), Made("map")])
     assert "call" in forge("why", cwd=tmp_path).stdout.splitlines()[0]
+    write_run(tmp_path, [Made("map", evidence={"exit_code": 4}), Made("map", attempt=2)], "20260201-120000-1-aaaa")  # a retry succeeded
+    assert "call" in forge("why", cwd=tmp_path).stdout.splitlines()[0]
+    of_run = forge("why", "--run", "-1", cwd=tmp_path).stdout.splitlines()
+    assert "map" in of_run[0]
+    assert of_run[1].endswith("; the job has succeeded since")
 
 
 def test_why_is_five_lines(workdir: Path) -> None:
@@ -151,6 +158,7 @@ def test_of_many_jobs_the_one_that_failed_is_meant(tmp_path: Path) -> None:
     assert "call s=C" in forge("why", "call", "s=C", cwd=tmp_path).stdout
     write_run(tmp_path, [Made("call", {"s": "B"})], "20260201-120000-1-aaaa")
     assert "call s=B: succeeded" in forge("why", "call", cwd=tmp_path).stdout.replace(" (Snakefile:1)", "")
+    assert "call s=B" in forge("why", "call", "--run", "-2", cwd=tmp_path).stdout.splitlines()[0]
 
 
 def test_a_record_is_found_from_a_directory_below_it(workdir: Path) -> None:

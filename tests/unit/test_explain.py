@@ -79,6 +79,10 @@ def test_lines_that_matter() -> None:
     assert telling_lines(log) == ("KeyError: 'a'",)
     assert telling_lines("a\n\nb\nc\nd\n") == ("b", "c", "d")
     assert telling_lines("x: No such file or directory\nx: No such file or directory\nend") == ("x: No such file or directory",)
+    of_r = "Error in library(DESeq2) : \n  there is no package called 'DESeq2'\nExecution halted\n"
+    assert telling_lines(of_r) == ("Error in library(DESeq2) : there is no package called 'DESeq2'",)
+    chained = "OSError: x\n\nDuring handling of the above exception, another exception occurred:\n\nTraceback (most recent call last):\nError:\nError: y\n"
+    assert telling_lines(chained) == ("OSError: x", "Error:", "Error: y")
 
 
 @given(st.text())

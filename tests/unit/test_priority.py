@@ -105,6 +105,7 @@ def test_a_scope_gets_weights_only_if_asked() -> None:
         ({"forge_io_weight": 0}, "forge_io_weight=0 must be a whole number between 1 and 10000"),
         ({"forge_io_weight": 10_001}, "forge_io_weight=10001 must be"),
         ({"forge_io_wait": 5}, "Did you mean forge_io_weight?"),
+        ({"forge_pids": 50}, "is not known to Forge. Known are forge_"),
     ],
 )
 def test_a_rules_bad_values_are_refused(resources: dict[str, object], words: str) -> None:

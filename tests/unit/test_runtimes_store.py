@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.software import container, venv
+from snakemake_executor_plugin_forge.software import conda, container, venv
 from snakemake_executor_plugin_forge.software.activation import capture, prepend
 from snakemake_executor_plugin_forge.software.damage import Damage
 from snakemake_executor_plugin_forge.software.programs import broken
@@ -18,6 +18,8 @@ from snakemake_executor_plugin_forge.software.store import Definition, Report, S
 from snakemake_executor_plugin_forge.software.surroundings import FreeSpace, clock_problem, room
 from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
 from snakemake_executor_plugin_forge.spec.errors import BrokenRuntimeError, UsageError
+
+from .. import ordinary
 
 DEFINITION = Definition(RuntimeKind.VENV, "r.txt", {"a": "b"})
 
@@ -75,6 +77,33 @@ def test_what_a_run_uses_is_not_built_again(tmp_path: Path) -> None:
     assert (tmp_path / "builds").read_text() == "xx"
 
 
+def test_an_environment_of_a_store_that_was_moved_is_none(tmp_path: Path) -> None:
+    """Its files contain the old path: jobs would get the host's programs."""
+    Store(str(tmp_path / "a")).build(DEFINITION, _make, lambda _: None)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert Store(str(tmp_path / "link")).manifest(DEFINITION.identity) is not None
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Store(str(tmp_path / "b")).manifest(DEFINITION.identity) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_user_holds_what_root_has_built_and_is_told_where_to_build_what_is_missing() -> None:
+    with ordinary.reachable() as directory:
+        store = Store(str(directory / "store"))
+        store.build(DEFINITION, _make, lambda _: None)
+        os.seteuid(ordinary.UID)
+        try:
+            held = store.hold(DEFINITION.identity)
+            assert held is not None
+            with pytest.raises(UsageError, match=r"cannot be built in .*Name another place with --forge-runtimes-dir"):
+                store.build(Definition(RuntimeKind.VENV, "r.txt", {}), _make, lambda _: None)
+        finally:
+            os.seteuid(0)
+        with pytest.raises(BrokenRuntimeError, match="used by a run that is not over"):
+            store.build(DEFINITION, _make, lambda _: None, again=True)
+        os.close(held)
+
+
 def test_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
     for name, text in (("a", "x==1\n"), ("b", "x==1\n"), ("c", "x==2\n"), ("d", "-r inner.txt\n"), ("e", "-r inner.txt\n")):
         (tmp_path / name).mkdir()
@@ -84,8 +113,48 @@ def test_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
     of = {n: venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / n / "r.txt"))).identity for n in "abcde"}
     assert of["a"] == of["b"]
     assert len(set(of.values())) == 4
+    inner = (tmp_path / "d" / "inner.txt").read_text()
+    (tmp_path / "d" / "r.txt").write_text("-rinner.txt")
+    before = venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / "d" / "r.txt")))
+    assert inner in before.content.values()
     with pytest.raises(UsageError, match="requirements"):
         venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / "nowhere.txt")))
+
+
+@pytest.mark.parametrize("line", ["./tool", "./tool[extra]; python_version > '3'  # ours", "tool @ file:./tool", "-e ./tool", "--find-links=tool", "./a.whl"])
+def test_a_relative_path_means_another_package_elsewhere_and_other_content_another_environment(line: str, tmp_path: Path) -> None:
+    def identity(name: str) -> str:
+        return venv.define(Runtime("v", RuntimeKind.VENV, str(tmp_path / name / "r.txt"))).identity
+
+    for name in ("a", "b"):
+        (tmp_path / name / "tool" / "build").mkdir(parents=True)
+        (tmp_path / name / "r.txt").write_text(line)
+        (tmp_path / name / "a.whl").touch()
+    first = identity("a")
+    assert first != identity("b")
+    (tmp_path / "a" / "tool" / "build" / "x").touch()
+    assert identity("a") == first
+    (tmp_path / "a" / "tool" / "x.py").touch()
+    (tmp_path / "a" / "a.whl").write_text("x")
+    assert (identity("a") == first) is line.startswith("-")
+
+
+def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp_path: Path) -> None:
+    """Without its variables, pip takes a package in ~/.local for installed, which no job sees."""
+    runtime = Runtime("c", RuntimeKind.CONDA, str(tmp_path / "e.yaml"))
+    (tmp_path / "e.yaml").write_text("channels: [x]\ndependencies: [python, {pip: [-r r.txt, ./tool]}]\n")
+    for text in ("a", "b"):
+        (tmp_path / "r.txt").write_text(text)
+        definition = conda.define(runtime)
+        assert definition is not None
+        assert (definition.content["requirements 1"], definition.content["directory"]) == (text, str(tmp_path))
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho $PYTHONNOUSERSITE $PIP_USER $CONDA_PREFIX "$@" > {tmp_path}/said\n')
+    python.chmod(0o755)
+    conda._install_pip(runtime, {"dependencies": [{"pip": ["-r r.txt", "x"]}]}, str(tmp_path / "env"), lambda _: None)
+    said = (tmp_path / "said").read_text().split()
+    assert said[:5] == ["1", "0", str(tmp_path / "env"), "-m", "pip"]
 
 
 def test_an_activation_is_captured_whatever_it_prints_and_sets(tmp_path: Path) -> None:

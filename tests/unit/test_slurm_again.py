@@ -90,6 +90,39 @@ def test_a_pipe_of_which_one_end_has_begun_is_lost(tmp_path: Path) -> None:
     assert not jobs[1].unsent
 
 
+def test_what_slurm_never_starts_together_is_submitted_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default sbatch takes a job that is too long for its partition, and the queue keeps it for ever."""
+    controller, cancelled = Controller(tmp_path), list[str]()
+    waits = replace(ENDED, state=SlurmState.PENDING, state_text="PENDING", reason="PartitionTimeLimit")
+    monkeypatch.setattr(SlurmClient, "queue", lambda _: [waits])
+    monkeypatch.setattr(SlurmClient, "cancel", lambda _, ids: cancelled.extend(ids))
+    jobs = [controller.sent(part, together=False) for part in range(2)]
+    attempts = [job.attempt for job in jobs]
+    for job in jobs:
+        job.packed = True
+    assert controller.dispatcher._query()
+    assert cancelled == ["7"]
+    assert all(job.unsent and job.alone for job in jobs)
+    assert all(map(fence.is_forbidden, attempts))
+
+
+def test_a_job_beside_packs_is_in_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time limit is its own: it must not run once more for it."""
+    controller = Controller(tmp_path)
+    jobs = [Job(spec(f"0000{n}-a", None), b"", lambda _: None, (), 0.0, alone=n == 9) for n in range(10)]
+    monkeypatch.setattr(Durations, "expected", lambda *_: 0.1)
+    monkeypatch.setattr(Dispatcher, "_sync", lambda *_: True)
+
+    def write(_: Dispatcher, job: Job, batch: str, index: int, part: int | None) -> bool:
+        job.batch, job.index, job.part, job.packed = batch, index, part, part is not None
+        return True
+
+    monkeypatch.setattr(Dispatcher, "_write", write)
+    controller.dispatcher._place(jobs, "b1")
+    assert [job.packed for job in jobs] == [True] * 9 + [False]
+    assert None not in {job.part for job in jobs}
+
+
 def test_a_worker_that_slurm_runs_again_repeats_no_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever had not begun, it runs."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -167,6 +167,9 @@ def test_the_configuration_of_22_05() -> None:
     facts = parse_config((OUTPUT / "config-22.05.txt").read_text())
     assert facts is not None
     assert (facts.version, facts.max_array, facts.accounting) == ("22.05.8", 1000, False)
+    config = "SLURM_VERSION = 22.05.8\nMaxArraySize = 100001\nSchedulerParameters = defer,max_array_tasks=1000,bf_continue\n"
+    assert (facts := parse_config(config)) is not None
+    assert facts.max_array == 1000
     assert parse_config("slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)\n") is None
 
 
@@ -395,6 +398,7 @@ def test_a_full_queue_is_no_refusal() -> None:
     assert is_full("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
     assert is_full("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
     assert not any(is_full((OUTPUT / f"sbatch-{name}-22.05.txt").read_text()) for name in ("partition", "memory", "time"))
+    assert is_full("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying"), "MaxJobCount"
     assert not is_full("sbatch: error: QOSMaxCpuPerJobLimit\nsbatch: error: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -197,3 +198,12 @@ def test_what_only_a_person_can_change_is_said() -> None:
     held = QueueRow("7", "n", 0, SlurmState.PENDING, "PENDING", "JobHeldUser", "")
     assert remark(held, "map") == (
         "Forge: rule map: Slurm job 7 is held (JobHeldUser); release it: scontrol release 7")
+    for reason in ("job requeued in held state", "launch failed requeued held"):
+        assert "scontrol release 7" in str(remark(replace(held, reason=reason), "map"))
+    for reason in ("PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxMemPerJob", "InvalidQOS", "QOSMinCpuNotSatisfied"):
+        assert reason in str(remark(replace(held, reason=reason), "map"))
+        assert next_step(replace(held, reason=reason), 0.0, Traces(packed=True), cancelled=False) is Step.TAKE_APART
+        assert next_step(replace(held, reason=reason), 0.0, Traces(packed=True), cancelled=True) is Step.WAIT
+        assert next_step(replace(held, reason=reason), 0.0, Traces(), cancelled=False) is Step.WAIT
+    for reason in ("Resources", "Priority", "QOSMaxJobsPerUserLimit", "AssocGrpCpuLimit", "QOSMaxCpuPerUserLimit", "PartitionDown"):
+        assert remark(replace(held, reason=reason), "map") is None

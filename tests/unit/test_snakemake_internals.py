@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from snakemake.rules import Rule
 from snakemake.scheduling.job_scheduler import JobRateLimiter, JobScheduler
 from snakemake.settings.types import MaxJobsPerTimespan
 
+from snakemake_executor_plugin_forge.plugin.run_wrapper import CallRunner, encode_call
 from snakemake_executor_plugin_forge.plugin.snakemake_internals import SHELL_MODULE, argument
 from snakemake_scheduler_plugin_forge.snakemake_internals import make_sparse
 
@@ -34,11 +37,41 @@ def test_run_wrapper_and_shell_have_what_forge_replaces() -> None:
     assert [argument(names, name) for name in ("job_rule", "resources")] == [0, 6]
 
 
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise NotImplementedError("netCDF4.Dataset says so")
+
+
+class Delegating:
+    """Its attributes are those of another object, which is not there yet when pickle asks for ``__setstate__``."""
+
+    def __init__(self, data: dict[str, int]) -> None:
+        self.data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+
+WORKFLOW: Any = SimpleNamespace(linemaps=object(), globals={})
+
+
+@pytest.mark.parametrize("value", [lambda: 1, Unpicklable(), Delegating({})])
+def test_what_cannot_be_pickled_there_and_back_is_found_before_a_job_gets_it(value: object) -> None:
+    with pytest.raises(pickle.PicklingError):
+        encode_call((value,), WORKFLOW)
+
+
+def test_the_nursery_outlives_what_it_cannot_unpickle() -> None:
+    assert CallRunner(WORKFLOW).render(pickle.dumps(Delegating({})), "/tmp") is None
+
+
 def scheduler(jobs: int) -> Any:
     """One that may start so many jobs in the time span."""
     made = object.__new__(JobScheduler)
     made.job_rate_limiter = JobRateLimiter(MaxJobsPerTimespan(jobs, f"{SECONDS}s"))
     made._open_jobs = threading.Semaphore(0)
+    made.queued = []
+    made.workflow = SimpleNamespace(dag=SimpleNamespace(has_unfinished_queue_input_jobs=lambda: bool(made.queued)))
     make_sparse(made)
     return made
 
@@ -70,9 +103,20 @@ def test_after_the_time_span_it_looks_again() -> None:
     assert made.job_rate_limiter.get_free_jobs() == 2
 
 
+def test_it_looks_again_where_starting_the_jobs_took_longer_than_the_time_span() -> None:
+    made = scheduler(jobs=2)
+    made.job_rate_limiter.register_jobs(2)
+    made.job_rate_limiter._jobs.clear()  # they are older than the time span now
+    made._schedule_reevalutation(made.job_rate_limiter.timespan)
+    assert looks(made) == 1
+
+
 def test_other_waits_are_what_they_were() -> None:
     made = scheduler(jobs=2)
-    made._schedule_reevalutation(SECONDS / 2)  # for queue input
+    made._schedule_reevalutation(SECONDS / 2)
+    assert looks(made) == 1
+    made.queued = ["a job with from_queue()"]  # with a --queue-input-wait-time like the time span
+    made._schedule_reevalutation(made.job_rate_limiter.timespan)
     assert looks(made) == 1
 
 

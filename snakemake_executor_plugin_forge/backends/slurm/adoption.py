@@ -245,6 +245,7 @@ def adopt(job: Job, orphan: Orphan, run: str) -> None:
     job.spec = replace(job.spec, job_dir=orphan.job_dir)
     job.name, job.batch, job.index = batch_name(orphan.run, orphan.batch), orphan.batch, orphan.index
     job.attempt, job.part = orphan.attempt, exchange.part_of(orphan.attempt)
+    job.packed = job.part is not None
     done = job.done
 
     def noted(verdict: Verdict) -> None:

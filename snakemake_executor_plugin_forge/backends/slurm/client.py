@@ -85,7 +85,8 @@ class SlurmClient:
         Raises:
             Unanswered: the controller did not answer.
         """
-        command = ("squeue", "--me", "--noheader", "--array", "--states=all", f"--format={SQUEUE_FORMAT}")
+        # --all: without it squeue(1) leaves out the jobs of ordinary users in hidden partitions
+        command = ("squeue", "--me", "--all", "--noheader", "--array", "--states=all", f"--format={SQUEUE_FORMAT}")
         answer = self._run(*command)
         if answer.returncode != 0 or "error:" in answer.stderr:  # some errors leave its exit status at 0
             raise Unanswered(f"squeue failed: {answer.stderr.strip()}")
@@ -97,7 +98,7 @@ class SlurmClient:
         Raises:
             Unanswered: the accounting did not answer.
         """
-        return parse_sacct(self._sacct("--allocations", f"--format={SACCT_FORMAT}", f"--jobs={','.join(ids)}"))
+        return parse_sacct(self._sacct("--allocations", f"--format={SACCT_FORMAT}", f"--jobs={_whole(ids)}"))
 
     def used(self, ids: Iterable[str]) -> dict[str, Used]:
         """Ask the accounting what jobs have used, by their ids; it leaves out jobs that it does not know (yet).
@@ -105,7 +106,7 @@ class SlurmClient:
         Raises:
             Unanswered: the accounting did not answer.
         """
-        return parse_usage(self._sacct(f"--format={USAGE_FORMAT}", f"--jobs={','.join(ids)}"))
+        return parse_usage(self._sacct(f"--format={USAGE_FORMAT}", f"--jobs={_whole(ids)}"))
 
     def _sacct(self, *arguments: str) -> str:
         answer = self._run("sacct", "--parsable2", "--noheader", "--duplicates", *arguments)
@@ -171,11 +172,18 @@ class SlurmClient:
                 f"--forge-backend=slurm: there is no {command[0]} in PATH. Start Snakemake on a host of the cluster "
                 "from which jobs are submitted, or leave --forge-backend out to run them on this host."
             ) from None
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as error:
+            if command[0] == "sbatch" and is_full(said := (error.stderr or b"").decode(errors="replace")):
+                raise Full(refusal(said)) from None  # sbatch itself tries again for two minutes
             raise Unanswered(f"{command[0]} did not come back within {_SECONDS:.0f} s") from None
         if answer.returncode != 0 and is_outage(answer.stderr + answer.stdout):
             raise Unanswered(f"Slurm's controller does not answer: {refusal(answer.stderr)}")
         return answer
+
+
+def _whole(ids: Iterable[str]) -> str:
+    """Return a list of ids with whole arrays for their tasks: execve(2) takes 128 KiB in one argument."""
+    return ",".join(dict.fromkeys(one.partition("_")[0] for one in ids))
 
 
 def _environment() -> dict[str, str]:

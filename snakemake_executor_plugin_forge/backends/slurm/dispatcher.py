@@ -1,4 +1,7 @@
-"""The thread that calls Slurm: what polling.py decides, carried out for the jobs of a table."""
+"""The thread that calls Slurm: what polling.py decides, carried out for the jobs of a table.
+
+Longer than other files: it is one class, which says why.
+"""
 
 from __future__ import annotations
 
@@ -160,6 +163,8 @@ class Dispatcher:
         packed = any(len(group) > 1 for group in groups)
         places = [(jobs[n], index, part) for index, group in enumerate(groups) for part, n in enumerate(group)]
         written = [job for job, index, part in places if self._write(job, batch, index, part if packed else None)]
+        for job in written:
+            job.packed = len(groups[job.index]) > 1
         return [job for job in written if self._sync(job)], len(groups) > 1
 
     def _expected(self, job: Job, jobs: list[Job]) -> float | None:
@@ -187,7 +192,7 @@ class Dispatcher:
             again = again or self.groups.refused(jobs, error)
         elif again := again or jobs[0].part is not None:
             if jobs[0].part is not None:
-                self._tell(f"Forge: {error} (jobs of rule {jobs[0].spec.rule} as a pack); it gets them one by one.")
+                self._tell_alone(jobs[0], error)
             for job in jobs:
                 job.alone = True
         if again:
@@ -195,6 +200,12 @@ class Dispatcher:
             self._take_back(jobs, batch)
             return
         self.groups.forget(batch)
+        self._fail(jobs, error)
+
+    def _tell_alone(self, job: Job, error: UsageError) -> None:
+        self._tell(f"Forge: {error} (jobs of rule {job.spec.rule} as a pack); it gets them one by one.")
+
+    def _fail(self, jobs: list[Job], error: UsageError) -> None:
         for job in jobs:
             fence.forbid(job.attempt, "the controller: sbatch refused it")
             cause = Cause.SBATCH_REFUSED
@@ -249,14 +260,19 @@ class Dispatcher:
             self._scancel(ids)
         found = {row.key: row for row in rows}
         self.groups.saw(found)
-        news, unknown, over = False, [], list[tuple[Job, QueueRow | None]]()
+        news = self._follow(found, begun)
+        self._polling = self._polling.answered(time.monotonic(), news=news)
+        return True
+
+    def _follow(self, found: Mapping[tuple[str, int], QueueRow], begun: float) -> bool:
+        """Act on each job as an answer of the queue, asked for at ``begun``, says; return whether that is news."""
+        news, unknown, apart, over = False, list[Job](), list[Job](), list[tuple[Job, QueueRow | None]]()
         for job in self._table.sent():
             if not job.attempt:
                 continue  # taken back by _again with another member of its pipe
             row = found.get((job.name, job.index))
             news |= job.note(row, begun)
-            self._tell(polling.remark(row, job.spec.rule))
-            traces = job.traces() if row is not None and row.ended else polling.Traces()
+            traces = job.traces() if row is not None and row.ended else polling.Traces(packed=job.packed)
             step = polling.next_step(row, begun - job.same_since, traces, cancelled=job.cancelled is not None)
             match step:
                 case polling.Step.ASK_USAGE:
@@ -267,14 +283,16 @@ class Dispatcher:
                     self._conclude(job, row)
                 case polling.Step.SUBMIT_AGAIN:
                     self._again(job, row)
+                case polling.Step.TAKE_APART:
+                    apart.append(job)
                 case polling.Step.WAIT:
-                    pass
+                    self._tell(polling.remark(row, job.spec.rule))
                 case _:
                     assert_never(step)
+        self._take_apart(apart)
         self._conclude_all(over)
         self._ask_accounting(unknown)
-        self._polling = self._polling.answered(time.monotonic(), news=news)
-        return True
+        return news
 
     def _ask_accounting(self, jobs: list[Job]) -> None:
         """Ask for jobs that the controller does not know: forgotten after MinJobAge, or never heard of."""
@@ -301,7 +319,7 @@ class Dispatcher:
     def _conclude_all(self, jobs: list[tuple[Job, QueueRow | None]]) -> None:
         """Conclude on jobs that have left no result, with what Slurm's accounting knows of their usage."""
         left = [(job, row) for job, row in jobs if not self._table.take(job.result)]
-        alone = [(job, row) for job, row in left if job.part is None]
+        alone = [(job, row) for job, row in left if not job.packed]
         unmeasured = [job.slurm_id for job, row in alone if row is not None and not job.traces().terminated]
         used: dict[str, Used] = {}
         if self._accounting_tries > 0 and unmeasured:
@@ -323,7 +341,7 @@ class Dispatcher:
             return  # a copy has just taken it, and is about to report
         if row is not None and row.state in NODE_AT_FAULT:
             self._avoid(row.nodes)
-        self._table.finish(job, verdict_without_result(job, row, used if job.part is None else None))
+        self._table.finish(job, verdict_without_result(job, row, used if not job.packed else None))
 
     def _avoid(self, nodes: str) -> None:
         """Give no more jobs to a node that has lost one, unless half of the cluster is like that already."""
@@ -361,6 +379,22 @@ class Dispatcher:
             begun = put_aside(other.spec, other.attempt, other.submissions)
             other.alone = other.alone or (other.part is not None and not streamed and (begun or other.submissions > 1))
             self._table.is_again_unsent(other, time.monotonic())
+
+    def _take_apart(self, jobs: list[Job]) -> None:
+        """Submit one by one what Slurm never starts together, as if sbatch had refused it."""
+        if not jobs or not self._scancel(list(dict.fromkeys(job.slurm_id for job in jobs))):
+            return
+        error = UsageError(f"Slurm will not start it: {jobs[0].row.reason if jobs[0].row is not None else ''}")
+        grouped = [job for job in jobs if job.grouped is not None]
+        for job in jobs:
+            if job.grouped is None:
+                self._tell_alone(job, error)
+                job.alone = True
+        if grouped and not self.groups.refused(grouped, error):
+            self._fail(grouped, error)
+        for job in jobs:
+            if self._table.find(job.spec.name) is job:
+                self._again(job, job.row)
 
     # -- cancelling ------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ may run code in the controller. The launch is a pickle, whose checksum stands in
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,8 +27,8 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ...record.codec import encode, load_verdict
-from ...record.jsonfile import replace_file, to_disk
+from ...record.codec import decode, encode, load_verdict
+from ...record.jsonfile import read_object, replace_file, to_disk
 from ...spec.errors import HostError
 from ...spec.job import LaunchSpec, Require
 from ...spec.outcome import shortened
@@ -40,6 +41,8 @@ NODE_PROCESS = "forge-node"
 """The name of the process that runs an attempt on a node; it is the ancestor of the attempt's processes."""
 
 _MAX_RESULT_BYTES = 1 << 22
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of files that can be read a moment later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +224,17 @@ def new_results(state: str) -> list[str]:
 
 
 def take_result(state: str, name: str) -> Verdict | None:
-    """Read a result and remove it; None if it is damaged or not there."""
-    verdict = read_result(state, name)
-    with suppress(FileNotFoundError):
-        os.unlink(f"{state}/{RESULTS}/{name}")
+    """Read a result and remove it; None if it is damaged, not there, or cannot be read for the moment."""
+    path, verdict = f"{state}/{RESULTS}/{name}", None
+    try:
+        verdict = decode(read_object(path, _MAX_RESULT_BYTES))
+    except ValueError:
+        pass
+    except OSError as error:
+        if error.errno in _PASSING:
+            return None
+    with suppress(OSError):  # it counts once, whether it can be removed or not
+        os.unlink(path)
     return verdict
 
 

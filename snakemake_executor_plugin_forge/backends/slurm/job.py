@@ -44,7 +44,8 @@ class Job:
     name: str = ""  # of its batch in Slurm
     batch: str = ""
     index: int = 0
-    part: int | None = None  # its position in a pack: packing.py; None: its Slurm job has this attempt only
+    part: int | None = None  # its position in a pack: packing.py; None: its batch has no packs
+    packed: bool = False  # it shares its Slurm job with others
     checksum: str = ""  # of its launch
     slurm_id: str = ""
     submissions: int = 0
@@ -94,7 +95,7 @@ class Job:
         """See what the job has left in its attempt directory."""
         terminated = exchange.terminated(self.attempt) is not None
         output = bool(_outputs(self.attempt))
-        return Traces(fence.latest(self.attempt), terminated, output, packed=self.part is not None)
+        return Traces(fence.latest(self.attempt), terminated, output, packed=self.packed)
 
 
 def batch_name(run_id: str, batch: str) -> str:
@@ -121,17 +122,19 @@ def hand_over(job: Job, services: Services, state: str, batch: str, index: int, 
                              shares=job.grouped is not None)  # fmt: skip
     job.checksum = exchange.write_launch(attempt, launch)
     job.spec, job.batch, job.index, job.part, job.attempt = spec, batch, index, part, attempt
+    job.packed = part is not None
     job.name = batch_name(services.run_id, batch)
 
 
 def own_arguments(name: str, state: str, jobs: list[Job], settings: SlurmSettings, *, is_array: bool) -> list[str]:
     """Return the options of sbatch for a batch, beside those for the resources of its jobs."""
     place = ("%a" if is_array else "0") + ("" if jobs[0].part is None else ".0")
+    directory = f"{state}/{jobs[0].batch}".replace("%", "%%")  # sbatch(1), FILENAME PATTERN
     return [
         f"--job-name={settings.job_prefix}{name}",
         f"--comment={_comment(jobs)}",
         f"--chdir={jobs[0].spec.workdir}",
-        f"--output={state}/{jobs[0].batch}/{place}/{'batch-%A_%a.out' if is_array else 'batch-%j.out'}",
+        f"--output={directory}/{place}/{'batch-%A_%a.out' if is_array else 'batch-%j.out'}",
         "--open-mode=append",
         "--requeue" if settings.requeue and not is_streamed(jobs) else "--no-requeue",
         "--export=ALL",

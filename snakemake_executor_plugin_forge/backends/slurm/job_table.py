@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 
 from ...spec.verdict import Order, Verdict
 from . import exchange
@@ -118,7 +119,8 @@ class JobTable:
             self._all_ok &= verdict.ok
             self._to_cancel.discard(name)
         if job.attempt:
-            record_copies(job.spec, job.attempt, verdict)
+            with suppress(OSError):  # a job is reported whatever becomes of the records of its other copies
+                record_copies(job.spec, job.attempt, verdict)
         try:
             job.done(verdict)
         finally:
@@ -146,7 +148,10 @@ class JobTable:
         """Read results until the table is closed. Lists one directory for each run, however many jobs there are."""
         while not self.closing:
             for state in {exchange.state_of(job.attempt) for job in self.sent()}:
-                for name in exchange.new_results(state):
+                names: list[str] = []
+                with suppress(OSError):  # the next round tries again: without this thread verdicts come minutes late
+                    names = exchange.new_results(state)
+                for name in names:
                     self.take((state, name))
             with self.changed:
                 if not self.closing:  # tested with the lock, else close() could come right before the wait

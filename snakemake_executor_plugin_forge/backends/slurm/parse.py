@@ -7,7 +7,7 @@ changes between versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -50,7 +50,12 @@ class QueueRow:
         """Whether the job waits for somebody to release it."""
         if self.state is None:
             return False
-        return TABLE[self.state].held or (self.state is SlurmState.PENDING and "Held" in self.reason)
+        return TABLE[self.state].held or (self.state is SlurmState.PENDING and "held" in self.reason.lower())
+
+    @property
+    def barred(self) -> bool:
+        """Whether Slurm does not start the job as it is, however long it waits."""
+        return self.state is SlurmState.PENDING and _BARRED.fullmatch(self.reason) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,10 @@ def own_name(name: str) -> str:
     """The name that Forge gave to a Slurm job, without the prefix of ``--forge-slurm-job-prefix``."""
     return name[max(0, name.rfind(run_name(""))) :]
 
+
+_BARRED = re.compile(r"Partition(Node|Time)Limit|BadConstraints|Invalid(Account|QOS)|DependencyNeverSatisfied"
+                     r"|(QOS|Account)NotAllowed|(QOS|Assoc)Max\w+Per(Job|Node)\w*|QOSMin\w+")  # fmt: skip
+"""Reasons for which a job waits without end where sbatch has not refused it: squeue(1), EnforcePartLimits."""
 
 _INDEXES = re.compile(r"R(-R(:R)?)?(,R(-R(:R)?)?)*(%R)?".replace("R", "[0-9]{1,9}"))
 _MOST_INDEXES = 1_000_000
@@ -125,10 +134,17 @@ def parse_config(text: str) -> ClusterFacts | None:
     return ClusterFacts(
         name=values.get("ClusterName", ""),
         version=values["SLURM_VERSION"],
-        max_array=max(1, _first_number(values.get("MaxArraySize", ""), 1001) - 1),
+        max_array=max(1, _max_array(values)),
         accounting=values.get("AccountingStorageType", "accounting_storage/none") not in
         ("accounting_storage/none", "(null)", ""),
     )  # fmt: skip
+
+
+def _max_array(values: Mapping[str, str]) -> int:
+    """The largest number of tasks: indexes are below MaxArraySize, and max_array_tasks counts them: slurm.conf(5)."""
+    size = _first_number(values.get("MaxArraySize", ""), 1001) - 1
+    tasks = re.search(r"(?:^|,)max_array_tasks=([0-9]{1,9})", values.get("SchedulerParameters", ""))
+    return size if tasks is None else min(size, int(tasks[1]))
 
 
 def _first_number(text: str, default: int) -> int:
@@ -189,12 +205,16 @@ def parse_nodes(text: str) -> dict[str, dict[str, object]]:
     return {name: dict(sorted(limits.items())) for name, limits in sorted(found.items())}
 
 
-_FULL = re.compile(r"(QOS|Assoc)\w*Submit\w*Limit|MaxSubmitJob|[Jj]ob submit limit(?!, user's size)")
-"""Limits to the number of jobs that a user may have in the queue; names of slurm_errno.c and of job_state_reason."""
+_FULL = re.compile(r"(QOS|Assoc)\w*Submit\w*Limit|MaxSubmitJob|[Jj]ob submit limit(?!, user's size)"
+                   "|temporarily unable to accept job|job queue full")  # fmt: skip
+"""Limits to the number of jobs that a user may have in the queue; names of slurm_errno.c and of job_state_reason.
+
+The last two are what sbatch says while the cluster has MaxJobCount jobs: sbatch.c.
+"""
 
 
 def is_full(message: str) -> bool:
-    """Whether sbatch refused a job only because the user has too many in the queue."""
+    """Whether sbatch refused a job only because too many are in the queue."""
     return _FULL.search(message) is not None
 
 

@@ -18,7 +18,7 @@ CALL_SECONDS = 1.0
 BATCH_SECONDS = 0.05
 """Jobs that become ready within this time of each other are submitted together."""
 
-_BATCH_AT_MOST_SECONDS = 1.0  # while more come: Snakemake starts 100 jobs a second, and several batches would be more Slurm jobs
+_BATCH_AT_MOST_SECONDS = 1.0  # while more come: Snakemake starts 100 jobs a second, and batches are Slurm jobs
 
 MIN_POLL_SECONDS = 2.0
 MAX_POLL_SECONDS = 60.0
@@ -197,6 +197,7 @@ class Step(enum.Enum):
     ASK_USAGE = enum.auto()  # it will leave none: conclude with what Slurm's accounting says it used
     ASK_STATE = enum.auto()  # Slurm does not know it (any more); its accounting may
     SUBMIT_AGAIN = enum.auto()  # Slurm has lost it before anything of it ran
+    TAKE_APART = enum.auto()  # Slurm never starts a job that asks for what several attempts need together
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +216,13 @@ def next_step(row: QueueRow | None, seconds: float, traces: Traces, *, cancelled
     Args:
         row: the job in that answer; None if it was not there.
         seconds: how long Slurm has said so (or nothing) of it.
-        traces: what it has left, if Slurm says that it has ended.
+        traces: what it has left, if Slurm says that it has ended; before that, whether it shares its Slurm job.
         cancelled: whether the controller has asked for its end.
     """
     if row is None:
         return Step.ASK_STATE if seconds >= ABSENT_SECONDS else Step.WAIT
     if not row.ended:
-        return Step.WAIT
+        return Step.TAKE_APART if row.barred and traces.packed and not cancelled else Step.WAIT
     if traces.packed and traces.claims == 0 and not cancelled:
         return Step.SUBMIT_AGAIN  # its Slurm job ended before its turn came
     if _reached_limit_of_pack(row, traces) and not cancelled and (traces.terminated or seconds >= RESULT_SECONDS):
@@ -259,4 +260,9 @@ def remark(row: QueueRow | None, rule: str) -> str | None:
     if row is not None and row.held:
         why = row.reason or row.state_text
         return f"Forge: rule {rule}: Slurm job {row.job_id} is held ({why}); release it: scontrol release {row.job_id}"
+    if row is not None and row.barred:
+        return (
+            f"Forge: rule {rule}: Slurm will not start jobs that ask for what it does ({row.reason}): they wait until "
+            "that limit is raised. Else stop the run (Ctrl-C) and change the rule's resources."
+        )
     return None

@@ -179,13 +179,14 @@ def cgroup_mounts(mountinfo: str, own_cgroups: str) -> list[CgroupMount]:
     return found
 
 
-def own_mounts() -> list[CgroupMount]:
-    """The cgroup hierarchies that this process sees."""
-    texts = []
-    for name in ("mountinfo", "cgroup"):
-        with open(f"/proc/self/{name}", encoding="utf-8", errors="surrogateescape") as file:
-            texts.append(file.read())
-    return cgroup_mounts(*texts)
+def mounts_of(pid: int | str = "self") -> list[CgroupMount]:
+    """The cgroup hierarchies that this process sees, with the cgroup of a process in each.
+
+    Raises:
+        OSError: if the process is dead.
+    """
+    texts = (procfs.read_whole(path) for path in ("/proc/self/mountinfo", f"/proc/{pid}/cgroup"))
+    return cgroup_mounts(*(text.decode("utf-8", "surrogateescape") for text in texts))
 
 
 def read(path: str) -> str:

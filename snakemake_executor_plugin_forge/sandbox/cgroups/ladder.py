@@ -12,7 +12,7 @@ from ...kernel import procfs
 from ...spec.host import Rung
 from ...spec.job import ORDINARY, Priority
 from . import base
-from .base import CgroupMount, RunCgroup, own_mounts
+from .base import CgroupMount, RunCgroup, mounts_of
 from .v1 import CONTROLLERS as V1_CONTROLLERS
 from .v1 import IO_CONTROLLER, V1Run
 from .v2 import CONTROLLERS as V2_CONTROLLERS
@@ -34,7 +34,7 @@ def open_run_cgroup(
     Returns:
         The cgroup, or None; and the rungs that were tried, in their order, with the reasons of refusals.
     """
-    mounts = own_mounts()
+    mounts = mounts_of()
     tried: list[Rung] = []
     for rung, make in ladder(mounts, name, memory_bytes, pids, priority):
         try:
@@ -139,7 +139,7 @@ def _systemd_scope(name: str, memory_bytes: int, pids: int | None, priority: Pri
 def _await_scope(name: str) -> str:
     deadline = time.monotonic() + _SCOPE_SECONDS
     while time.monotonic() < deadline:
-        for mount in own_mounts():
+        for mount in mounts_of():
             if mount.version == 2 and mount.own.endswith(f"/{name}.scope"):
                 return mount.own
         time.sleep(0.005)
@@ -149,7 +149,7 @@ def _await_scope(name: str) -> str:
 def host_memory_bytes() -> int:
     """The memory that this process may use: the host's, or less if a cgroup around it has a lower limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for mount in own_mounts():
+    for mount in mounts_of():
         name = "memory.max" if mount.version == 2 else "memory.limit_in_bytes"
         if mount.version == 2 or "memory" in mount.controllers:
             for directory in (mount.own, *_ancestors(mount.own)):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from .base import cgroup_mounts, read, read_limit, read_number, read_value
+from ...kernel.procfs import read_whole
+from .base import mounts_of, read_limit, read_number, read_value
 
 _USUAL_SHARES, _USUAL_WEIGHT = 1024, 100
 
@@ -39,12 +40,10 @@ def run_directories(pid: int, name: str, place: str) -> dict[str, str]:
     """
     if not place.startswith("/"):
         return {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mountinfo = file.read()
     if os.path.exists(f"{place}/cgroup.controllers"):
-        return {"": place} if _is_cgroup(place, mountinfo) else {}
+        return {"": place} if _is_cgroup(place) else {}
     try:
-        mounts = cgroup_mounts(mountinfo, read(f"/proc/{pid}/cgroup"))
+        mounts = mounts_of(pid)
     except OSError:  # the run is just over
         return {}
     return {
@@ -52,11 +51,12 @@ def run_directories(pid: int, name: str, place: str) -> dict[str, str]:
     }
 
 
-def _is_cgroup(place: str, mountinfo: str) -> bool:
+def _is_cgroup(place: str) -> bool:
     """Whether the kernel makes the files there: another user's record may name any directory, with pipes in it."""
     device = os.stat(place).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    return any(line.split()[2] == number and " - cgroup2 " in line for line in mountinfo.splitlines())
+    number = f"{os.major(device)}:{os.minor(device)}".encode()
+    lines = read_whole("/proc/self/mountinfo").splitlines()
+    return any(line.split()[2] == number and b" - cgroup2 " in line for line in lines)
 
 
 def run_usage(directories: dict[str, str]) -> RunUsage:

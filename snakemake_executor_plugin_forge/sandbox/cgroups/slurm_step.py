@@ -33,7 +33,7 @@ def read_step() -> StepCgroup | None:
     """Read the cgroup of this process; None outside of a Slurm job, or if the job has no memory controller."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
-    for mount in base.own_mounts():
+    for mount in base.mounts_of():
         if mount.version == 1 and "memory" in mount.controllers:
             return _step(mount.own, mount.mount_point, 1)
         if mount.version == 2 and os.path.exists(f"{mount.own}/memory.events"):

@@ -231,7 +231,7 @@ def _thaw(pids: list[int]) -> None:
     own = _freezer_of("self")
     for pid in pids:
         if own is not None and _freezer_of(pid) not in (None, own):
-            directory = next((mount.own for mount in base.own_mounts() if "freezer" in mount.controllers), None)
+            directory = next((mount.own for mount in base.mounts_of() if "freezer" in mount.controllers), None)
             with suppress(OSError):
                 procfs.write(f"{directory}/cgroup.procs", pid)
 

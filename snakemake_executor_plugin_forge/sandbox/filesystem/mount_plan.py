@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ...kernel import syscalls
 from ...kernel.syscalls import Step
-from ...spec.file_policy import below
+from ...spec.file_policy import ancestors, below
 from ...spec.quick_pickle import quick_to_pickle
 from .mounts import make_link, make_mount_point
 from .overlay import Layer
@@ -86,15 +86,14 @@ class PlannedMount:
             OSError: if one cannot be made.
         """
         paths = [(path, os.path.isdir(path)) for path, _ in self.visible]
+        on_disk = self.source  # a layer over the directory itself shows what is there
+        if self.layer is not None and self.layer.lower != self.layer.root:
+            on_disk = self.layer.upper
         for path, is_directory in paths + [(mount.directory, True) for mount in inner]:
             if self.layer is not None and self._as_link(path):
                 make_link(os.readlink(path), self.path_at(self.layer.upper, path))
-            elif self.layer is not None and self.layer.lower != self.layer.root:
-                self.layer.make_mount_point(path, is_directory=is_directory)
-            elif self.source is not None:
-                mount_point = self.path_at(self.source, path)
-                if not os.path.lexists(mount_point):
-                    make_mount_point(mount_point, is_directory)
+            elif on_disk is not None and not os.path.lexists(mount_point := self.path_at(on_disk, path)):
+                make_mount_point(mount_point, is_directory)
 
 
 def shared_memory() -> PlannedMount:
@@ -110,16 +109,11 @@ def keep_visible(plan: tuple[PlannedMount, ...], paths: Iterable[tuple[str, bool
     """
     visible: dict[str, dict[tuple[str, bool], None]] = {mount.directory: {} for mount in plan}
     for path, writable in sorted(set(paths), key=lambda item: (item[0].count("/"), item)):
-        around = list(_ancestors(path))
+        around = list(ancestors(path))
         mount = next((directory for directory in around if directory in visible), None)
         if mount is not None and not any((place, writable) in visible[mount] for place in (path, *around)):
             visible[mount][path, writable] = None
     return tuple(replace(mount, visible=tuple(visible[mount.directory])) for mount in plan)
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    while (path := os.path.dirname(path)) != "/":
-        yield path
 
 
 Inner = Mapping[str, Sequence[PlannedMount]]
@@ -187,21 +181,17 @@ def bind_own(workdir: str, name: str, *, writable: bool) -> None:
 def _enclosing(plan: Sequence[PlannedMount]) -> dict[str, PlannedMount | None]:
     """Map each mount's directory to the innermost other mount around it."""
     mounts = {mount.directory: mount for mount in plan}
-    return {path: next((mounts[p] for p in _ancestors(path) if p in mounts), None) for path in mounts}
-
-
-def _inner(plan: Sequence[PlannedMount], outer: Mapping[str, PlannedMount | None]) -> dict[str, list[PlannedMount]]:
-    """Map each mount's directory to the mounts that are moved into it."""
-    inner: dict[str, list[PlannedMount]] = {mount.directory: [] for mount in plan}
-    for mount in plan:
-        if (around := outer[mount.directory]) is not None:
-            inner[around.directory].append(mount)
-    return inner
+    return {path: next((mounts[p] for p in ancestors(path) if p in mounts), None) for path in mounts}
 
 
 def inner(plan: Sequence[PlannedMount]) -> Inner:
     """Map each mount's directory to the mounts that are moved into it."""
-    return _inner(plan, _enclosing(plan))
+    outer = _enclosing(plan)
+    found: dict[str, list[PlannedMount]] = {mount.directory: [] for mount in plan}
+    for mount in plan:
+        if (around := outer[mount.directory]) is not None:
+            found[around.directory].append(mount)
+    return found
 
 
 def prepare(plan: Sequence[PlannedMount], inner: Inner, assembly: str) -> None:
@@ -241,12 +231,11 @@ def mount_steps(
         masks: make parts of /proc read-only; a job that makes a sandbox of its own could not mount another /proc then.
         user: whether this happens in a user namespace.
     """
-    outer = _enclosing(plan)
-    inner = _inner(plan, outer)
+    outer, inside = _enclosing(plan), inner(plan)
     place = {mount.directory: f"{assembly}/{number}" for number, mount in enumerate(plan)}
     steps: list[Step] = []
     for mount in sorted(plan, key=_depth):
-        steps += mount.assembly_steps(place[mount.directory], inner[mount.directory], user)
+        steps += mount.assembly_steps(place[mount.directory], inside[mount.directory], user)
     if read_only:
         steps += [syscalls.bind_step(path, path) for path in writable]
         steps.append(syscalls.read_only_step("/"))

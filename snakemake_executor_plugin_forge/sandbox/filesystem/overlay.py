@@ -186,13 +186,6 @@ class Layer:
         elif not keep and os.path.lexists(path):
             os.unlink(path)
 
-    def make_mount_point(self, path: str, *, is_directory: bool) -> None:
-        """Make a mount point in the layer, where the lower directory has none."""
-        target = f"{self.upper}/{path.removeprefix(self.root + '/')}"
-        os.makedirs(target if is_directory else os.path.dirname(target), exist_ok=True)
-        if not is_directory and not os.path.lexists(target):
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
     def empty(self) -> None:
         """Empty the layer for the next job; no process may have it mounted any more.
 
