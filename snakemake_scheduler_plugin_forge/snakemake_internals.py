@@ -144,27 +144,40 @@ def keep_restarts(scheduler: Any) -> None:
 
 
 def make_sparse(scheduler: Any) -> None:
-    """Have a scheduler look again only if the limit of jobs has been reached: nothing else changes with time.
+    """Have a scheduler look again only if the limit of jobs kept it from starting more: nothing else changes with time.
 
-    The end of a job, the only other change, makes it look by itself; but who waits for ``from_queue()`` looks in vain
-    until something is in the queue, after a time that may be as long as the span of the limit.
+    Whether it did is known when jobs are chosen; once they have been started, their time span may be over. The end of a
+    job, the only other change, makes the scheduler look by itself; but who waits for ``from_queue()`` looks in vain
+    until something is in the queue, after a time that may be as long as that span.
     """
     limiter = getattr(scheduler, "job_rate_limiter", None)
     look_again = getattr(scheduler, "_schedule_reevalutation", None)
     if limiter is None or look_again is None or "_schedule_reevalutation" in vars(scheduler):
         return
     waits_for_queue = scheduler.workflow.dag.has_unfinished_queue_input_jobs
-    due = 0.0
+    free_jobs, register = limiter.get_free_jobs, limiter.register_jobs
+    left, due = free_jobs(), 0.0  # left: how many more the limit would have let start when jobs were chosen
+
+    def get_free_jobs() -> int:
+        nonlocal left
+        left = free_jobs()
+        return left
+
+    def register_jobs(number: int) -> None:
+        nonlocal left
+        left -= number
+        register(number)
 
     def look_again_if_necessary(delay: float) -> None:
         nonlocal due
         if delay == limiter.timespan and not waits_for_queue():
             wanted = time.monotonic() + delay
-            if limiter.get_free_jobs() > 0 or wanted - due < delay * _SHARE:
+            if left > 0 or wanted - due < delay * _SHARE:
                 return
             due = wanted
         look_again(delay)
 
+    limiter.get_free_jobs, limiter.register_jobs = get_free_jobs, register_jobs
     scheduler._schedule_reevalutation = look_again_if_necessary
 
 

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
             "require": str(require),
             "missing": missing,
             "enforced": [asdict(row) for row in table(host)],
-            "rungs": [rung.as_json() for rung in host.tried],
+            "rungs": [{"rung": rung.name, "refusal": rung.refusal} for rung in host.tried],
             "namespaces": {"kind": host.namespaces, "refusal": host.namespaces_note or None},
             "mechanisms": list(host.mechanisms),
             "record": record,

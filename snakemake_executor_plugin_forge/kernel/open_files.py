@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 import stat
@@ -10,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from . import procfs, syscalls
+from . import descriptors, procfs, syscalls
 
 _SO_PEEK_OFF = 42  # asm-generic/socket.h
 _MOST_SENT = 253  # SCM_MAX_FD of include/net/scm.h: descriptors in one message
 _MOST_MESSAGES, _MOST_NESTED = 4096, 8
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _MEMORY = "/memfd:"
 _NO_FILES = (b"/memfd:", b"/dev/zero ", b"/SYSV", b"/dev/shm/")  # mapped: memory of the job, by their names
 _BLOCK = 512  # of st_blocks: stat(2)
@@ -121,10 +120,10 @@ def _sent(directory: str, number: int) -> Iterator[Unnamed | None]:
     yield from _received([copy], 0)
 
 
-def _received(descriptors: list[int], nested: int) -> Iterator[Unnamed | None]:
+def _received(found: list[int], nested: int) -> Iterator[Unnamed | None]:
     """Yield what these descriptors are, and what waits in those that are sockets; close them."""
     try:
-        for fd in descriptors:
+        for fd in found:
             status = os.fstat(fd)
             if not stat.S_ISSOCK(status.st_mode):
                 if not status.st_nlink:
@@ -135,7 +134,7 @@ def _received(descriptors: list[int], nested: int) -> Iterator[Unnamed | None]:
                         yield from _received(inner, nested + 1)
                         yield None
     finally:
-        for fd in descriptors:
+        for fd in found:
             os.close(fd)
 
 
@@ -145,12 +144,8 @@ def _peeked(waiting: socket.socket) -> Iterator[list[int]]:
     waiting.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
     try:
         for _ in range(_MOST_MESSAGES):
-            data, ancillary, _, _ = waiting.recvmsg(65536, socket.CMSG_SPACE(_MOST_SENT * 4), _PEEK)
-            found = array.array("i")
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    found.frombytes(content[: len(content) // 4 * 4])
-            yield found.tolist()
+            data, found = descriptors.receive(waiting, 65536, _MOST_SENT, _PEEK)
+            yield found
             if not data and waiting.type == socket.SOCK_STREAM:
                 return
     finally:

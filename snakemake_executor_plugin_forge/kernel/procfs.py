@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def read(path: str) -> bytes:
@@ -32,6 +35,11 @@ def read_whole(path: str) -> bytes:
         return text
     finally:
         os.close(fd)
+
+
+def mount_path(field: bytes) -> str:
+    """A path in mountinfo, which writes blanks and the like as octal numbers: proc_pid_mountinfo(5)."""
+    return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field))
 
 
 def mount_number(fd: int) -> str:

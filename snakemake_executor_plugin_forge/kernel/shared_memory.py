@@ -6,13 +6,12 @@ Sources: memfd_create(2), tmpfs(5), proc_pid_mountinfo(5), proc_sysvipc(5), sysv
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from . import open_files, syscalls
+from .procfs import mount_path
 
-_OCTAL = re.compile(rb"\\([0-7]{3})")
 _RESIDENT = 14  # the column of /proc/sysvipc/shm
 
 
@@ -52,11 +51,7 @@ def _tmpfs(pid: int | str) -> Iterator[tuple[int, str]]:
             if kind.startswith(b"tmpfs "):
                 _, _, device, _, place, *_ = mount.split(b" ")
                 major, minor = device.split(b":")
-                yield os.makedev(int(major), int(minor)), os.fsdecode(_OCTAL.sub(_character, place))
-
-
-def _character(found: re.Match[bytes]) -> bytes:
-    return bytes([int(found[1], 8)])
+                yield os.makedev(int(major), int(minor)), mount_path(place)
 
 
 def segment_bytes(pid: int) -> int:

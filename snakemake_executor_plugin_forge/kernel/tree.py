@@ -369,7 +369,7 @@ def copy_tree(source: str, target: str, *, owners: bool = False) -> None:
             if here.left:
                 with Shortcut() as near:
                     old = near(source) if here.up is None else here.up.near(here.name)
-                    _copy_status(old, f"/proc/self/fd/{way.fd}", owners=owners)
+                    copy_status(old, f"/proc/self/fd/{way.fd}", owners=owners)
                 if here.up is not None:
                     way.up()
                 continue
@@ -384,7 +384,8 @@ def copy_tree(source: str, target: str, *, owners: bool = False) -> None:
                     os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
-def _copy_status(old: str, new: str, *, owners: bool) -> None:
+def copy_status(old: str, new: str, *, owners: bool) -> None:
+    """Give a directory the mode, times and attributes of another one; with ``owners`` also its owner and group."""
     import shutil  # few jobs need it, and every fork copies the mappings of its libraries
 
     if owners:

@@ -19,7 +19,7 @@ from ..kernel.failpoints import reached
 from ..spec import words
 from ..spec.job import RECORD_SCHEMA, LaunchSpec
 from ..spec.verdict import Verdict
-from .codec import as_json, verdict_json
+from .codec import as_json, plain, verdict_json
 from .identity import start_time
 from .jsonfile import COMMAND, EVENTS, SPEC, STDERR, STDOUT, VERDICT, begin_to_write, on_its_way, to_disk, write_file
 
@@ -91,7 +91,7 @@ class JobDirectory:
             "wildcards": dict(spec.wildcards),
             "created": self.started,
             "limits": spec.limits.as_json(),
-            "isolation": spec.isolation.as_json(),
+            "isolation": plain(spec.isolation),
             "environment": dict(spec.environment),
             "layers": spec.files.layers,
             "sandbox": as_json(spec),

@@ -40,10 +40,9 @@ _OF_THE_SPEC = (
 
 def encode(verdict: Verdict) -> dict[str, object]:
     """Return all of a verdict in values that JSON has."""
-    plain = {name: getattr(verdict, name) for name in verdict.__slots__}
     return {
-        **plain,
-        "usage": verdict.usage.as_json(),
+        **plain(verdict),
+        "usage": plain(verdict.usage),
         "evidence": dict(verdict.evidence),
         "outputs": [dict(output) for output in verdict.outputs],
         "refusals": [asdict(refusal) for refusal in verdict.refusals],
@@ -97,8 +96,8 @@ def _all(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _usage(value: object) -> Usage:
-    plain = Usage()
-    read = {name: _number if getattr(plain, name) is not None else _or_null(_number) for name in Usage.__slots__}
+    unused = Usage()
+    read = {name: _number if getattr(unused, name) is not None else _or_null(_number) for name in Usage.__slots__}
     return Usage(**{name: read[name](number) for name, number in _object(value).items() if name in read})
 
 
@@ -136,7 +135,7 @@ def verdict_json(spec: LaunchSpec, verdict: Verdict) -> dict[str, object]:
         **{name: value for name, value in encode(verdict).items() if name not in _BESIDE_THE_RECORD},
         "seconds": round(verdict.seconds, 6),
         "limits": spec.limits.as_json(),
-        "isolation": spec.isolation.as_json(),
+        "isolation": plain(spec.isolation),
         "adopted": None,  # code that decides on staged outputs fills these two in: staging/pending.py
         "discarded": None,
         "directory": spec.job_dir,
@@ -159,14 +158,14 @@ def as_json(spec: LaunchSpec) -> dict[str, object]:
     return {
         "network": str(spec.network),
         "exposed": spec.exposed,
-        "files": {**_plain(spec.files), "targets": [_plain(target) for target in spec.files.targets]},
+        "files": {**plain(spec.files), "targets": [plain(target) for target in spec.files.targets]},
         "root": spec.root,
         "shown": spec.shown,
         "gpus": spec.gpus,
     }
 
 
-def _plain(value: Files | Target) -> dict[str, object]:
+def plain(value: Verdict | Usage | Isolation | Files | Target) -> dict[str, object]:
     """Return the fields of a dataclass; dataclasses.asdict() takes ten times as long, as it copies every value."""
     return {name: getattr(value, name) for name in value.__slots__}
 

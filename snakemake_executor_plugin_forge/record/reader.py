@@ -143,6 +143,12 @@ def read_attempt(directory: str, alive: bool) -> dict[str, Any] | None:
     return record | {
         "outcome": RUNNING if alive else "lost",
         "reason": reason,
+        "happened": reason,
+        "remedy": "",
+        **dict.fromkeys(("cause", "ended_by", "error")),
+        "evidence": {},
+        "outputs": [],
+        "refusals": [],
         "exit_code": None,
         "signal": None,
         "started": spec["created"],

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ..spec.errors import UsageError
 from ..spec.resources import choose_gpus
-from .filesystem.mounts import is_gpu
+from .filesystem.mounts import is_gpu, mode_of
 
 
 def find(wanted: tuple[str, ...] | None, environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -26,13 +26,6 @@ def find(wanted: tuple[str, ...] | None, environment: Mapping[str, str]) -> tupl
         nodes = [*glob.glob("/dev/*"), *glob.glob("/dev/dri/*")]
         return choose_gpus(filter(is_gpu, nodes), os.path.exists("/dev/kfd"), environment)
     for node in wanted:
-        if not _is_device(node):
+        if not stat.S_ISCHR(mode_of(node)):
             raise UsageError(f"--forge-gpus: {node} is no character device of this host. Name others, or none.")
     return wanted
-
-
-def _is_device(node: str) -> bool:
-    try:
-        return stat.S_ISCHR(os.stat(node).st_mode)
-    except OSError:
-        return False

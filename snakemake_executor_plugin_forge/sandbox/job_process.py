@@ -89,7 +89,8 @@ def run_job(ready: Ready, fds: Sequence[int]) -> NoReturn:
         payload, environment, scratch, bounds, inputs, own, audit, listened_to = pickle.loads(body)
         listener = enter.lock(ready.steps, inputs, own, Bounds(*bounds), cgroup_files, listened_to=listened_to)
         if audit:
-            _offer_to_audit(orders, audit)
+            _offer(orders, mount_descriptors(audit))
+            orders.recv(1)  # until they are watched
         if listener is not None:
             descriptors.send(orders, b"x", [listener])
             os.close(listener)
@@ -108,12 +109,6 @@ def run_job(ready: Ready, fds: Sequence[int]) -> NoReturn:
             while True:  # what the job left behind lives as long as this process, so that it can be counted
                 signal.pause()
         os._exit(code)
-
-
-def _offer_to_audit(orders: socket.socket, directories: tuple[str, ...]) -> None:
-    """Send descriptors of the mounts, and wait until they are watched."""
-    _offer(orders, mount_descriptors(directories))
-    orders.recv(1)
 
 
 def _offer(orders: socket.socket, mounts: Sequence[int]) -> None:

@@ -13,16 +13,17 @@ import os
 import platform
 import time
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
-from . import channels, safe_yaml
+from . import channels, requirements, safe_yaml
 from .activation import CONFLICTING, Activation, capture
 from .damage import Problem
 from .safe_yaml import UnfitYamlError
-from .store import Definition, Manifest, Report, Store
+from .store import Definition, Manifest, Report, Store, source_text
 from .venv import run_tool
 
 if TYPE_CHECKING:
@@ -49,13 +50,12 @@ def define(runtime: Runtime) -> Definition | None:
         if not os.path.isdir(f"{source}/conda-meta"):
             raise UsageError(f"Runtime {runtime.name}: conda: {source} is no environment: it has no conda-meta in it.")
         return None
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Runtime {runtime.name}: conda: {source} cannot be read: {error}.") from None
+    text = source_text(source, f"Runtime {runtime.name}: conda:")
     content = {"file": text, "machine": platform.machine()}
-    if _has_relative_channel(text):
-        content["directory"] = os.path.dirname(source)
+    directory, listed = os.path.dirname(source), _listed(text)
+    if any(str(channel).startswith(".") for channel in listed.get("channels") or []):
+        content["directory"] = directory  # on which the meaning of a relative path depends
+    content |= requirements.describe("\n".join(_for_pip(listed)), source, directory)
     return Definition(RuntimeKind.CONDA, source, content)
 
 
@@ -71,14 +71,19 @@ def _content(runtime: Runtime, text: str) -> Any:
         raise UsageError(f"Runtime {runtime.name}: {runtime.source}, line {error.line}: {error}.") from None
 
 
-def _has_relative_channel(text: str) -> bool:
-    """Whether a channel is a relative path, whose meaning depends on the directory."""
+def _listed(text: str) -> Mapping[str, Any]:
+    """The content of an environment file; nothing for other files, and for an invalid one, which the build refuses."""
     try:
-        content = safe_yaml.load(text)[1]
+        content = None if _EXPLICIT in text else safe_yaml.load(text)[1]
     except UnfitYamlError:
-        return False  # a list, or an invalid file that the build refuses
-    channels = content.get("channels") if isinstance(content, dict) else None
-    return any(str(channel).startswith(".") for channel in channels or [])
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("dependencies"), list) else {}
+
+
+def _for_pip(listed: Mapping[str, Any]) -> list[str]:
+    """The lines under pip:."""
+    parts = [part for part in listed.get("dependencies") or [] if isinstance(part, dict)]
+    return [str(item) for part in parts for item in part.get("pip") or []]
 
 
 # -- building ----------------------------------------------------------------------------------------------------------
@@ -121,7 +126,12 @@ def make(runtime: Runtime, store: Store, prefix: str, report: Report) -> tuple[M
             f"Runtime {runtime.name} ({runtime.source}) cannot be built: {type(error).__name__}: {said}{more}"
         ) from error
     os.makedirs(f"{prefix}/conda-meta", exist_ok=True)
-    _install_pip(runtime, prefix, report)
+    listed = _listed(Path(runtime.source).read_text(encoding="utf-8"))
+    variables = listed.get("variables")
+    if isinstance(variables, dict):  # each activation sets what this file says, as conda's own does
+        state = {"version": 1, "env_vars": {str(name): str(value) for name, value in variables.items()}}
+        Path(f"{prefix}/conda-meta/state").write_text(json.dumps(state), encoding="utf-8")
+    _install_pip(runtime, listed, prefix, report)
     return packages(prefix), {}
 
 
@@ -174,8 +184,8 @@ def _resolve(runtime: Runtime, store: Store, report: Report) -> list[RepoDataRec
 
 def _environment_file(runtime: Runtime, content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     directory = os.path.dirname(runtime.source)
-    channels = [str(c) for c in content.get("channels") or [] if c != "nodefaults"]
-    channels = [f"file://{os.path.abspath(f'{directory}/{c}')}" if c.startswith((".", "/")) else c for c in channels]
+    channels = [str(c) for c in content.get("channels") or [] if c and c != "nodefaults"]
+    channels = [f"file://{os.path.abspath(os.path.join(directory, c))}" if c[0] in "./" else c for c in channels]
     specs = [str(d) for d in content["dependencies"] or [] if isinstance(d, str)]
     if not channels:
         raise UsageError(f"Runtime {runtime.name}: {runtime.source} names no channels, where packages would come from.")
@@ -223,18 +233,18 @@ def _locked(runtime: Runtime) -> list[RepoDataRecord]:
     raise UsageError(f"Runtime {runtime.name}: {runtime.source} has no packages for {current}.")
 
 
-def _install_pip(runtime: Runtime, prefix: str, report: Report) -> None:
+def _install_pip(runtime: Runtime, listed: Mapping[str, Any], prefix: str, report: Report) -> None:
     """The pip: part of an environment file."""
-    text = Path(runtime.source).read_text(encoding="utf-8")
-    content = None if _EXPLICIT in text else _content(runtime, text)
-    listed = content.get("dependencies") if isinstance(content, dict) else None
-    wanted = [str(item) for part in listed or [] if isinstance(part, dict) for item in part.get("pip") or []]
+    wanted = _for_pip(listed)
     if not wanted:
         return
     report("installing what pip: lists")
     options = [word for item in wanted for word in item.split(maxsplit=1 if item.startswith("-") else 0)]
     command = [f"{prefix}/bin/python", "-m", "pip", "install", "--no-input", "--quiet", *options]
-    run_tool(command, runtime, f"pip cannot install {', '.join(wanted)}")
+    # As conda does it, in the environment: with its compilers, and without packages in ~/.local, which jobs do not see.
+    environment = dict(os.environ)
+    activate(Runtime(runtime.name), existing(runtime.name, runtime.source, prefix), environment).apply(environment)
+    run_tool(command, runtime, f"pip cannot install {', '.join(wanted)}", environment)
 
 
 # -- what is there -----------------------------------------------------------------------------------------------------
@@ -267,6 +277,31 @@ def existing(runtime: str, source: str, prefix: str) -> Manifest:
     text = json.dumps([os.path.realpath(prefix), sorted(found.items())])
     identity = f"conda-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return Manifest(identity, RuntimeKind.CONDA, source, os.path.realpath(prefix), found, "", {"name": runtime})
+
+
+def set_up_ns(prefix: str) -> int | None:
+    """The time when Snakemake's post-deploy script had set an environment up; None without a script.
+
+    Source: snakemake/deployment/conda.py.
+    """
+    with suppress(OSError):
+        os.stat(f"{prefix}.post-deploy.sh")
+        return os.stat(f"{prefix}.env_setup_done").st_mtime_ns
+    return None
+
+
+def prefix_of(address: str, before: Mapping[str, str], changed: Mapping[str, str]) -> str | None:
+    """The prefix of an environment that was activated; None if the activation had no effect.
+
+    Args:
+        address: its prefix, or its name.
+        before: the environment in which it was activated; it may have been active there, and changes nothing then.
+        changed: the variables that have changed.
+    """
+    was_active = os.path.basename(before.get("CONDA_PREFIX", "")) == address or address == "base"
+    known = before.get("CONDA_PREFIX") if was_active else None
+    prefix = address if os.path.isabs(address) else changed.get("CONDA_PREFIX", known)
+    return prefix if prefix and os.path.isdir(f"{prefix}/conda-meta") else None
 
 
 # -- activation --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from . import requirements
 from .activation import CONFLICTING, Activation, prepend
-from .store import Definition, Manifest, Report
+from .store import Definition, Manifest, Report, source_text
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -33,7 +33,7 @@ def define(runtime: Runtime) -> Definition:
         UsageError: for a missing file or interpreter.
     """
     python = _interpreter(runtime)
-    text = requirements.read(runtime.source)
+    text = source_text(runtime.source, "The requirements")
     content = {"requirements 0": text, **requirements.describe(text, runtime.source, os.path.dirname(runtime.source))}
     content |= {"python": f"{python} {_version(python)}", "machine": platform.machine()}
     return Definition(RuntimeKind.VENV, runtime.source, content)
@@ -98,13 +98,13 @@ def _compile(prefix: str) -> None:
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
-def run_tool(command: list[str], runtime: Runtime, failure: str) -> None:
+def run_tool(command: list[str], runtime: Runtime, failure: str, environment: Mapping[str, str] = os.environ) -> None:
     """Run a program that builds an environment, in the directory of its definition.
 
     Raises:
         BrokenRuntimeError: ``failure``, with what the program says about errors.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in CONFLICTING}
+    environment = {k: v for k, v in environment.items() if k not in CONFLICTING} | {"PIP_USER": "0"}  # not ~/.local
     where = os.path.dirname(runtime.source)
     done = subprocess.run(
         command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

@@ -19,10 +19,6 @@ class Rung:
     name: str  # such as "systemd scope"; docs/reference/doctor.md lists them
     refusal: str | None  # None: Forge uses this place
 
-    def as_json(self) -> dict[str, object]:
-        """The object of this rung in ``snakemake-forge doctor --json``."""
-        return {"rung": self.name, "refusal": self.refusal}
-
 
 @dataclass(frozen=True, slots=True)
 class Host:

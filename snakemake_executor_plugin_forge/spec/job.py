@@ -172,10 +172,6 @@ class Isolation:
     network: Network
     not_enforced: tuple[str, ...] = ()  # of "cpu", "run", "files", "io_weight", "gpu"
 
-    def as_json(self) -> dict[str, object]:
-        """The ``isolation`` object of the record."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 class TargetKind(enum.StrEnum):
     """The keyword with which a rule names a file that its jobs write."""

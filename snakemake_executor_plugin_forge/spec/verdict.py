@@ -121,10 +121,6 @@ class Usage:
     cpu_pressure_seconds: float | None = None
     io_pressure_seconds: float | None = None
 
-    def as_json(self) -> dict[str, object]:
-        """Return the ``usage`` object of the record."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 @dataclass(frozen=True, slots=True)
 class Oom:

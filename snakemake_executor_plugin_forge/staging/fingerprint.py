@@ -89,7 +89,7 @@ def take_fingerprint(spec: LaunchSpec) -> Fingerprint:
         outputs=output_paths(spec),
         logs=tuple(target.path for target in files.targets if target.kind is not TargetKind.OUTPUT),
         recipe=spec.recipe,
-        command=_digest(spec.command or ""),
+        command=hashlib.sha256((spec.command or "").encode("utf-8", "surrogateescape")).hexdigest(),
         runtime=f"{spec.runtime} {spec.runtime_id or ''}".strip(),
         policy=f"{files.policy} {files.undeclared} {spec.network}",
         inputs=input_versions(spec.workdir, (*spec.inputs, *spec.sources)),
@@ -126,10 +126,6 @@ def _time_of_directory(path: str, status: os.stat_result) -> int:
 def _content(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:

@@ -40,7 +40,7 @@ def problem(path: str, name: str, gzip_bytes: int) -> str | None:
     Raises:
         OSError: if the file cannot be read.
     """
-    check = _check_for(name)
+    check = _CHECKS.get(os.path.splitext(name)[1].lower())
     if check is None:
         return None
     fd = reach(os.open, path, flags=os.O_RDONLY | os.O_CLOEXEC)
@@ -49,11 +49,6 @@ def problem(path: str, name: str, gzip_bytes: int) -> str | None:
         return check(fd, size, gzip_bytes) if size else None
     finally:
         os.close(fd)
-
-
-def _check_for(name: str) -> Callable[[int, int, int], str | None] | None:
-    ending = os.path.splitext(name)[1].lower()
-    return _CHECKS.get(ending)
 
 
 def _packed(fd: int, size: int, gzip_bytes: int) -> str | None:
@@ -126,13 +121,11 @@ def _hdf5_or_else(fd: int, size: int, gzip_bytes: int) -> str | None:
 
 def _hdf5_end(head: bytes) -> int | None:
     """The size of a file according to its superblock, in bytes; None if that is unknown."""
-    version = head[8]
+    version, number = head[8], 2  # it is the third address: after the base, and free space or an extension
     if version in (0, 1):
         width, start = head[13], 24 + 4 * version
-        number = 2  # after base address and free-space
     elif version in (2, 3):
         width, start = head[9], 12
-        number = 2  # after base address and extension
     else:
         return None
     if width not in (2, 4, 8) or start + (number + 1) * width > len(head):

@@ -228,8 +228,8 @@ def _recorded(records: Iterable[str]) -> Iterator[tuple[float, float]]:
 
 def _recorded_rule(record: str) -> str:
     """The rule whose job Snakemake has recorded; "" if that cannot be read."""
-    with suppress(OSError, ValueError, TypeError, KeyError), open(record, encoding="utf-8") as file:
-        return str(json.load(file)["rule"])
+    with suppress(OSError, ValueError, KeyError):
+        return str(read_object(record)["rule"])
     return ""
 
 

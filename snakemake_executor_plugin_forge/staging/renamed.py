@@ -16,10 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..kernel.long_paths import reach
-from ..kernel.tree import Directory, copy, walk
+from ..kernel.tree import Directory, copy, copy_status, walk
 from ..sandbox.filesystem.directories import attribute
 from ..sandbox.filesystem.overlay import Layer
 from ..spec.paths import STAGING_ELSEWHERE, STATE
+from .file_version import status_of
 
 _REDIRECT, _OPAQUE, _IMPURE = ("trusted.overlay.redirect", "trusted.overlay.opaque", "trusted.overlay.impure")
 
@@ -87,7 +88,7 @@ def _fill(directory: str, lower: str, found: Renamed, state: str) -> None:
             times.append((upper, reach(os.lstat, upper)))
         for name in names:
             here, below = f"{upper}/{name}", f"{old}/{name}"
-            status, there = reach(os.lstat, below), _status(here)
+            status, there = reach(os.lstat, below), status_of(here)
             if name == STAGING_ELSEWHERE or below == state:
                 continue
             if there is None and stat.S_ISDIR(status.st_mode):
@@ -100,25 +101,9 @@ def _fill(directory: str, lower: str, found: Renamed, state: str) -> None:
                 left.append((here, below))
     for upper, like in reversed(times):
         if isinstance(like, str):
-            reach(_make_like, like, upper)
+            reach(copy_status, like, upper, owners=True)
         else:
             reach(os.utime, upper, ns=(like.st_atime_ns, like.st_mtime_ns))
-
-
-def _make_like(old: str, new: str) -> None:
-    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
-
-    status = os.stat(old)
-    os.chown(new, status.st_uid, status.st_gid)
-    shutil.copystat(old, new)
-
-
-def _status(path: str) -> os.stat_result | None:
-    try:
-        found: os.stat_result = reach(os.lstat, path)
-    except FileNotFoundError:
-        return None
-    return found
 
 
 def _is_merged(directory: str) -> bool:

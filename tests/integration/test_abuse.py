@@ -19,7 +19,7 @@ from ..conftest import DEADLINE, Result, command, residue, run
 from ..ordinary import given_to
 from ..side_by_side import USERS
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.slow, pytest.mark.security]
 
 ATTACKS = Path(__file__).with_name("abuse.py")
 OUTSIDE = f"forge-abuse-{os.getpid()}"

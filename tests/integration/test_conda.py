@@ -31,7 +31,7 @@ rule cat_script:
     script: "s.py"
 rule cat_hook:
     output: "hook.txt"
-    shell: "echo $FORGE_TEST_HOOK $FORGE_TEST_COUNT ${{R_LIBS-gone}} $LC_ALL > {output}"
+    shell: "echo $FORGE_TEST_HOOK $FORGE_TEST_COUNT ${{R_LIBS-gone}} $LC_ALL $FORGE_TEST_SET > {output}"
 rule plain:
     output: "plain.txt"
     shell: "echo ${{CONDA_PREFIX-none}} ${{FORGE_TEST_HOOK-none}} > {output}"
@@ -69,7 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_workflow(directory, WORKFLOW)
     (directory / "s.py").write_text(SCRIPT)
     (directory / "envs").mkdir()
-    (directory / "envs" / "genomics.yaml").write_text(environment_file(channel, "bcftools", "hooked", "python"))
+    genomics = json.loads(environment_file(channel.removeprefix("file://"), "bcftools", "hooked", "python"))
+    (directory / "envs" / "genomics.yaml").write_text(json.dumps(genomics | {"variables": {"FORGE_TEST_SET": "of the file"}}))
     (directory / "envs" / "explicit.txt").write_text(f"@EXPLICIT\n{channel}/linux-64/samtools-1.16-0.tar.bz2\n")
     (directory / "envs" / "there.yaml").write_text(environment_file(channel, "samtools"))
     stand_in._create(str(directory / "envs" / "there.yaml"), str(directory / "there"))
@@ -104,7 +105,7 @@ def test_a_script_is_run_by_the_interpreter_of_the_environment(done: Result) -> 
 def test_hooks_run_once_and_their_effect_reaches_every_job(done: Result) -> None:
     words = done.read("hook.txt").split()
     assert words[:2] == ["active", "in"]
-    assert words[3:] == ["1", "gone", "C"]
+    assert words[3:] == ["1", "gone", "C", "of", "the", "file"]
     assert (done.directory / "hook.log").read_text() == "once more\n"
 
 
@@ -183,6 +184,8 @@ def own(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     (directory / "wrappers" / "w" / "wrapper.py").write_text(SCRIPT)
     for path in ("envs/tools.yaml", "wrappers/w/environment.yaml"):
         (directory / path).write_text(environment_file(channel, "samtools", "hooked", "python"))
+        (directory / path).with_suffix(".post-deploy.sh").write_text("echo changed > $CONDA_PREFIX/share/hooked.txt; rm $CONDA_PREFIX/share/samtools/*\n")
+    (directory / "forge.yaml").write_text("version: 1\ndefaults: {env: {OF_DEFAULTS: there}}\n")
     base = directory / "base"
     path = f"{stand_in.install(base)}{os.pathsep}{os.environ['PATH']}"
     stand_in._create(str(directory / "envs" / "tools.yaml"), str(base / "envs" / "shared"))
@@ -216,11 +219,12 @@ def test_conda_is_not_asked_for_every_job(own: tuple[Result, list[str]]) -> None
     if not (result.directory / ".snakemake" / "forge").exists():  # what it is measured against
         assert len(activations) >= 11
         return
-    assert len(activations) == 2, calls  # one for each environment
+    assert len(activations) == 3, calls  # one for each environment, one for the post-deploy script
     assert calls.count("info --json") == 1
     assert residue(result.directory) == []
     attempt = result.attempt("tools")
     assert attempt["runtime"].startswith("conda:")
+    assert json.loads(Path(attempt["directory"], "spec.json").read_text())["environment"]["OF_DEFAULTS"] == "there"
     assert attempt["runtime"].endswith("envs/tools.yaml")
     assert attempt["how"] == "launcher"
     # The same packages by another file: the same environment, activated once, and each rule's own file is named.

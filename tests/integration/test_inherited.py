@@ -15,7 +15,7 @@ from .. import ordinary
 from ..conftest import DEADLINE, Result, command, residue, write_workflow
 from ..side_by_side import USERS
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.slow, pytest.mark.security]
 
 WORKFLOW = """
 rule all:

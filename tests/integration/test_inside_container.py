@@ -22,6 +22,8 @@ import pytest
 from .. import ordinary
 from ..conftest import DEADLINE, FORGE, command, residue, wait_until, write_workflow
 
+pytestmark = pytest.mark.slow  # many starts of Snakemake
+
 ROOT = Path(__file__).parents[2]
 WORKFLOW = """
 rule all:

@@ -26,6 +26,8 @@ from .. import ordinary
 from ..conftest import DEADLINE, Result, command, ending, forge, residue, run, wait_until, write_workflow, written
 from .test_containment import BOMB
 
+pytestmark = pytest.mark.slow  # many starts of Snakemake
+
 READ_ONLY = """
 while read -r _ path kind _; do case $kind in cgroup|cgroup2) mount -o remount,bind,ro "$path";; esac; done < /proc/mounts
 exec "$@"
@@ -37,35 +39,37 @@ rule all:
     input: "ok.out", "oom.out", "hidden.out", "shm.out", "python.out", "daemon.out", "hiding.out", "sleeper.out"
 rule ok:
     output: "ok.out"
-    resources: mem_mb=40
+    resources: mem_mb=40, runtime=10
     shell: "id -u > {output}"
 rule oom:
     output: "oom.out"
-    resources: mem_mb=100
+    resources: mem_mb=100, runtime=10
     shell: "python3 -c 'x = bytearray(300 * 2**20); import time; time.sleep(60)'; touch {output}"
 rule hidden:
     output: "hidden.out"
-    resources: mem_mb=100
+    resources: mem_mb=100, runtime=10
     shell: "python3 -c 'x = bytearray(300 * 2**20); import time; time.sleep(60)' || true; sleep 0.3; touch {output}"
 rule shm:
     output: "shm.out"
-    resources: mem_mb=100
+    resources: mem_mb=100, runtime=10
     shell: "dd if=/dev/zero of=/dev/shm/x bs=1M count=300 2>/dev/null; sleep 60; touch {output}"
 rule python:
     output: "python.out"
+    resources: runtime=10
     run:
         import subprocess
         subprocess.Popen(["setsid", "sleep", "1013"])
         open(output[0], "w").write("x")
 rule daemon:
     output: "daemon.out"
+    resources: runtime=10
     shell: "(setsid nohup sleep 1012 >/dev/null 2>&1 &); sleep 0.3; echo ok > {output}"
 rule hiding:
     output: "hiding.out"
+    resources: runtime=10
     shell: "for i in 1 2 3 4 5 6 7 8; do (trap '' TERM HUP INT; setsid sleep 1011 &) ; done; sleep 0.3; echo ok > {output}"
 rule sleeper:
     output: "sleeper.out"
-    resources: runtime="2s"
     shell: "trap '' TERM; sleep 3600; touch {output}"
 rule bomb:
     output: "bomb.out"
@@ -108,7 +112,7 @@ OUTCOMES = {
 def test_an_ordinary_user_without_a_cgroup(place: Path, namespaces: bool) -> None:
     # Without namespaces /dev/shm is everybody's, and nothing says whose files are in it.
     expected = {rule: outcome for rule, outcome in OUTCOMES.items() if namespaces or rule != "shm"}
-    result = run(place, "-j2", "-k", "--forge-grace", "1s", "--forge-pids", "400", *(f"{rule}.out" for rule in expected),
+    result = run(place, "-j2", "-k", "--forge-wall", "2s", "--forge-grace", "1s", "--forge-pids", "400", *(f"{rule}.out" for rule in expected),
                  before=ordinary.prefix(namespaces=namespaces))
     assert {a["rule"]: a["outcome"] for a in result.attempts()} == expected, result.output
     assert result.read("ok.out").strip() == str(ordinary.UID)

@@ -14,7 +14,7 @@ import pytest
 
 from ..conftest import DEADLINE, Result, forge, residue, run, write_workflow
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.slow, pytest.mark.security]
 
 # -P: as the scripts snakemake and snakemake-forge do it, the working directory is not on the import path.
 SNAKEMAKE = [sys.executable, "-P", "-m", "snakemake", "--scheduler", "greedy", "-j2"]

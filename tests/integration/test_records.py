@@ -19,7 +19,7 @@ from tests.conftest import DEADLINE, command, ending, forge, residue, run, wait_
 from tests.crash import processes
 from tests.mutations import FEW_OR_MANY, SEED, damaged_once, with_wrong_values
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.slow, pytest.mark.security]
 
 # The process of a ``run:`` job is a fork of Forge: it has the pipe in which its result goes to its supervisor.
 _IN_ITS_OWN_PROCESS = r"""
@@ -89,9 +89,9 @@ _COMMANDS = (
     ("provenance", "crate"), ("verify",), ("logs", "good"), ("gc", "--dry-run"), ("resume", "--dry-run"), ("top", "--once"),
 )  # fmt: skip
 _OUTCOMES = """
-rule good: output: "{x}.txt" shell: "echo {wildcards.x} > {output}"
-rule bad: output: "bad.txt" log: "bad.log" shell: "echo no > {log}; exit 3"
-rule slow: output: "slow.txt" resources: runtime="1s" shell: "sleep 60"
+rule good: output: "{x}.txt" resources: runtime=10 shell: "echo {wildcards.x} > {output}"
+rule bad: output: "bad.txt" log: "bad.log" resources: runtime=10 shell: "echo no > {log}; exit 3"
+rule slow: output: "slow.txt" shell: "sleep 3600"
 """
 
 
@@ -104,7 +104,7 @@ def test_commands_take_any_record(
                      .replace(" shell:", "\n    shell:") for line in _OUTCOMES.splitlines())  # fmt: skip
     (workdir / "w").mkdir()
     write_workflow(workdir / "w", text)
-    assert run(workdir / "w", "-j4", "-k", "a.txt", "b.txt", "bad.txt", "slow.txt").code == 1
+    assert run(workdir / "w", "-j4", "-k", "--forge-wall", "2s", "a.txt", "b.txt", "bad.txt", "slow.txt").code == 1
     assert not any("damaged" in record for record in json.loads(forge(workdir / "w", "jobs", "--json").stdout))
     state = workdir / "w/.snakemake/forge"
     entry = {"run": "r", "name": "n", "pid": 1, "start_time": 1, "boot_id": "", "host": "x", "cpus": 1, "memory_bytes": 1}

@@ -12,6 +12,8 @@ import pytest
 from ..conftest import Result
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 
 def _same_inode(name: str) -> Any:
     """The file of before the last run is still the same one: its inode and time are in NAME.was."""

@@ -19,6 +19,8 @@ from .. import ordinary
 from ..conftest import Result, command, end_at_once, forge, run, wait_until, write_workflow
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 WORKFLOW = """
     import os
     NAMES = list("abcd")

@@ -11,6 +11,8 @@ import pytest
 from ..ordinary import GROUPS
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 RULES = """
 rule @:
     output: "@/a.txt", "@/new/deep/b.txt", directory("@/whole"), "@/there/c.txt", private="@/private.txt"

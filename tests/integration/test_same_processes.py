@@ -8,6 +8,8 @@ import pytest
 
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 _DIFFERENT = 'shell: "cat {input} | tr \' \' \'\\\\n\' | sort -n | uniq -c | awk \'$1 > 1\' > {output}"'
 
 _INNER = """

@@ -10,6 +10,8 @@ import pytest
 from ..conftest import forge, run, write_workflow
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 HUGE = 900_000_000  # MB
 
 CASES = [

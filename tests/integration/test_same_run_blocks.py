@@ -9,6 +9,8 @@ import pytest
 from ..conftest import Result
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 STATE = """
 import multiprocessing, os, random, sqlite3
 from concurrent.futures import ThreadPoolExecutor

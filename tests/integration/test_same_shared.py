@@ -17,6 +17,8 @@ from .. import ordinary
 from ..conftest import Result, run, write_workflow
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 _BOTH = "touch $XDG_CACHE_HOME/@.{wildcards.s}; until [ $(ls $XDG_CACHE_HOME/@.? | wc -l) -ge $TOGETHER ]; do sleep 0.1; done; "
 _PYTHON = f"{sys.executable} -c"
 SHARED = {  # what each of two jobs does

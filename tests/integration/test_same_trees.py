@@ -15,7 +15,7 @@ from .. import ordinary
 from ..conftest import forge, run, wait_until
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.slow, pytest.mark.security]
 
 LEVELS = 1100  # more than a recursion of Python and, as a path, than PATH_MAX
 _NAMES = r"""[b"-rf", b"a\nb", b"\\", b"'\"", b"\xff\xfe", b"\xed\xb3\xbf", b"x" * 255, b" ", b"\x1b[2J", b"{a}", b"\xc3\xa9"]"""

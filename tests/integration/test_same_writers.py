@@ -13,6 +13,8 @@ from .. import ordinary
 from ..conftest import run
 from ..side_by_side import USERS, Both, Case
 
+pytestmark = pytest.mark.slow  # each case beside local
+
 CASES = [
     Case("tee", """
         rule @:

@@ -23,7 +23,7 @@ from snakemake_executor_plugin_forge.backends.slurm.states import parse_state
 from snakemake_executor_plugin_forge.cli.main import main
 from snakemake_executor_plugin_forge.record import sound
 from snakemake_executor_plugin_forge.record.benchmark import Figures, improved
-from snakemake_executor_plugin_forge.record.codec import encode, load_verdict
+from snakemake_executor_plugin_forge.record.codec import encode, load_verdict, plain
 from snakemake_executor_plugin_forge.record.index import remove_index
 from snakemake_executor_plugin_forge.record.jsonfile import parse
 from snakemake_executor_plugin_forge.sandbox.result import Result, as_line, read_result
@@ -165,7 +165,7 @@ def test_text_of_slurm(count: int) -> None:
         assert number is None or (number.isascii() and number.isdigit())
         refusal(text)
         for used in parse_usage(text).values():
-            json.dumps([used.started, used.seconds, used.usage.as_json()], allow_nan=False)
+            json.dumps([used.started, used.seconds, plain(used.usage)], allow_nan=False)
         for line in text.splitlines()[:3]:
             parse_state(line)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from snakemake_executor_plugin_forge.record.codec import as_json, from_json
+from snakemake_executor_plugin_forge.record.codec import as_json, from_json, plain
 from snakemake_executor_plugin_forge.spec.errors import UsageError
 from snakemake_executor_plugin_forge.spec.host import Host
 from snakemake_executor_plugin_forge.spec.job import Config, FilePolicy, JobRequest, Network, RunContext, Target
@@ -27,7 +27,7 @@ def test_read_again_it_is_what_it_was(policy: FilePolicy) -> None:
     spec = plan(request, 1, "", "", Config(files=policy, network=Network.OFF, hidden=("/secret",)), HOST, RUN)
     record = {
         "name": spec.name, "rule": "r", "wildcards": {"s": "A"}, "attempt": 1, "command": "true",
-        "cpu_mode": str(spec.cpu_mode), "limits": spec.limits.as_json(), "isolation": spec.isolation.as_json(),
+        "cpu_mode": str(spec.cpu_mode), "limits": spec.limits.as_json(), "isolation": plain(spec.isolation),
         "environment": {}, "runtime": "host", "workdir": "/work", "inputs": ["in.txt"], "outputs": ["o.txt"],
         "sandbox": as_json(spec),
     }

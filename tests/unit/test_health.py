@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -162,6 +165,44 @@ def test_venv_is_checked_against_its_records(tmp_path: Path) -> None:
     (prefix / "bin" / "python").unlink()
     faults = [p.fault for p in verify(manifest.prefix, RuntimeKind.VENV, None).damage]
     assert Damage.INTERPRETER in faults
+
+
+def test_what_a_script_changed_at_the_set_up_is_no_damage_and_what_changes_later_is(prefix: Path) -> None:
+    """A post-deploy script of Snakemake's; to build such an environment again would not help."""
+    (prefix / "share" / "hooked.txt").write_text("new")
+    shutil.rmtree(prefix / "share" / "many")
+    late = time.time_ns() + 10**9
+    assert verify(str(prefix), RuntimeKind.CONDA, None, set_up_ns=late).damage == ()
+    assert len(verify(str(prefix), RuntimeKind.CONDA, None, set_up_ns=int(LONG_AGO * 10**9)).damage) == 101
+
+
+def test_the_environment_that_an_activation_has_reached(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "conda-meta").mkdir(parents=True)
+    a, b = (str(tmp_path / name) for name in "ab")
+    assert conda.prefix_of("a", {"CONDA_PREFIX": b}, {"CONDA_PREFIX": a}) == a
+    assert conda.prefix_of("a", {"CONDA_PREFIX": a}, {}) == a  # it was active before, and nothing changed
+    assert conda.prefix_of("nowhere", {"CONDA_PREFIX": a}, {}) is None
+    assert conda.prefix_of(b, {}, {}) == b
+    assert conda.prefix_of("/nowhere", {}, {"CONDA_PREFIX": a}) is None
+
+
+def test_a_package_that_pip_has_installed_over_one_of_conda_is_no_damage(prefix: Path) -> None:
+    """What pip: in an environment file asks for; conda's own list stays as it was."""
+    site = prefix / "lib" / "python3.11" / "site-packages"
+    names = ("My_Thing-1.0.dist-info/METADATA", "My_Thing-1.0.dist-info/INSTALLER", "thing.py")
+    paths = [{"_path": f"lib/python3.11/site-packages/{name}", "path_type": "hardlink", "sha256": "0" * 64} for name in names]
+    (prefix / "conda-meta" / "my_thing-1.0-0.json").write_text(json.dumps({"paths_data": {"paths": paths}}))
+    assert {p.fault for p in _look(prefix).problems} == {Damage.MISSING}
+    info = site / "my_thing-2.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "INSTALLER").write_text("pip\n")
+    (site / "thing.py").write_text("x = 2\n")
+    sha256 = base64.urlsafe_b64encode(hashlib.sha256(b"x = 2\n").digest()).rstrip(b"=").decode()
+    (info / "RECORD").write_text(f"thing.py,sha256={sha256},6\n")
+    assert _look(prefix).problems == ()
+    (site / "thing.py").write_text("x = 3\n")
+    assert [p.fault for p in _look(prefix).problems] == [Damage.CHANGED]
 
 
 def test_repair_never_uses_the_damaged_hard_link(original: tuple[Store, Runtime, Manifest]) -> None:

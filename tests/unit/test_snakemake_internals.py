@@ -103,6 +103,14 @@ def test_after_the_time_span_it_looks_again() -> None:
     assert made.job_rate_limiter.get_free_jobs() == 2
 
 
+def test_it_looks_again_where_starting_the_jobs_took_longer_than_the_time_span() -> None:
+    made = scheduler(jobs=2)
+    made.job_rate_limiter.register_jobs(2)
+    made.job_rate_limiter._jobs.clear()  # they are older than the time span now
+    made._schedule_reevalutation(made.job_rate_limiter.timespan)
+    assert looks(made) == 1
+
+
 def test_other_waits_are_what_they_were() -> None:
     made = scheduler(jobs=2)
     made._schedule_reevalutation(SECONDS / 2)

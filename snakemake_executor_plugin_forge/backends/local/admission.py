@@ -201,7 +201,7 @@ def beside(cores: int, memory_bytes: int, others: Mapping[str, tuple[int, int]])
 
 
 class QueuedBackend:
-    """Jobs wait here until they are admitted, and are then passed on."""
+    """A :class:`...spec.backend.Backend` in which jobs wait until they are admitted, and are then passed on."""
 
     def __init__(self, inner: Backend, admission: Admission) -> None:
         self._inner = inner
@@ -213,11 +213,9 @@ class QueuedBackend:
         self._waiting: dict[str, tuple[LaunchSpec, bytes, Done, bool]] = {}
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._inner.check(rule, resources)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
-        """See :class:`...spec.backend.Backend`."""
         with self._lock:
             self._waiting[spec.name] = (spec, payload, done, is_command)
             self._start(self._admission.request(spec))
@@ -245,12 +243,10 @@ class QueuedBackend:
             self._inner.leave(order)
 
     def cancel(self, name: str, order: Order) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._dismiss([name], order)
         self._inner.cancel(name, order)
 
     def cancel_all(self, order: Order) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._dismiss(None, order)
         self._inner.cancel_all(order)
 
@@ -268,7 +264,6 @@ class QueuedBackend:
                 thread.start()
 
     def wait_idle(self, timeout_seconds: float) -> bool:
-        """See :class:`...spec.backend.Backend`."""
         deadline = time.monotonic() + timeout_seconds
         idle = self._inner.wait_idle(timeout_seconds)
         for thread in self._telling:
@@ -278,7 +273,6 @@ class QueuedBackend:
             return idle and not self._waiting
 
     def close(self) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self.cancel_all(Order(EndedBy.FORGE, "the run is over", grace=False))
         self._inner.close()
         for thread in self._telling:

@@ -59,7 +59,7 @@ class _Taken:
 
 
 class AdoptingBackend:
-    """The local backend, and the entries that a run finds in the state directory when it starts.
+    """The local :class:`...spec.backend.Backend`, and the entries that a run finds in its state directory at its start.
 
     Longer than other classes: the calls of the contract and the threads that adopt share one table and its lock.
     """
@@ -110,7 +110,6 @@ class AdoptingBackend:
             return list(self._adopted)
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._inner.check(rule, resources)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
@@ -283,7 +282,6 @@ class AdoptingBackend:
     # -- all jobs --------------------------------------------------------------------------------------------------
 
     def cancel(self, name: str, order: Order) -> None:
-        """See :class:`...spec.backend.Backend`."""
         with self._lock:
             taken = self._taken.get(name)
             if taken is not None:
@@ -305,7 +303,6 @@ class AdoptingBackend:
                 os.eventfd_write(taken.bell, 1)
 
     def leave(self, order: Order) -> None:
-        """See :class:`...spec.backend.Leaves`."""
         with self._lock:
             for taken in self._taken.values():
                 taken.left = True
@@ -313,14 +310,12 @@ class AdoptingBackend:
         self._inner.leave(order)
 
     def wait_idle(self, timeout_seconds: float) -> bool:
-        """See :class:`...spec.backend.Backend`."""
         deadline = time.monotonic() + timeout_seconds
         with self._idle:
             idle = self._idle.wait_for(lambda: not self._taken, timeout_seconds)
         return self._inner.wait_idle(max(0.0, deadline - time.monotonic())) and idle
 
     def close(self) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._cancel_own(Order(EndedBy.FORGE, "the run is over", grace=False))
         with self._idle:
             self._idle.wait_for(lambda: not self._taken, _MERCY_SECONDS)

@@ -37,7 +37,7 @@ _ORPHAN_SECONDS = 40.0
 
 
 class LocalBackend:
-    """Runs jobs on this host. One thread of its own reads all messages and calls ``done``."""
+    """A :class:`...spec.backend.Backend` on this host. One thread of its own reads all messages and calls ``done``."""
 
     name = "local"
 
@@ -92,38 +92,27 @@ class LocalBackend:
     # -- called by Snakemake's threads: they never block, and no signal can cut a frame in two ---------------------
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        """See :class:`...spec.backend.Backend`.
-
-        Raises:
-            UsageError: see :func:`...spec.resources.check_resources`.
-        """
         check_resources(rule, resources, self.host)
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
-        """See :class:`...spec.backend.Backend`."""
         job = LocalJob(spec, payload, done, is_command)
         for instruction in self._decide(partial(self._jobs.submitted, job)):
             self._put(instruction)
 
     def cancel(self, name: str, order: Order) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._later(partial(self._jobs.cancelled, name, order))
 
     def cancel_all(self, order: Order) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._later(partial(self._jobs.cancelled, "", order))
 
     def leave(self, order: Order) -> None:
-        """See :class:`...spec.backend.Leaves`."""
         self._later(partial(self._jobs.left, order))
 
     def wait_idle(self, timeout_seconds: float) -> bool:
-        """See :class:`...spec.backend.Backend`."""
         with self._idle:
             return self._idle.wait_for(lambda: not self._jobs, timeout_seconds)
 
     def close(self) -> None:
-        """See :class:`...spec.backend.Backend`."""
         self._later(self._jobs.closed)
         self._later(None)
         self._thread.join()

@@ -207,7 +207,7 @@ def _shown(connection: Connection, directories: Sequence[str]) -> tuple[str, ...
 def in_use(place: str) -> bool:
     """Whether a holder has mounted the overlays of a place."""
     try:
-        with _locked(f"{place}/{_LOCK}", wait=False):
+        with _locked(f"{place}/{_LOCK}"):
             return False
     except FileNotFoundError:
         return False
@@ -221,7 +221,7 @@ def remove(place: str) -> None:
     Raises:
         OSError: if a holder serves it.
     """
-    with suppress(FileNotFoundError), _locked(f"{place}/{_LOCK}", wait=False):
+    with suppress(FileNotFoundError), _locked(f"{place}/{_LOCK}"):
         for name in os.listdir(place):
             if name != _LOCK:
                 with suppress(OSError):  # closed directories of the kernel in closed directories
@@ -416,10 +416,10 @@ def _short(place: str) -> Iterator[str]:
 
 
 @contextmanager
-def _locked(path: str, *, wait: bool) -> Iterator[None]:
+def _locked(path: str) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(fd)

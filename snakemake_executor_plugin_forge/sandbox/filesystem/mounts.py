@@ -21,7 +21,6 @@ _DEVICE_DIRECTORIES = ("accel", "infiniband", "nvidia-caps")
 _RDMA = "/dev/infiniband"
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 _SHM = "/dev/shm"  # noqa: S108
-_OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks and the like
 # In a supervisor: a mount with the GPUs of the run. A job binds its own GPUs, then unmounts the store.
 _GPU_STORE = ".forge-gpus"
 _KEPT_STORE = ".forge-home"
@@ -154,7 +153,7 @@ def gpu_steps(gpus: tuple[str, ...]) -> list[Step]:
 
 def offline_steps() -> list[Step]:
     """Steps that hide what no network namespace keeps in: InfiniBand's adapters, and services that ask the network."""
-    sockets = [path for path in map(os.path.realpath, _NAME_SERVICES) if stat.S_ISSOCK(_mode(path))]
+    sockets = [path for path in map(os.path.realpath, _NAME_SERVICES) if stat.S_ISSOCK(mode_of(path))]
     found = [syscalls.bind_step(os.devnull, path, recursive=False) for path in sockets]
     if os.path.isdir(_RDMA):
         flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
@@ -187,8 +186,7 @@ def make_mount_point(path: str, is_directory: bool) -> None:
 def mount_points() -> tuple[str, ...]:
     """All mount points of this mount namespace, sorted: proc_pid_mountinfo(5)."""
     with open("/proc/self/mountinfo", "rb") as file:
-        fields = [line.split(b" ", 5)[4] for line in file]
-    return tuple(sorted({os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), field)) for field in fields}))
+        return tuple(sorted({procfs.mount_path(line.split(b" ", 5)[4]) for line in file}))
 
 
 def is_usable(point: str) -> bool:
@@ -270,7 +268,7 @@ def hide(environment: Mapping[str, str]) -> None:
     named = [_socket_in(environment.get(name, "")) for name in VARIABLES]
     here = os.getcwd() + "/"
     for path in sorted({os.path.realpath(p) for p in (*_DIRECTORIES, *_SOCKETS, *named) if p}):
-        mode = _mode(path)
+        mode = mode_of(path)
         if stat.S_ISDIR(mode) and path in _DIRECTORIES and not here.startswith(path + "/"):
             flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
             syscalls.mount("forge-hidden", path, "tmpfs", flags, "mode=755,size=4k")
@@ -285,7 +283,8 @@ def _socket_in(value: str) -> str:
     return "/" + path.lstrip("/") if path else ""
 
 
-def _mode(path: str) -> int:
+def mode_of(path: str) -> int:
+    """The mode of a file, links followed; 0 if there is none."""
     try:
         return os.stat(path).st_mode
     except OSError:
