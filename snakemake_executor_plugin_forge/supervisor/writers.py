@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from ..kernel import open_files, process_tree
@@ -13,14 +13,14 @@ from ..spec.job import LaunchSpec, Undeclared
 from ..spec.verdict import Writer, WritesTo
 from ..staging.attempt_files import FilesBefore
 from .lifecycle import Left
-from .process_group import names
+from .process_group import names, tries
 
 _CPU = slice(11, 15)  # of process_tree.stat(): its own times, and those of its children
 _DELETED = " (deleted)"
 
 
-def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
-    """Find out what processes write.
+def look(pids: Iterable[int], files: FilesBefore, *, failed: bool, is_urgent: Callable[[], bool]) -> Left | None:
+    """Find out what processes write; None if that was interrupted.
 
     A process that holds no file may be about to open one, if it runs the command's own script (a subshell, or a fork on
     its way to its program), if it reads a pipe, or if an output is missing.
@@ -29,16 +29,22 @@ def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
         pids: the processes.
         files: those of the job.
         failed: whether the job's command has failed.
+        is_urgent: whether there is something to do that cannot wait: many descriptors of many processes take minutes.
     """
     writers: list[Writer] = []
-    progress, may_write, alive = 0, False, False
+    progress, may_write, alive, left = 0, False, False, tries()
     for pid in pids:
         try:
             fields = process_tree.stat(pid)
             alive = alive or not process_tree.is_ending(pid)
             progress += sum(map(int, fields[_CPU]))
             may_write = may_write or open_files.is_forked_only(fields)
-            found = {path.removeprefix(files.spec.root or "") for path in open_files.written(pid)}
+            found = set()
+            for path in open_files.written(pid):
+                if is_urgent():
+                    return None
+                if path is not None:
+                    found.add(path.removeprefix(files.spec.root or ""))
         except FileNotFoundError:  # it has ended
             continue
         except OSError:
@@ -46,11 +52,11 @@ def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
             continue
         with suppress(OSError):
             may_write = may_write or open_files.reads_pipe(pid)
-        name = "".join(names([pid]))
-        for path in sorted(found):
-            if (to := writes_to(path, files.spec)) is not None:
-                writers.append(Writer(name, files.named(path), to))
-                progress += _size(files.staged(path))
+        written = [(path, to) for path in sorted(found) if (to := writes_to(path, files.spec)) is not None]
+        name = "".join(names([pid], left)) if written else ""
+        for path, to in written:
+            writers.append(Writer(name, files.named(path), to))
+            progress += _size(files.staged(path))
     may_write = may_write or (alive and any(map(_is_missing, _declared(files))))
     return Left(tuple(writers), alive, may_write, progress, failed)
 
