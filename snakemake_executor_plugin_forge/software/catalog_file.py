@@ -386,7 +386,8 @@ class _Builder:
                 source = self._absolute(value)
                 if not os.path.exists(source):
                     raise self._lines.error((*where, kind), f"{value!r}: there is no {source}.")
-                return kind, source, model.python
+                python = model.python
+                return kind, source, self._absolute(python) if python and "/" in python else python
 
     def _image(self, text: str) -> str:
         transport, colon, place = text.partition(":")
