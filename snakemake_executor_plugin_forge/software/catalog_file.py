@@ -393,6 +393,8 @@ class _Builder:
         transport, colon, place = text.partition(":")
         if colon and transport in ("oci-archive", "docker-archive", "oci", "dir"):
             return f"{transport}:{self._absolute(place)}"
+        if text.startswith("docker://"):
+            return _of_docker(text.removeprefix("docker://"))
         return self._absolute(text) if text.startswith(("./", "../", "~")) else text
 
     def _paths(self, model: PathsModel) -> Paths:
@@ -405,6 +407,14 @@ class _Builder:
 
     def _absolute(self, path: str) -> str:
         return os.path.normpath(os.path.join(self._directory, os.path.expanduser(path)))
+
+
+def _of_docker(name: str) -> str:
+    """A name with its registry: engines do not know ``docker://``, as ``container:`` of rules has it."""
+    host, slash, _ = name.partition("/")
+    if slash and (host == "localhost" or "." in host or ":" in host):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
 
 
 def _allowance(policy: _Policy) -> Allowance:
