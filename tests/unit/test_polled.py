@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,7 +125,7 @@ print(flush=True)
 input()
 """
     pauses: list[float] = []
-    monkeypatch.setattr(process_group.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
