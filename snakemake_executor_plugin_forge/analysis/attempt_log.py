@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ from ..record import sound
 from ..record.archive import NAME, read_entries
 from ..record.jsonfile import SPEC, STDERR, VERDICT, load
 from ..record.plain_files import read_end
+from ..record.reader import RUN
 from .explain import Told, tells
 
 _TAIL_BYTES = 16384
@@ -35,6 +37,15 @@ def read_telling(directory: str) -> Told:
     logs = [Told(read_end(path, _TAIL_BYTES, straight=True), name) for name, path in rule_logs(directory)]
     logs = [log for log in logs if log.text.strip()]
     return next((log for log in logs if tells(log.text)), logs[0] if logs else stderr)
+
+
+def with_context(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of an attempt with what explain() takes from other files: ``told``, ``run_memory_bytes``."""
+    found = {**record, "told": read_telling(record["directory"])}
+    if record["outcome"] == "oom" and record.get("backend") == "local":
+        run = sound.run(load(f"{os.path.dirname(record['directory'])}/{RUN}") or {})
+        found["run_memory_bytes"] = run["memory_bytes"]
+    return found
 
 
 def rule_logs(directory: str) -> list[tuple[str, str]]:

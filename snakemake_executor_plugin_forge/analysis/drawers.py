@@ -14,7 +14,7 @@ from ..record.jsonfile import STDERR, STDOUT
 from ..record.plain_files import read_end
 from ..record.reader import RUNNING
 from ..spec.printable import printable, without_escapes
-from .attempt_log import read_spec, read_tail, read_telling, rule_logs
+from .attempt_log import read_spec, read_tail, rule_logs, with_context
 from .explain import Explanation, Record, alike, explain, job_in_words, job_words
 
 MOST_ATTEMPTS, MOST_FAILURES = 500, 200
@@ -42,7 +42,7 @@ class Failure:
 def failed_records(index: Index, run: str | None) -> dict[str, Record]:
     """The records of the newest failed attempts, each with ``told``, by run and name."""
     records = index.newest_records(Selection(run=run, failed=True), MOST_FAILURES)
-    return {_place(record): record | {"told": read_telling(record["directory"])} for record in records}
+    return {_place(record): with_context(record) for record in records}
 
 
 def _place(record: Record) -> str:

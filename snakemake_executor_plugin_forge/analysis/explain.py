@@ -40,6 +40,7 @@ _IN_STDERR = (Cause.SIGNAL, Cause.EXIT_CODE, Cause.EXCEPTION, Cause.ERROR)
 UNFIT = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """Errors about a record that lacks what was expected: another version, Slurm, or a job has written it."""
 _GROWTH = 2  # the factor by which the advice raises a limit
+_NEARLY_ALL = 0.9  # of the memory of a run: a job that needed more will hardly do with all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ def explain(record: Record, told: Told) -> Explanation:
     """Return the answer to "why".
 
     Args:
-        record: the object in ``verdict.json``. ``limits`` and ``usage`` may be missing.
+        record: the object in ``verdict.json``. ``limits`` and ``usage`` may be missing. ``run_memory_bytes``, if there
+            is one: what the jobs of the run could use together.
         told: what the job has said about its failure.
     """
     remedy = str(record.get("remedy") or "")
@@ -278,9 +280,9 @@ def _change_by_facts(record: Record, remedy: str, facts: Record, else_: str) -> 
         case "running":
             return f"nothing yet: snakemake-forge logs {_words(record)} --follow"
         case "oom" if facts.get("limit_bytes") and facts.get("scope") == "job":
-            return _resource(record, "mem_mb", facts["limit_bytes"] / MEBIBYTE)
+            return _memory(record, facts["limit_bytes"])
         case "oom" if facts.get("scope") == "run":
-            return _resource(record, "mem_mb", facts["memory_peak_bytes"] / MEBIBYTE)
+            return _memory(record, facts["memory_peak_bytes"])
         case "timeout" if facts.get("limit_seconds"):
             return _resource(record, "runtime", facts["limit_seconds"] / 60)
         case "disk" if facts.get("limit_bytes"):
@@ -297,9 +299,20 @@ def _change_by_facts(record: Record, remedy: str, facts: Record, else_: str) -> 
             return f"{advice}; to try it by hand: bash {record['directory']}/{COMMAND}"
 
 
-def _resource(record: Record, name: str, now: float) -> str:
+def _memory(record: Record, now_bytes: float) -> str:
+    """Return the line that gives a rule more memory, but never more than a run lets any job ask for."""
+    most = record.get("run_memory_bytes") or math.inf
+    if now_bytes * _GROWTH <= most:
+        return _resource(record, "mem_mb", now_bytes / MEBIBYTE)
+    if now_bytes < most * _NEARLY_ALL:
+        return _resource(record, "mem_mb", most // MEBIBYTE, growth=1) + "   (all that a run may use here)"
+    now = show_bytes(int(most))
+    return f"raise --forge-run-memory (now {now}) if the host has more, or give the job less to do at a time"
+
+
+def _resource(record: Record, name: str, now: float, growth: int = _GROWTH) -> str:
     """Return the line for the rule, and the option with that effect for one run."""
-    value = max(1, math.ceil(now * _GROWTH))
+    value = max(1, math.ceil(now * growth))
     rule = record["rule"]
     line = f"in rule {rule}:  resources: {name}={value}   or once: snakemake … --set-resources {rule}:{name}={value}"
     by_default = name in (record.get("by_default") or ())

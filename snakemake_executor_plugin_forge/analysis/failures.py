@@ -11,7 +11,7 @@ from ..record.codec import encode
 from ..record.jsonfile import VERDICT, load
 from ..spec.printable import shell_words
 from ..spec.verdict import EndedBy, Outcome, Verdict
-from .attempt_log import read_telling
+from .attempt_log import read_telling, with_context
 from .explain import MOST_FAILURES, UNFIT, Told, explain, summary_after_failure
 
 _MOST_READ = 1000  # records at the end of a run: a third of a second
@@ -55,7 +55,7 @@ class Failures:
             if not isinstance(one, str):
                 known.append(_record(one))
             elif (record := _read(one)) is not None:
-                known.append({**record, "told": read_telling(one)})
+                known.append(with_context(record))
         failed = summary_after_failure(known, len(found) - len(known), self._directory)
         return f"{failed}\n{stopped}" if self._cancelled else failed
 
@@ -72,7 +72,8 @@ def _record(verdict: Verdict) -> dict[str, object]:
     known = {**encode(verdict), "rule": rule or "?", "wildcards": {}}
     told = read_telling(verdict.directory)
     told = told if told.text else Told(verdict.stderr_tail)
-    record: dict[str, object] = {**known, **(_read(verdict.directory) or {}), "told": told}
+    found = _read(verdict.directory)
+    record: dict[str, object] = {**known, **(with_context(found) if found else {}), "told": told}
     try:
         explain(record, told)
     except UNFIT:

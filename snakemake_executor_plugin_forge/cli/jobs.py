@@ -113,7 +113,7 @@ def _print_timings(index: Index, selection: Selection, as_json: bool) -> bool:
         header = ("RULE", "WILDCARDS", "TRY", "OUTCOME", *(name.upper().replace("_", " ") for name in names))
         rows = [(*_job(row), row["outcome"], *_milliseconds(own, names)) for row, own in zip(found, times, strict=True)]
         rows.append(("median", "", "", "", *_milliseconds(timings.medians(times), names)))
-        print_table(header, rows, less=("OUTCOME", "TRY", "WILDCARDS"))
+        print_table(header, rows, less=("OUTCOME", "TRY", "WAIT", "RECORD", "REPORT", "PLAN", "WILDCARDS"))
     return bool(found)
 
 
@@ -151,7 +151,7 @@ def _print_table(index: Index, selection: Selection) -> bool:
 def _cells(row: Row, with_gpus: bool) -> tuple[str, ...]:
     used, limit, cpu = row["memory_peak_bytes"], row["memory_limit_bytes"], row["cpu_seconds"]
     memory = "-" if used is None else show_bytes(used) + (f" of {show_bytes(limit)}" if limit else "")
-    succeeded = row["outcome"] == "succeeded"
+    reason = "" if row["outcome"] == "succeeded" else row["reason"]
     return (
         *_job(row),
         row["outcome"],
@@ -160,5 +160,5 @@ def _cells(row: Row, with_gpus: bool) -> tuple[str, ...]:
         "-" if cpu is None else show_seconds(cpu),
         *([",".join(map(str, row["gpus"])) or "-"] if with_gpus else []),
         show_moment(row["started"]),
-        "; ".join(row["notes"]) if succeeded else row["reason"],
+        reason or "; ".join(row["notes"]),
     )

@@ -172,9 +172,12 @@ def newest(options: argparse.Namespace) -> Row:
         run = pick_run(index, options.name) if options.name else None
         if options.rule is None:
             failed = Selection(run=run)
-            found = index.newest_failure(replace(failed, last=True)) or index.newest_failure(failed)
+            found = index.newest_failure(replace(failed, last=True))
             if found is None:
-                raise NothingFoundError("No attempt on record has failed.")
+                found = index.newest_failure(failed)
+                if found is None:
+                    raise NothingFoundError("No attempt on record has failed.")
+                found["notes"] += ["the job has succeeded since"]
             return found
         known = index.rules().get(options.rule, set())
         wildcards = parse_wildcards(options.wildcards, known)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from ..analysis.attempt_log import read_telling
+from ..analysis.attempt_log import with_context
 from ..analysis.explain import explain
 from .select import add_command, add_job, add_run, newest
 from .show import COLOURS, print_fields, print_json
@@ -37,8 +37,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the five lines."""
-    record = newest(options)
-    explanation = explain(record, read_telling(record["directory"]))
+    record = with_context(newest(options))
+    explanation = explain(record, record["told"])
     if options.json:
         print_json(asdict(explanation))
     else:

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 
-from .procfs import read
+from .process_tree import stat
 
 _libc = ctypes.CDLL(None)
 _libc.getenv.restype = ctypes.c_void_p
@@ -66,7 +66,7 @@ def values_of(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
 
 def _overwrite_initial(pattern: re.Pattern[bytes]) -> None:
     """Overwrite values in the block that execve(2) has made, which ``/proc/PID/environ`` shows."""
-    fields = read("/proc/self/stat").rpartition(b")")[2].split()
+    fields = stat(os.getpid())
     begin, end = int(fields[_BEGIN]), int(fields[_END])
     if not 0 < begin < end:  # where the kernel hides them
         return

@@ -41,6 +41,11 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """The present children of a process, zombies too."""
+    return list(_children(pid))
+
+
 def _children(pid: int) -> Iterator[int]:
     """The ``children`` files of its threads: proc_pid_task_children(5), there if CONFIG_PROC_CHILDREN is."""
     try:
@@ -148,12 +153,19 @@ def end_below(root: int, keep: int, timeout_seconds: float) -> bool:
     return True
 
 
-def reap_orphans(keep: Collection[int]) -> None:
-    """Reap inherited children that have ended, except ``keep``."""
-    for pid in list(_children(os.getpid())):
+def reap_orphans(keep: Collection[int]) -> tuple[float, float]:
+    """Reap inherited children that have ended, except ``keep``.
+
+    Returns:
+        Seconds of CPU time that they have used, as users and in the kernel.
+    """
+    user, system = 0.0, 0.0
+    for pid in children(os.getpid()):
         if pid not in keep:
             with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+                _, _, used = os.wait4(pid, os.WNOHANG)  # of one that lives, it is nothing
+                user, system = user + used.ru_utime, system + used.ru_stime
+    return user, system
 
 
 def orphans(pool: int) -> list[int]:

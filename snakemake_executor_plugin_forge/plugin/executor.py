@@ -163,12 +163,13 @@ class Executor(_InnerSnakemake):
             parts.check_store(crates, f"{deployment.catalog.path}: provenance:")
         starts = parts.RunBlockStarts(workflow, config.run_blocks, self.logger.info)  # before Forge has threads
         calls = parts.CallRunner(workflow, starts.unseeded)
+        jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         request = parts.RunRequest(
             config=config,
             prepare=calls.prepare,
             execute=calls.execute,
             render=calls.render,
-            exposed=deployment.visible(),
+            exposed=deployment.visible(jobs),
             declared=(*workflow.envvars, *deployment.declared()),
             notice=self.logger.info,
             runtimes=deployment.runtimes,
@@ -182,7 +183,6 @@ class Executor(_InnerSnakemake):
         self._run = _Run(engine, submitter, parts.RunPlan(self.dag, engine.directory, engine.write_plan), crates)
         parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
         parts.protect_only_own()
-        jobs = [job for job in self.dag.needrun_jobs() if not job.is_group() and not job.rule.norun]
         submitter.check(jobs)
         deployment.open(jobs, engine)
         self.logger.info(engine.isolation_line())

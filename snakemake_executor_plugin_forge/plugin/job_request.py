@@ -59,7 +59,7 @@ class Translator:
             benchmark=str(job.benchmark) if job.benchmark else None,
             linked=self._links.targets((*inputs, *outputs, *logs)),
             links=self._links.links(inputs),
-            targets=() if job.is_shadow else tuple(_targets(job, place)),
+            targets=tuple(self._targets(job)),
             products=tuple(_products(job, place)),
             real_inputs=tuple(map(self._links.real, inputs)),
             sources=tuple(self._sources(job)),
@@ -89,6 +89,22 @@ class Translator:
             products=tuple(_products(job, place)),
             live=self._live(job),
             shadow_directory=_shadow(job),
+        )
+
+    def _targets(self, job: Any) -> Iterator[Target]:
+        """The targets that a job writes itself: Snakemake moves others to their places, from the shadow directory.
+
+        It does not move what is absolute or, with ``shadow: "shallow"``, behind a link to the working directory.
+        """
+        targets = _targets(job, self._links.place)
+        if not job.is_shadow:
+            return targets
+        real, shadow = self._links.real, _shadow(job)
+        return (
+            target
+            for target in targets
+            if target.kind is TargetKind.BENCHMARK
+            or (shadow is not None and real(os.path.join(shadow, target.name)) == real(target.path))
         )
 
     def _resources(self, job: Any) -> dict[str, object]:

@@ -46,7 +46,8 @@ from .snakemake_internals import (
 
 _SIGNALLED = 128
 _HALF_ERROR = 1 << 15  # characters of an exception's text, far below what sandbox/result.py takes
-_ACTIVATING = "Activating conda environment: "  # Snakemake says so also where it does not
+# Snakemake says the first also where it does not activate one; the second, the local executor's Snakemake keeps quiet.
+_LEFT_OUT = ("Activating conda environment: ", "Changing to shadow directory: ")
 
 
 class _Pickler(pickle.Pickler):
@@ -297,7 +298,7 @@ def _private_bytes() -> int:
 
 def _has_text(record: logging.LogRecord) -> bool:
     text = str(record.msg)
-    return record.levelno >= logging.INFO and text not in ("", "None") and not text.startswith(_ACTIVATING)
+    return record.levelno >= logging.INFO and text not in ("", "None") and not text.startswith(_LEFT_OUT)
 
 
 def _rebind_streams() -> None:

@@ -20,9 +20,10 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod
 from ..kernel.imports import OwnImports
 from ..software.activation import IN_IMAGE, Activation, capture
 from ..software.registry import Runtimes, in_words
+from ..software.repair import by_hand
 from ..software.store import Manifest, Store, default_directory
 from ..software.surroundings import problems
-from ..spec.catalog import HOST, Catalog, Runtime, RuntimeKind, choose
+from ..spec.catalog import HOST, Catalog, Runtime, RuntimeKind, choose, of_rule
 from ..spec.errors import BrokenRuntimeError, UsageError
 from ..spec.job import Config
 from ..spec.paths import CATALOG_FILE
@@ -121,7 +122,7 @@ class Deployment:
         self._container = DeploymentMethod.APPTAINER in methods
         self._modules = DeploymentMethod.ENV_MODULES in methods
 
-    def visible(self) -> tuple[str, ...]:
+    def visible(self, jobs: Iterable[Any]) -> tuple[str, ...]:
         """Paths outside the working directory that jobs need although no rule declares them."""
         workflow, persistence = self._workflow, self._workflow.persistence
         paths = (
@@ -137,9 +138,25 @@ class Deployment:
             workflow.deployment_settings.conda_prefix,
             workflow.deployment_settings.apptainer_prefix,
             *runtime_paths(workflow),
+            *self._of_users(jobs),
         )
         found = (os.fspath(p) for p in paths if p and not str(p).startswith(("http:", "https:")))
         return (*found, *self.runtimes.paths())
+
+    def _of_users(self, jobs: Iterable[Any]) -> Iterator[str]:
+        """Environments of the user that rules name: under ``strict``, and in /tmp, jobs would not see them."""
+        own = [job.conda_env for job in jobs if self._has_own(job)]
+        names = {env.name for env in own if env.name}
+        yield from {os.path.abspath(env.dir) for env in own if env.dir}
+        base = self._workflow.conda_base_path
+        if names and base is not None:
+            from snakemake.deployment.conda import Conda  # not above: most workflows need none of it
+
+            yield base
+            yield from (prefix for prefix in Conda().info["envs"] if os.path.basename(prefix) in names)
+
+    def _has_own(self, job: Any) -> bool:
+        return bool(self._conda and job.conda_env and not (self._container and job.container_img))
 
     def open(self, jobs: Iterable[Any], engine: Any) -> None:
         """Make the environments of these jobs ready before the first job runs.
@@ -157,7 +174,7 @@ class Deployment:
             if runtime is not None:
                 refuse_in_container(job, runtime)
                 needed[runtime.name] = runtime
-            elif self._conda and job.conda_env and not (self._container and job.container_img):
+            elif self._has_own(job):
                 self._activate_own(job, job.conda_env.address)
         said = list(self._load_modules(resources, engine.config))
         try:
@@ -220,7 +237,7 @@ class Deployment:
     def runtime(self, job: Any) -> Runtime:
         """The runtime of a job; the host for a job that :meth:`place` will refuse."""
         try:
-            return self._choose(job, dict(job.resources.items())) or Runtime(own_name(job))
+            return self._choose(job, dict(job.resources.items())) or self._own_runtime(job, RuntimeKind.HOST)
         except UsageError:
             return Runtime(HOST)
 
@@ -239,9 +256,9 @@ class Deployment:
         if runtime is not None:
             refuse_in_container(job, runtime)
         elif address is None or wrapped:  # inside a container, or with modules: Snakemake activates it
-            return Place(Runtime(own_name(job)), None, arguments, is_plain=False)
+            return Place(self._own_runtime(job, RuntimeKind.HOST), None, arguments, is_plain=False)
         else:
-            runtime = Runtime(own_name(job), RuntimeKind.CONDA)
+            runtime = self._own_runtime(job, RuntimeKind.CONDA)
         with self._lock:
             is_new = not self.runtimes.is_open(runtime)
             activation = self.runtimes.activation(runtime) if address is None else self._activate_own(job, address)
@@ -252,6 +269,9 @@ class Deployment:
         if not wrapped:
             arguments = in_environment(arguments, prefix)
         return Place(runtime, None if activation.changes_nothing else activation, arguments, is_plain=not wrapped)
+
+    def _own_runtime(self, job: Any, kind: RuntimeKind) -> Runtime:
+        return of_rule(own_name(job), kind, self.catalog)
 
     def _activate_own(self, job: Any, address: str) -> Activation:
         """Activate the environment of a rule's ``conda:`` once, as Snakemake does it for every job.
@@ -279,13 +299,14 @@ class Deployment:
         kept = () if shell.conda_block_conflicting_envvars else _BLOCKED
         clean = {k: v for k, v in os.environ.items() if k in kept or k not in _BLOCKED}
         changed, removed = capture(script, clean, f"The activation of {name} ({address})")
-        manifest = conda.existing(name, name, changed.get("CONDA_PREFIX", address))
-        health = self.runtimes.look(manifest)
-        if health.damage:
+        prefix = conda.prefix_of(address, clean, changed)
+        if prefix is None:
             raise BrokenRuntimeError(
-                f"Rule {job.rule.name}: its environment {name} is damaged: {in_words(health.damage)} "
-                f"To build it again: rm -r {manifest.prefix}, and start Snakemake as before."
+                f"Rule {job.rule.name}: its environment {name} cannot be activated: conda finds none by this name. "
+                "Those that there are: conda env list."
             )
+        manifest = conda.existing(name, name, prefix)
+        self._refuse_damage(job, manifest)
         blocked = {k for k in os.environ if k not in clean}
         activation = Activation(
             runtime=name,
@@ -298,6 +319,16 @@ class Deployment:
         self.runtimes.adopt(activation, manifest)
         self._own[address] = activation, manifest
         return activation
+
+    def _refuse_damage(self, job: Any, manifest: Manifest) -> None:
+        health = self.runtimes.look(manifest)
+        if health.damage:
+            again = f"To build it again: rm -r {manifest.prefix}, and start Snakemake as before."
+            if job.conda_env.is_externally_managed:  # Snakemake would not build it
+                again = by_hand(Runtime(manifest.source, source=manifest.prefix), manifest, health.damage)
+            raise BrokenRuntimeError(
+                f"Rule {job.rule.name}: its environment {manifest.source} is damaged: {in_words(health.damage)} {again}"
+            )
 
 
 def refuse_in_container(job: Any, runtime: Runtime) -> None:

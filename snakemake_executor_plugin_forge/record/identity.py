@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..kernel import procfs
+from ..kernel import process_tree
 
 
 def boot_id() -> str:
@@ -24,7 +24,7 @@ def start_time(pid: int) -> int:
     Raises:
         OSError: if there is no such process, or it is a zombie.
     """
-    fields = procfs.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    fields = process_tree.stat(pid)
     if fields[0] in (b"Z", b"X"):
         raise ProcessLookupError(f"process {pid} is dead")
     return int(fields[19])

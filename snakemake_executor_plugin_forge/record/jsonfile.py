@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+
+from ..kernel.plain_paths import checked_regular
 
 _MOST_DEPTH = 64
 MOST_BYTES = 1 << 28  # of a file
@@ -63,9 +63,7 @@ def read_object(path: str, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
         ValueError: if it is damaged, or longer than ``most_bytes``.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", path)
+    with open(checked_regular(fd, path), "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise ValueError(f"it is longer than {most_bytes} bytes")
@@ -186,5 +184,7 @@ STAGED = "staged.json"
 """The file in an attempt's directory that lists outputs which wait for a run to adopt them: staging/pending.py."""
 CLOSED = "slurm/closed"
 """The mark in a run's directory that no job of the run publishes any more or runs on a node."""
+LEFT = "slurm/left"
+"""The mark in a run's directory that the run could not end all of its jobs on nodes, which publish nothing more."""
 ADOPTABLE = "adoptable"
 """The folder of a state directory with an entry for each job that runs without its Snakemake, or waits for one."""

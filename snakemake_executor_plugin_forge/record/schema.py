@@ -11,6 +11,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..kernel.procfs import mount_path, read_whole
+
 _USAGE = (
     *("memory_peak_bytes", "memory_anon_peak_bytes", "cpu_seconds", "io_read_bytes", "io_write_bytes", "pids_peak"),
     "scratch_peak_bytes",
@@ -123,11 +125,10 @@ def file_system(directory: str) -> str:
     """The kind of file system that a directory is on, such as "ext4": proc_pid_mountinfo(5)."""
     best, kind = "", "unknown"
     real = os.path.realpath(directory)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            point = left.split()[4].replace("\\040", " ")
-            below = real == point or real.startswith(point.rstrip("/") + "/")
-            if below and len(point) >= len(best):
-                best, kind = point, right.split()[0]
+    for line in read_whole("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(b" - ")
+        point = mount_path(left.split()[4])
+        below = real == point or real.startswith(point.rstrip("/") + "/")
+        if below and len(point) >= len(best):
+            best, kind = point, right.split()[0].decode()
     return kind

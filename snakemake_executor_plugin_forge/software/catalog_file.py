@@ -316,6 +316,8 @@ class _Builder:
             allowance=_allowance(defaults),
             network=Network(defaults.network) if defaults.network else None,
             files=FilePolicy(defaults.files) if defaults.files else None,
+            env=defaults.env,
+            paths=self._paths(defaults.paths),
             runtimes=runtimes,
             rules=tuple(file.rules.items()),
             protect=tuple(map(self._real, file.protect)),

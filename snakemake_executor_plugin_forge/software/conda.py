@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,7 @@ from . import channels, requirements, safe_yaml
 from .activation import CONFLICTING, Activation, capture
 from .damage import Problem
 from .safe_yaml import UnfitYamlError
-from .store import Definition, Manifest, Report, Store
+from .store import Definition, Manifest, Report, Store, source_text
 from .venv import run_tool
 
 if TYPE_CHECKING:
@@ -49,10 +50,7 @@ def define(runtime: Runtime) -> Definition | None:
         if not os.path.isdir(f"{source}/conda-meta"):
             raise UsageError(f"Runtime {runtime.name}: conda: {source} is no environment: it has no conda-meta in it.")
         return None
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Runtime {runtime.name}: conda: {source} cannot be read: {error}.") from None
+    text = source_text(source, f"Runtime {runtime.name}: conda:")
     content = {"file": text, "machine": platform.machine()}
     directory, listed = os.path.dirname(source), _listed(text)
     if any(str(channel).startswith(".") for channel in listed.get("channels") or []):
@@ -279,6 +277,31 @@ def existing(runtime: str, source: str, prefix: str) -> Manifest:
     text = json.dumps([os.path.realpath(prefix), sorted(found.items())])
     identity = f"conda-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return Manifest(identity, RuntimeKind.CONDA, source, os.path.realpath(prefix), found, "", {"name": runtime})
+
+
+def set_up_ns(prefix: str) -> int | None:
+    """The time when Snakemake's post-deploy script had set an environment up; None without a script.
+
+    Source: snakemake/deployment/conda.py.
+    """
+    with suppress(OSError):
+        os.stat(f"{prefix}.post-deploy.sh")
+        return os.stat(f"{prefix}.env_setup_done").st_mtime_ns
+    return None
+
+
+def prefix_of(address: str, before: Mapping[str, str], changed: Mapping[str, str]) -> str | None:
+    """The prefix of an environment that was activated; None if the activation had no effect.
+
+    Args:
+        address: its prefix, or its name.
+        before: the environment in which it was activated; it may have been active there, and changes nothing then.
+        changed: the variables that have changed.
+    """
+    was_active = os.path.basename(before.get("CONDA_PREFIX", "")) == address or address == "base"
+    known = before.get("CONDA_PREFIX") if was_active else None
+    prefix = address if os.path.isabs(address) else changed.get("CONDA_PREFIX", known)
+    return prefix if prefix and os.path.isdir(f"{prefix}/conda-meta") else None
 
 
 # -- activation --------------------------------------------------------------------------------------------------------

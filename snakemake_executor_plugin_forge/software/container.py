@@ -21,7 +21,7 @@ from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from .activation import Activation, which
 from .damage import Damage, Problem
-from .store import Definition, Manifest, Report
+from .store import Definition, Manifest, Report, source_text
 
 ENGINES = ("podman", "docker", "apptainer", "singularity")
 """Engines, in the order of preference: podman needs no daemon and no root."""
@@ -48,7 +48,7 @@ def define(runtime: Runtime) -> Definition | None:
                 raise UsageError(f"Runtime {runtime.name}: container: {place} is no root directory: it has no bin.")
             return None
         case "oci":
-            content = {"index": _read(runtime, f"{place}/index.json")}
+            content = {"index": source_text(f"{place}/index.json", f"Runtime {runtime.name}: container:")}
         case "oci-archive" | "docker-archive":
             name = "index.json" if transport == "oci-archive" else "manifest.json"
             content = {"index": _member(runtime, place, name)}
@@ -59,13 +59,6 @@ def define(runtime: Runtime) -> Definition | None:
                     f"oci-archive:{transport}, docker-archive:{transport}, oci:{transport} or dir:{transport}."
                 )
     return Definition(RuntimeKind.CONTAINER, runtime.source, content | {"machine": platform.machine()})
-
-
-def _read(runtime: Runtime, path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Runtime {runtime.name}: container: {path} cannot be read: {error}.") from None
 
 
 def _member(runtime: Runtime, archive: str, name: str) -> str:

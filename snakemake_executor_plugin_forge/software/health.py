@@ -127,13 +127,20 @@ class Built:
 
 
 def verify(
-    prefix: str, kind: RuntimeKind, memory: str | None, *, built: Built | None = None, fully: bool = False
+    prefix: str,
+    kind: RuntimeKind,
+    memory: str | None,
+    *,
+    built: Built | None = None,
+    set_up_ns: int | None = None,
+    fully: bool = False,
 ) -> Health:
     """Check every file of an environment, its packages, and whether this host can run them.
 
     Args:
         memory: a file that remembers sound files; None: remember nothing.
         built: None for environments that Forge did not build.
+        set_up_ns: what has changed until then, a script has changed that set the environment up; None: nothing may.
         fully: read every file, whatever is remembered, and report files added by hand.
     """
     begin = time.monotonic()
@@ -156,6 +163,8 @@ def verify(
     again = set(doubtful)
     wanted = [file for path, file in files.items() if path not in remembered or path in again]
     sound, faults = _look(wanted)
+    if set_up_ns is not None:
+        faults = [replace(p, fault=Damage.EDITED) if _changed_ns(p.path) <= set_up_ns else p for p in faults]
     if kind is RuntimeKind.CONTAINER:
         problems = (*interpreter, *_with_owners(prefix, faults))
     else:
@@ -253,6 +262,13 @@ def _check(file: Expected) -> tuple[Problem | None, list[int] | None]:
     except OSError as error:
         return Problem(file.path, Damage.UNREADABLE, error.strerror or str(error), file.package), None
     return None, before if _signature(file.path) == before else None
+
+
+def _changed_ns(path: str) -> int:
+    """The time of the last change of a file; of its directory, if it was removed."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return os.lstat(path).st_ctime_ns
 
 
 def _is_hidden(path: str) -> bool:

@@ -180,7 +180,9 @@ class Runtimes:
         ours = self.store.has(manifest)
         name = f"{manifest.identity}/verified.json" if ours else f"verified/{manifest.identity}.json"
         built = Built(manifest.packages, manifest.details.get("libc")) if ours else None
-        return verify(manifest.prefix, manifest.kind, f"{self.store.directory}/{name}", built=built, fully=fully)
+        set_up_ns = conda.set_up_ns(manifest.prefix) if not ours else None
+        memory = f"{self.store.directory}/{name}"
+        return verify(manifest.prefix, manifest.kind, memory, built=built, set_up_ns=set_up_ns, fully=fully)
 
     def cure(self, runtime: Runtime, damage: Sequence[Problem] = ()) -> str:
         """The advice for a damaged runtime: a sentence with the command to type in the present directory."""

@@ -12,11 +12,10 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..kernel.tree import walk
-from ..spec.errors import UsageError
+from .store import source_text
 
 _INCLUDED = ("-r", "--requirement", "-c", "--constraint")
 _EDITABLE = ("-e", "--editable")
@@ -51,7 +50,7 @@ def _add(line: str, directory: str, where: str, found: dict[str, str], seen: lis
         if path in seen:
             return
         seen.append(path)
-        text = read(path)
+        text = source_text(path, "The requirements")
         found[f"requirements {len(seen) - 1}"] = text
         for inner in _lines(text):
             _add(inner, os.path.dirname(path), where, found, seen)
@@ -63,18 +62,6 @@ def _add(line: str, directory: str, where: str, found: dict[str, str], seen: lis
         found["directory"] = where
     if option == "":
         found |= {f"content of {path}": content for content in _content(os.path.join(where, path), where)}
-
-
-def read(path: str) -> str:
-    """Read a requirements file.
-
-    Raises:
-        UsageError: if that is not possible.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The requirements {path} cannot be read: {error}.") from None
 
 
 def _lines(text: str) -> Iterator[str]:

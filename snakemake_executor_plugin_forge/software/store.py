@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ..kernel.tree import remove_tree
 from ..record.jsonfile import read_object, replace_file
@@ -54,6 +55,21 @@ class Definition:
         """A name that depends only on the content, not on its place."""
         text = json.dumps([str(self.kind), sorted(self.content.items())], ensure_ascii=True)
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def source_text(path: str, name: str) -> str:
+    """Read a file that defines an environment.
+
+    Args:
+        name: what the message of the error calls it, before its path.
+
+    Raises:
+        UsageError: if that is not possible.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name} {path} cannot be read: {error}.") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from . import requirements
 from .activation import CONFLICTING, Activation, prepend
-from .store import Definition, Manifest, Report
+from .store import Definition, Manifest, Report, source_text
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -33,7 +33,7 @@ def define(runtime: Runtime) -> Definition:
         UsageError: for a missing file or interpreter.
     """
     python = _interpreter(runtime)
-    text = requirements.read(runtime.source)
+    text = source_text(runtime.source, "The requirements")
     content = {"requirements 0": text, **requirements.describe(text, runtime.source, os.path.dirname(runtime.source))}
     content |= {"python": f"{python} {_version(python)}", "machine": platform.machine()}
     return Definition(RuntimeKind.VENV, runtime.source, content)

@@ -83,10 +83,17 @@ class Catalog:
     allowance: Allowance = field(default_factory=Allowance)
     network: Network | None = None
     files: FilePolicy | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    paths: Paths = field(default_factory=Paths)
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {HOST: Runtime(HOST)})
     rules: tuple[tuple[str, str], ...] = ()  # pattern of rule names, and runtime; the first pattern that fits holds
     protect: tuple[str, ...] = ()
     provenance: str | None = None  # the directory in which each run leaves its crate; no job sees it
+
+
+def of_rule(name: str, kind: RuntimeKind, catalog: Catalog) -> Runtime:
+    """The runtime of a rule's own ``conda:`` or ``container:``, for which the defaults of the catalog hold as well."""
+    return Runtime(name, kind, env=catalog.env, paths=catalog.paths)
 
 
 def choose(

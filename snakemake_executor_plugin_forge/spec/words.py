@@ -363,7 +363,9 @@ def _undeclared(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Itera
     if undone and dropped:
         yield f"changed or deleted {few(undone)}, which it does not declare: dropped (undeclared=discard)"
     elif undone:
-        yield f"deleted {few(undone)}, which jobs of this workflow had made"
+        allowed = spec.files.undeclared is Undeclared.ALLOW  # also what no job has made
+        why = " (undeclared=allow)" if allowed else ", which jobs of this workflow had made"
+        yield f"deleted {few(undone)}{why}"
     if evidence.left_out:
         yield f"{few(evidence.left_out)} cannot be kept, and was left out"
 

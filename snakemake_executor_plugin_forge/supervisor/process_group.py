@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from ..kernel import process_tree
@@ -161,19 +162,31 @@ class Processes:
             self.cgroup.kill(_same_namespace(self.inside.started.pid))
 
 
-def names(pids: list[int]) -> tuple[str, ...]:
-    """Return what processes execute, each with its arguments."""
-    return tuple(name for name in map(_name, pids) if name)
+def tries() -> Iterator[int]:
+    """Return the patience for processes without arguments: for all together, as a process can overwrite its own."""
+    return iter(range(_TRIES))
 
 
-def _name(pid: int) -> str:
+def names(pids: list[int], left: Iterator[int] | None = None) -> tuple[str, ...]:
+    """Return what processes execute, each with its arguments.
+
+    Args:
+        left: of :func:`tries`, by several calls.
+    """
+    left = tries() if left is None else left
+    return tuple(name for pid in pids if (name := _name(pid, left)))
+
+
+def _name(pid: int, left: Iterator[int]) -> str:
     """Return what a process executes, with its arguments; "" if it has ended, or just ends."""
-    for _ in range(_TRIES):
+    while True:
         with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
             if text := file.read(200).replace(b"\0", b" ").decode("utf-8", "replace").strip():
                 return text
         if process_tree.is_ending(pid):
             return ""
+        if next(left, None) is None:
+            break
         time.sleep(_TRY_SECONDS)  # it is just being executed, and has no arguments yet
     name = process_tree.command_name(pid)
     return f"{name} (process {pid})" if name else f"process {pid}"

@@ -13,7 +13,7 @@ from ..spec.job import LaunchSpec, Undeclared
 from ..spec.verdict import Writer, WritesTo
 from ..staging.attempt_files import FilesBefore
 from .lifecycle import Left
-from .process_group import names
+from .process_group import names, tries
 
 _CPU = slice(11, 15)  # of process_tree.stat(): its own times, and those of its children
 _DELETED = " (deleted)"
@@ -31,7 +31,7 @@ def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
         failed: whether the job's command has failed.
     """
     writers: list[Writer] = []
-    progress, may_write, alive = 0, False, False
+    progress, may_write, alive, left = 0, False, False, tries()
     for pid in pids:
         try:
             fields = process_tree.stat(pid)
@@ -46,11 +46,11 @@ def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
             continue
         with suppress(OSError):
             may_write = may_write or open_files.reads_pipe(pid)
-        name = "".join(names([pid]))
-        for path in sorted(found):
-            if (to := writes_to(path, files.spec)) is not None:
-                writers.append(Writer(name, files.named(path), to))
-                progress += _size(files.staged(path))
+        written = [(path, to) for path in sorted(found) if (to := writes_to(path, files.spec)) is not None]
+        name = "".join(names([pid], left)) if written else ""
+        for path, to in written:
+            writers.append(Writer(name, files.named(path), to))
+            progress += _size(files.staged(path))
     may_write = may_write or (alive and any(map(_is_missing, _declared(files))))
     return Left(tuple(writers), alive, may_write, progress, failed)
 

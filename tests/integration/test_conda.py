@@ -184,6 +184,8 @@ def own(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     (directory / "wrappers" / "w" / "wrapper.py").write_text(SCRIPT)
     for path in ("envs/tools.yaml", "wrappers/w/environment.yaml"):
         (directory / path).write_text(environment_file(channel, "samtools", "hooked", "python"))
+        (directory / path).with_suffix(".post-deploy.sh").write_text("echo changed > $CONDA_PREFIX/share/hooked.txt; rm $CONDA_PREFIX/share/samtools/*\n")
+    (directory / "forge.yaml").write_text("version: 1\ndefaults: {env: {OF_DEFAULTS: there}}\n")
     base = directory / "base"
     path = f"{stand_in.install(base)}{os.pathsep}{os.environ['PATH']}"
     stand_in._create(str(directory / "envs" / "tools.yaml"), str(base / "envs" / "shared"))
@@ -217,11 +219,12 @@ def test_conda_is_not_asked_for_every_job(own: tuple[Result, list[str]]) -> None
     if not (result.directory / ".snakemake" / "forge").exists():  # what it is measured against
         assert len(activations) >= 11
         return
-    assert len(activations) == 2, calls  # one for each environment
+    assert len(activations) == 3, calls  # one for each environment, one for the post-deploy script
     assert calls.count("info --json") == 1
     assert residue(result.directory) == []
     attempt = result.attempt("tools")
     assert attempt["runtime"].startswith("conda:")
+    assert json.loads(Path(attempt["directory"], "spec.json").read_text())["environment"]["OF_DEFAULTS"] == "there"
     assert attempt["runtime"].endswith("envs/tools.yaml")
     assert attempt["how"] == "launcher"
     # The same packages by another file: the same environment, activated once, and each rule's own file is named.

@@ -54,6 +54,15 @@ CASES = [
             resources: forge_files="strict", forge_run_blocks="new"
             run: open(output[0], "w").write(open(input[0]).read())
         """, before={"in": "x"}),
+    Case("shallow", """
+        rule @:
+            input: "@/in"
+            output: "@/out", directory("@/d"), os.path.abspath("@/absolute")
+            log: "@/x.log"
+            benchmark: "@/x.tsv"
+            shadow: "shallow"
+            shell: "mkdir {output[1]}; cp {input} {output[0]}; cp {input} {output[1]}/f; ls {output[1]} > {output[2]}; pwd -P > shallow.junk; echo log > {log}"
+        """, before={"in": "x"}, differs=(r"\.tsv$",), check=lambda _, attempts: not any(a["notes"] for a in attempts)),
     Case("late", """
         rule @:
             output: directory("@/d")

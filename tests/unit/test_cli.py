@@ -132,7 +132,9 @@ def test_why_without_a_rule_explains_the_newest_failure(workdir: Path, tmp_path:
     assert "call" in forge("why", cwd=tmp_path).stdout.splitlines()[0]
     write_run(tmp_path, [Made("map", evidence={"exit_code": 4}), Made("map", attempt=2)], "20260201-120000-1-aaaa")  # a retry succeeded
     assert "call" in forge("why", cwd=tmp_path).stdout.splitlines()[0]
-    assert "map" in forge("why", "--run", "-1", cwd=tmp_path).stdout.splitlines()[0]
+    of_run = forge("why", "--run", "-1", cwd=tmp_path).stdout.splitlines()
+    assert "map" in of_run[0]
+    assert of_run[1].endswith("; the job has succeeded since")
 
 
 def test_why_is_five_lines(workdir: Path) -> None:

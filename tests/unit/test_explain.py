@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_forge.analysis.attempt_log import read_telling, rule_logs
+from snakemake_executor_plugin_forge.analysis.attempt_log import read_telling, rule_logs, with_context
 from snakemake_executor_plugin_forge.analysis.explain import (
     MOST_FAILURES,
     Told,
@@ -67,6 +67,13 @@ def test_each_outcome(tmp_path: Path, evidence: dict[str, object], happened: str
     assert change in explanation.change
     assert "00001-call/{stderr.log" in explanation.files
     assert all(text and "\n" not in text for _, text in explanation.fields())
+
+
+def test_no_more_memory_is_suggested_than_a_run_lets_a_job_ask_for(tmp_path: Path) -> None:
+    record = _record(tmp_path, {"oom_kills": 1, "oom": Oom(OomScope.JOB)})
+    assert with_context(record)["run_memory_bytes"] == 2**34
+    for most, said in ((1024, "resources: mem_mb=1024 "), (700, "resources: mem_mb=700 "), (520, "raise --forge-run-memory (now 520.0 MiB)")):
+        assert said in explain(record | {"run_memory_bytes": most * MIB}, Told()).change
 
 
 def test_every_outcome_that_judge_gives_is_in_the_table(tmp_path: Path) -> None:

@@ -167,6 +167,26 @@ def test_venv_is_checked_against_its_records(tmp_path: Path) -> None:
     assert Damage.INTERPRETER in faults
 
 
+def test_what_a_script_changed_at_the_set_up_is_no_damage_and_what_changes_later_is(prefix: Path) -> None:
+    """A post-deploy script of Snakemake's; to build such an environment again would not help."""
+    (prefix / "share" / "hooked.txt").write_text("new")
+    shutil.rmtree(prefix / "share" / "many")
+    late = time.time_ns() + 10**9
+    assert verify(str(prefix), RuntimeKind.CONDA, None, set_up_ns=late).damage == ()
+    assert len(verify(str(prefix), RuntimeKind.CONDA, None, set_up_ns=int(LONG_AGO * 10**9)).damage) == 101
+
+
+def test_the_environment_that_an_activation_has_reached(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "conda-meta").mkdir(parents=True)
+    a, b = (str(tmp_path / name) for name in "ab")
+    assert conda.prefix_of("a", {"CONDA_PREFIX": b}, {"CONDA_PREFIX": a}) == a
+    assert conda.prefix_of("a", {"CONDA_PREFIX": a}, {}) == a  # it was active before, and nothing changed
+    assert conda.prefix_of("nowhere", {"CONDA_PREFIX": a}, {}) is None
+    assert conda.prefix_of(b, {}, {}) == b
+    assert conda.prefix_of("/nowhere", {}, {"CONDA_PREFIX": a}) is None
+
+
 def test_a_package_that_pip_has_installed_over_one_of_conda_is_no_damage(prefix: Path) -> None:
     """What pip: in an environment file asks for; conda's own list stays as it was."""
     site = prefix / "lib" / "python3.11" / "site-packages"

@@ -87,6 +87,10 @@ def test_running_attempts_are_seen_and_not_stored(tmp_path: Path) -> None:
     (lost,) = _indexed(tmp_path / "over")
     assert isinstance(lost, dict)
     assert (over.name, lost["outcome"], lost["usage"]) == (name, "lost", {}), "its run is over"
+    write_run(tmp_path / "ended", [Made("slow")])
+    (ended,) = _indexed(tmp_path / "ended")
+    assert isinstance(ended, dict)
+    assert ended.keys() - lost.keys() == {"schema", "how"}, "as record.md says"
     context = RunContext(name, str(tmp_path), str(_state(tmp_path)), ())
     shutil.rmtree(_state(tmp_path) / "runs" / name / "00002-slow")
     write_attempt(context, 2, Made("slow"))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from snakemake_executor_plugin_forge.sandbox.cgroups.polled import PolledJob
+from snakemake_executor_plugin_forge.supervisor import process_group
 from snakemake_executor_plugin_forge.supervisor.usage import own_peak_kb
 
 MIB = 2**20
@@ -81,6 +83,56 @@ def test_cpu_time_is_split(supervisor: int) -> None:
     assert found.cpu_user_seconds + found.cpu_system_seconds == pytest.approx(found.cpu_seconds)
     assert found.cpu_user_seconds > found.cpu_system_seconds
     assert found.cpu_seconds > 0.2
+
+
+def test_orphans_that_have_ended_are_no_processes_of_the_job() -> None:
+    """But their CPU time stays; and the job's first process is reaped by somebody else."""
+    code = """
+import os, time
+from snakemake_executor_plugin_forge.kernel.process_tree import become_subreaper, children, is_dead
+from snakemake_executor_plugin_forge.sandbox.cgroups.polled import PolledJob
+become_subreaper()
+read, write = os.pipe()
+first = os.fork()
+if first == 0:
+    os.read(read, 1)
+    for _ in range(20):
+        if os.fork() == 0:
+            if os.fork() == 0:
+                while time.process_time() < 0.02: pass
+            os._exit(0)
+        os.wait()
+    os._exit(0)
+job = PolledJob(os.getpid(), 2**40, 10, namespaced=False, own_limit=True, nice=0)
+job.open_procs(first)
+os.write(write, b"x")
+while not all(map(is_dead, children(os.getpid()))) or len(children(os.getpid())) < 21: time.sleep(0.01)
+over = job.sample().over
+print(over, children(os.getpid()) == [first], job.counters().cpu_seconds >= 0.3)
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "False True True\n"
+
+
+def test_processes_that_have_overwritten_their_arguments_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No order to end a job, and no end of its time, is noticed meanwhile."""
+    code = """
+import ctypes
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+begin, end = map(int, fields[45:47])
+ctypes.memset(begin, 0, end - begin)
+print(flush=True)
+input()
+"""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = process_group.names([process.pid] * 100)
+        process.kill()
+    assert len(set(found)) == 1 and f"(process {process.pid})" in found[0]
+    assert 0 < len(pauses) <= 20
 
 
 def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from snakemake_executor_plugin_forge.plugin.software import Place
+from snakemake_executor_plugin_forge.plugin.software import Deployment, Place
 from snakemake_executor_plugin_forge.software.activation import Activation
 from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
 from snakemake_executor_plugin_forge.spec.errors import UsageError
@@ -38,6 +38,20 @@ def test_on_another_host_a_second_snakemake_is_refused_where_it_would_run_in_the
     _place(Runtime("host"), None).refuse_elsewhere(SCRIPT)
     with pytest.raises(UsageError, match=r"on another host only a plain shell command .*\(py\)"):
         _place(PY, IN_PY).refuse_elsewhere(SHELL)
+
+
+def test_environments_of_the_user_are_shown_to_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may lie in the home directory, which strict hides, or in /tmp."""
+    from snakemake.deployment import conda
+
+    monkeypatch.setattr(conda, "Conda", lambda: SimpleNamespace(info={"envs": ["/base", "/base/envs/x", "/else/x", "/else/y"]}))
+    envs = (SimpleNamespace(name="x", dir=None), SimpleNamespace(name=None, dir="/there"), SimpleNamespace(name=None, dir=None))
+    jobs = [SimpleNamespace(conda_env=env, container_img=None) for env in envs]
+    deployment = Deployment.__new__(Deployment)
+    deployment._conda, deployment._container, deployment._workflow = True, False, SimpleNamespace(conda_base_path="/base")
+    assert set(deployment._of_users(jobs)) == {"/there", "/base", "/base/envs/x", "/else/x"}
+    deployment._conda = False
+    assert not list(deployment._of_users(jobs))
 
 
 def test_by_hand_in_the_environment_and_in_the_image() -> None:

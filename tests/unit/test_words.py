@@ -165,3 +165,9 @@ def test_a_name_of_thousands_of_directories_is_shown_short() -> None:
     every = " ".join(judge(Evidence(0, None, None, undeclared=names, directories=frozenset(names[:1])), replace(SPEC, wildcards={}), Usage(), "", 1.0).notes)
     assert 'output: directory("a_data"), "x0", "x1"' in every and '"x6"' in every, "all of them, as they can be pasted"
     assert len(note) < 1000 and "top/d/" in note and "d/end" in note and 'output: "plain"' in note, note
+
+
+def test_what_a_job_may_delete_need_not_be_of_the_workflow() -> None:
+    for undeclared, said in ((Undeclared.KEEP, "deleted old.txt, which jobs of this workflow had made"), (Undeclared.ALLOW, "deleted old.txt (undeclared=allow)")):
+        spec = replace(SPEC, files=replace(SPEC.files, undeclared=undeclared))
+        assert judge(Evidence(0, None, None, deleted=("old.txt",)), spec, Usage(), "", 1.0).notes == (said,)

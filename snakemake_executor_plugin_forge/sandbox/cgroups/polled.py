@@ -68,6 +68,8 @@ class PolledJob(JobCgroup):
         self._pids = pids
         self._namespaced = namespaced
         self._holder: int | None = None
+        self._first: frozenset[int] | None = None  # the child that somebody else reaps; None: others reap orphans, too
+        self._reaped = (0.0, 0.0)  # seconds of CPU time of orphans, as users and in the kernel
         self._sessions = Sessions(nice)
         self._last = Counters(polled=True)
         self._memory_now = 0
@@ -79,6 +81,8 @@ class PolledJob(JobCgroup):
 
     def open_procs(self, holder: int | None) -> tuple[int, ...]:
         self._holder = holder
+        if not self._namespaced and self._supervisor == os.getpid():
+            self._first = frozenset(process_tree.children(self._supervisor))  # which has no children of its own yet
         return ()
 
     def pids(self) -> list[int]:
@@ -92,6 +96,7 @@ class PolledJob(JobCgroup):
     def sample(self) -> Sample:
         """See :class:`.base.JobCgroup`. Compares the usage with the limits, too."""
         last = self._last
+        self._reap()
         everything = process_tree.descendants(self._supervisor)
         job = [pid for pid in everything if pid != self._holder]
         self._sessions.lower(job)
@@ -104,7 +109,7 @@ class PolledJob(JobCgroup):
         too_large = memory > self._memory_bytes
         too_many = self._pids is not None and threads >= self._pids
         times = [_cpu_seconds(pid) for pid in everything]
-        user, system = sum((t[0] for t in times), 0.0), sum((t[1] for t in times), 0.0)
+        user, system = (sum((t[i] for t in times), self._reaped[i]) for i in (0, 1))
         if user + system < last.cpu_seconds:  # a process has ended that nobody waited for
             user, system = last.cpu_user_seconds, last.cpu_system_seconds
         self._last = Counters(
@@ -127,6 +132,12 @@ class PolledJob(JobCgroup):
             empty=False,
             over=too_large or (self._pids is not None and threads > self._pids),
         )
+
+    def _reap(self) -> None:
+        """Reap the orphans that this supervisor has inherited: zombies count as processes, for the job and the user."""
+        if self._first is not None:
+            user, system = process_tree.reap_orphans(self._first)
+            self._reaped = self._reaped[0] + user, self._reaped[1] + system
 
     def counters(self) -> Counters:
         """See :class:`.base.JobCgroup`: the peaks of all samples, which stay when the job is gone."""
