@@ -211,7 +211,8 @@ def test_nobody_waits_for_a_job_whose_submission_ctrl_c_has_cut_short(stage: Sta
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(LocalBackend, "_put", interrupted)
-        stage.start("true")
+        with pytest.raises(KeyboardInterrupt):
+            stage.start("true")
     assert stage.backend.wait_idle(DEADLINE)
