@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     with open_index(options.directory) as index:
         check_job(index, options.rule, {})
         run = pick_run(index, options.name) if options.name else None
-        found = advise(index.rows(Selection(rule=options.rule, run=run), COLUMNS), options.min_jobs)
+        rows = index.rows(Selection(rule=options.rule, run=run), COLUMNS)
+        found = advise(rows, options.min_jobs, index.run_memory_bytes())
     if options.json:
         print_json([asdict(item) | {"resources": item.resources()} for item in found])
     elif options.yaml:

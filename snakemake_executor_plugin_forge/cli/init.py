@@ -124,7 +124,7 @@ def _advice(directory: str) -> str:
     if not os.path.isdir(os.path.join(directory, STATE, "runs")):
         return ""
     with open_index(directory) as index:
-        return profile_block(advise(index.rows(columns=COLUMNS)))
+        return profile_block(advise(index.rows(columns=COLUMNS), run_memory_bytes=index.run_memory_bytes()))
 
 
 # -- the texts: pure -----------------------------------------------------------------------------------------------
