@@ -156,7 +156,8 @@ def make_sparse(scheduler: Any) -> None:
         return
     waits_for_queue = scheduler.workflow.dag.has_unfinished_queue_input_jobs
     free_jobs, register = limiter.get_free_jobs, limiter.register_jobs
-    left, due = free_jobs(), 0.0  # left: how many more the limit would have let start when jobs were chosen
+    left: int = free_jobs()  # how many more the limit would have let start when jobs were chosen
+    due = 0.0
 
     def get_free_jobs() -> int:
         nonlocal left

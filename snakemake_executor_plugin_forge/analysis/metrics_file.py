@@ -194,17 +194,14 @@ def _place(path: str, facts: RunFacts | None) -> tuple[str, int | None]:
     return path, None
 
 
-def remove_stale(directory: str) -> list[str]:
-    """Remove files of runs that are over from a directory of such files; return their names.
+def remove_stale(directory: str) -> None:
+    """Remove files of runs that are over from a directory of such files.
 
     A run that is alive writes its own more often. Files that this user may not remove stay.
     """
-    gone = []
     with suppress(OSError):
         for name in os.listdir(directory):
             path = f"{directory}/{name}"
             with suppress(OSError):
                 if _OURS.fullmatch(name) and time.time() - os.stat(path).st_mtime > STALE_SECONDS:
                     os.unlink(path)
-                    gone.append(name)
-    return gone

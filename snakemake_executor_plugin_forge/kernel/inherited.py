@@ -66,11 +66,10 @@ def close_beyond(limit: int) -> None:
                 os.closerange(fd, fd + 1)
 
 
-def raise_open_files() -> int:
-    """Let this process open as many files as its hard limit permits (RLIMIT_NOFILE); return the soft limit it had."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def raise_open_files() -> None:
+    """Let this process open as many files as its hard limit permits (RLIMIT_NOFILE)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft
 
 
 def limit_open_files(soft: int) -> None:

@@ -30,11 +30,8 @@ class Figures:
     io_write_bytes: int
 
 
-def improve(path: str, figures: Figures) -> bool:
+def improve(path: str, figures: Figures) -> None:
     """Change the file, in place and with its old time, if it has exactly one record.
-
-    Returns:
-        Whether anything was better.
 
     Raises:
         OSError: if it cannot be read or written, or is a symbolic link.
@@ -43,18 +40,17 @@ def improve(path: str, figures: Figures) -> bool:
     try:
         status = os.fstat(fd)
         if status.st_size > _LONGEST:
-            return False
+            return
         old = os.pread(fd, _LONGEST, 0).decode("utf-8", "surrogateescape")
         new = improved(old, figures, jsonl=path.endswith(".jsonl"))
         if new == old:
-            return False
+            return
         data = new.encode("utf-8", "surrogateescape")
         os.pwrite(fd, data, 0)
         os.ftruncate(fd, len(data))
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
     finally:
         os.close(fd)
-    return True
 
 
 def improved(text: str, figures: Figures, *, jsonl: bool) -> str:

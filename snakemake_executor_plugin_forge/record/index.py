@@ -94,8 +94,8 @@ class Index:
 
     # -- bringing it up to date ------------------------------------------------------------------------------------
 
-    def refresh(self) -> int:
-        """Read new job directories; return the number of new attempts.
+    def refresh(self) -> None:
+        """Read new job directories.
 
         Memory does not grow with their number. Two processes may update at the same time.
         """
@@ -111,15 +111,15 @@ class Index:
         known = {run for (run,) in self._connection.execute("SELECT run FROM run")}
         for run in known - there:
             self.forget(run)
-        return sum(self._refresh_run(run) for run in run_directories(self.state, over))
+        for directory in run_directories(self.state, over):
+            self._refresh_run(directory)
 
-    def _refresh_run(self, run: RunDirectory) -> int:
+    def _refresh_run(self, run: RunDirectory) -> None:
         name = os.path.basename(run.path)
         over = run.over  # before its directories are listed
         self.alive |= run.alive
         known = {n for (n,) in self._connection.execute("SELECT name FROM attempt WHERE run = ?", (name,))}
         new = sorted(set(run.names()) - known)
-        count = 0
         for start in range(0, len(new), _BATCH):
             with transaction(self._connection):
                 for entry in new[start : start + _BATCH]:
@@ -130,15 +130,12 @@ class Index:
                     if (unfinished or record.get("staged")) and not over:
                         self._pending.append((name, entry, record))
                     else:
-                        count += 1
                         self._insert(name, entry, record)
         with transaction(self._connection):
             for kept in read_entries(run.path):
                 if kept["name"] not in known:
-                    count += 1
                     self._insert(name, kept["name"], kept["verdict"] | {"directory": f"{run.path}/{kept['name']}"})
             self._connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?, ?)", (name, over, _json(run.record)))
-        return count
 
     def _insert(self, run: str, name: str, record: Row) -> None:
         own = {"run": run, "name": name}

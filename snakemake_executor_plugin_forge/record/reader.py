@@ -18,7 +18,7 @@ from ..spec.errors import UsageError
 from ..spec.paths import STATE
 from . import sound
 from .identity import lives, process_number
-from .jsonfile import ADOPTABLE, CLOSED, SPEC, VERDICT, load, read_object, replace_file
+from .jsonfile import ADOPTABLE, CLOSED, LEFT, SPEC, VERDICT, load, read_object, replace_file
 from .origin import is_believed
 
 RUNNING = "running"
@@ -44,7 +44,7 @@ class RunDirectory:
         """Whether the run is final."""
         if self.alive or self._has_adoptable():
             return False
-        if self.record.get("ended"):
+        if self.record.get("ended") and not os.path.exists(f"{self.path}/{LEFT}"):
             return True
         if os.path.isdir(os.path.dirname(f"{self.path}/{CLOSED}")):  # jobs on nodes continue without Snakemake
             return os.path.exists(f"{self.path}/{CLOSED}")

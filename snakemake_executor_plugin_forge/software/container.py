@@ -56,7 +56,8 @@ def define(runtime: Runtime) -> Definition | None:
             if place == "" and os.path.exists(transport):
                 raise UsageError(
                     f"Runtime {runtime.name}: container: {transport} is a path. Say what it is: "
-                    f"oci-archive:{transport}, docker-archive:{transport}, oci:{transport} or dir:{transport}."
+                    f"oci-archive:{transport}, docker-archive:{transport}, oci:{transport} or dir:{transport}. "
+                    "(Of a .sif file, apptainer build --sandbox DIR FILE makes a directory.)"
                 )
     return Definition(RuntimeKind.CONTAINER, runtime.source, content | {"machine": platform.machine()})
 

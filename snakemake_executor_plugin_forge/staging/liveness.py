@@ -11,7 +11,7 @@ from contextlib import suppress
 from ..kernel.process_tree import command_name, is_dead
 from ..record import sound
 from ..record.identity import boot_id, is_here
-from ..record.jsonfile import CLOSED, load
+from ..record.jsonfile import CLOSED, LEFT, load
 from ..record.reader import RUN, is_alive
 from ..sandbox.filesystem.overlay import layer_directories, staging_of
 from ..spec.errors import UnfitError
@@ -86,7 +86,7 @@ def is_over_on_nodes(run_dir: str) -> bool:
     if os.path.exists(f"{run_dir}/{CLOSED}"):
         return True
     run = load(f"{run_dir}/{RUN}") or {}
-    return bool(run.get("ended")) and not run.get("declared_dead")
+    return bool(run.get("ended")) and not run.get("declared_dead") and not os.path.exists(f"{run_dir}/{LEFT}")
 
 
 def is_forge(pid: int) -> bool:

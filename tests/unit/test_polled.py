@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from snakemake_executor_plugin_forge.sandbox.cgroups.polled import PolledJob
 from snakemake_executor_plugin_forge.supervisor import process_group
 from snakemake_executor_plugin_forge.supervisor.usage import own_peak_kb
+from snakemake_executor_plugin_forge.supervisor.writers import look
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_forge.staging.attempt_files import FilesBefore
 
 MIB = 2**20
 PARENT = """
@@ -124,7 +130,7 @@ print(flush=True)
 input()
 """
     pauses: list[float] = []
-    monkeypatch.setattr(process_group.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -132,6 +138,11 @@ input()
         process.kill()
     assert len(set(found)) == 1 and f"(process {process.pid})" in found[0]
     assert 0 < len(pauses) <= 20
+
+
+def test_a_look_at_many_descriptors_is_interrupted() -> None:
+    files = cast("FilesBefore", None)  # not asked any more
+    assert look([os.getpid()], files, failed=False, is_urgent=lambda: True) is None
 
 
 def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:

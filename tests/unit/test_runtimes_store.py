@@ -139,8 +139,9 @@ def test_a_relative_path_means_another_package_elsewhere_and_other_content_anoth
     assert (identity("a") == first) is line.startswith("-")
 
 
-def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp_path: Path) -> None:
+def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its variables, pip takes a package in ~/.local for installed, which no job sees."""
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     runtime = Runtime("c", RuntimeKind.CONDA, str(tmp_path / "e.yaml"))
     (tmp_path / "e.yaml").write_text("channels: [x]\ndependencies: [python, {pip: [-r r.txt, ./tool]}]\n")
     for text in ("a", "b"):
@@ -150,11 +151,11 @@ def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp
         assert (definition.content["requirements 1"], definition.content["directory"]) == (text, str(tmp_path))
     python = tmp_path / "env" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\necho $PYTHONNOUSERSITE $PIP_USER $CONDA_PREFIX "$@" > {tmp_path}/said\n')
+    python.write_text(f'#!/bin/sh\necho $PYTHONNOUSERSITE $PIP_USER ${{PIP_TARGET-none}} $CONDA_PREFIX "$@" > {tmp_path}/said\n')
     python.chmod(0o755)
     conda._install_pip(runtime, {"dependencies": [{"pip": ["-r r.txt", "x"]}]}, str(tmp_path / "env"), lambda _: None)
     said = (tmp_path / "said").read_text().split()
-    assert said[:5] == ["1", "0", str(tmp_path / "env"), "-m", "pip"]
+    assert said[:6] == ["1", "0", "none", str(tmp_path / "env"), "-m", "pip"]
 
 
 def test_an_activation_is_captured_whatever_it_prints_and_sets(tmp_path: Path) -> None:

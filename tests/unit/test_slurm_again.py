@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.backends.registry import Services
-from snakemake_executor_plugin_forge.backends.slurm import exchange, fence, orders, worker
-from snakemake_executor_plugin_forge.backends.slurm.client import SlurmClient
+from snakemake_executor_plugin_forge.backends.slurm import backend, exchange, fence, orders, worker
+from snakemake_executor_plugin_forge.backends.slurm.adoption import unclosed_runs
+from snakemake_executor_plugin_forge.backends.slurm.client import SlurmClient, Unanswered
 from snakemake_executor_plugin_forge.backends.slurm.dispatcher import CLOSE_SECONDS, Dispatcher
 from snakemake_executor_plugin_forge.backends.slurm.job import Job
 from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
@@ -19,7 +21,8 @@ from snakemake_executor_plugin_forge.backends.slurm.parse import ClusterFacts, Q
 from snakemake_executor_plugin_forge.backends.slurm.states import SlurmState
 from snakemake_executor_plugin_forge.spec.job import Config
 from snakemake_executor_plugin_forge.spec.job_group import JobGroup
-from snakemake_executor_plugin_forge.spec.verdict import Outcome, Verdict
+from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order, Outcome, Verdict
+from snakemake_executor_plugin_forge.workers.launcher import Command
 from tests.property.specs import spec
 
 GROUP = JobGroup("g1", "g", 2, {"_cores": 2})
@@ -121,6 +124,37 @@ def test_a_job_beside_packs_is_in_none(tmp_path: Path, monkeypatch: pytest.Monke
     controller.dispatcher._place(jobs, "b1")
     assert [job.packed for job in jobs] == [True] * 9 + [False]
     assert None not in {job.part for job in jobs}
+
+
+def test_what_slurm_could_not_be_told_to_end_publishes_nothing_and_the_next_run_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the controller is away."""
+    away, said, verdicts = threading.Event(), list[str](), list[Verdict]()
+
+    def queue(_: SlurmClient) -> list[QueueRow]:
+        if away.is_set():
+            raise Unanswered("it is away")
+        return []
+
+    monkeypatch.setattr(SlurmClient, "facts", lambda _: ClusterFacts("c", "22.05", 1000, accounting=False))
+    monkeypatch.setattr(SlurmClient, "submit", lambda *_: "7")
+    monkeypatch.setattr(SlurmClient, "queue", queue)
+    monkeypatch.setattr(backend, "CLOSE_SECONDS", 0.1)
+    run = tmp_path / ".snakemake/forge/runs/run"
+    run.mkdir(parents=True)
+    slurm = backend.SlurmBackend(Services("run", str(run), Config(), lambda *_: (Command("", (), "", {}, ()), "launcher"), said.append))
+    slurm.submit(replace(spec("00000-a", None), job_dir=str(run / "00000-a")), b"", verdicts.append, is_command=True)
+    while not (sent := slurm._table.sent()) or not sent[0].slurm_id:
+        time.sleep(0.01)
+    away.set()
+    slurm.cancel_all(Order(EndedBy.USER, "Ctrl-C"))
+    slurm.close()
+    assert fence.is_forbidden(sent[0].attempt)
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.CANCELLED]
+    assert "has not confirmed the end of 1 job(s) of this run (forge-run.b1 …)" in said[-1]
+    (run / "run.json").write_text('{"ended": "2026-01-01T00:00:00+00:00"}')
+    assert unclosed_runs(str(run.parent), "next") == {"run"}
 
 
 def test_a_worker_that_slurm_runs_again_repeats_no_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ class SlurmBackend:
         return self._table.wait_idle(timeout_seconds)
 
     def close(self) -> None:
-        """See :class:`...spec.backend.Backend`. Jobs that are left are cancelled."""
+        """See :class:`...spec.backend.Backend`. Jobs that are left are cancelled, or else kept from publishing."""
         if self._table.jobs():
             self.cancel_all(Order(EndedBy.FORGE, "the run is over"))
             self.wait_idle(CLOSE_SECONDS)
@@ -109,6 +109,7 @@ class SlurmBackend:
         for thread in self._threads:
             thread.join()
         self._dispatcher.groups.end_all()
+        self._dispatcher.abandon()
         self._dispatcher.end_earlier(succeeded=self._table.all_ok and not self._stopped)
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from ...kernel.tree import remove_tree
+from ...record.jsonfile import LEFT
 from ...spec import words
 from ...spec.errors import ForgeError, UsageError
 from ...spec.verdict import Cause, Outcome
@@ -464,6 +465,21 @@ class Dispatcher:
                     return
                 self._await_turn()
                 self._client.cancel(ids)
+
+    def abandon(self) -> None:
+        """Keep from publishing what Slurm could not be told to end. To be called when the thread has ended."""
+        if not (left := self._table.sent()):
+            return
+        with suppress(OSError), open(f"{self._services.run_dir}/{LEFT}", "w", encoding="ascii"):
+            pass
+        for job in left:
+            with suppress(OSError):
+                if not self._table.take(job.result) and fence.forbid(job.attempt, "the controller: the run is over"):
+                    self._table.finish(job, verdict_without_result(job, None))
+        self._services.notice(
+            f"Forge: Slurm has not confirmed the end of {len(left)} job(s) of this run ({left[0].name} …). "
+            "What has not published its outputs by now never will, and the next run in this directory cancels it first."
+        )
 
     # -- a controller that does not answer -------------------------------------------------------------------------
 
