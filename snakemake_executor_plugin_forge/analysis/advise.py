@@ -110,6 +110,16 @@ def advise(
     return [_conclude(rule, found, fewest, run_memory_bytes) for rule, found in sorted(seen.items())]
 
 
+def memory_of_newest(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> int | None:
+    """Return what the jobs of the newest run could use together, in bytes; None without such a limit, as on Slurm.
+
+    Args:
+        runs: names and ``run.json``, oldest first.
+    """
+    record = runs[-1][1] if runs else {}
+    return int(record.get("memory_bytes") or 0) or None if record.get("backend", "local") == "local" else None
+
+
 def _take(seen: _Seen, row: Mapping[str, Any]) -> None:
     limit, outcome = row["memory_limit_bytes"], row["outcome"]
     seen.memory_limit_bytes, seen.cpus = limit, row["cpus"] or 1

@@ -118,7 +118,7 @@ def _outcome(runs: Sequence[Row], found: Gathered) -> str:
 
 def _advice(index: Index) -> list[advise.Advice]:
     rows = index.rows(Selection(), advise.COLUMNS)
-    return advise.advise(rows, run_memory_bytes=index.run_memory_bytes())
+    return advise.advise(rows, run_memory_bytes=advise.memory_of_newest(index.runs()))
 
 
 def _wall_seconds(run: Row) -> float | None:

@@ -266,12 +266,6 @@ class Index:
         query = "SELECT run, record FROM run ORDER BY run"
         return [(run, json.loads(text)) for run, text in self._connection.execute(query)]
 
-    def run_memory_bytes(self) -> int | None:
-        """What the jobs of the newest run could use together; None if it had no such limit, as on Slurm."""
-        newest = self._connection.execute("SELECT record FROM run ORDER BY run DESC LIMIT 1").fetchone()
-        record = json.loads(newest[0]) if newest else {}
-        return int(record.get("memory_bytes") or 0) or None if record.get("backend", "local") == "local" else None
-
     def last_outcomes(self) -> dict[str, list[str]]:
         """The outcome of the last attempt of each job, for each run."""
         last: dict[tuple[str, str, str], str] = {}
