@@ -22,8 +22,10 @@ _FORKED_ONLY = 0x40  # PF_FORKNOEXEC of include/linux/sched.h
 _FLAGS = 6  # of process_tree.stat()
 
 
-def written(pid: int) -> Iterator[str]:
+def written(pid: int) -> Iterator[str | None]:
     """Yield the paths of the files that a process has open for writing, or mapped so that it changes them.
+
+    None is a pause: a process can have a million descriptors.
 
     The paths are those in its own mount namespace. The owner's bits of a link in /proc/PID/fd say for what it is open.
 
@@ -33,8 +35,8 @@ def written(pid: int) -> Iterator[str]:
     directory = f"/proc/{pid}/fd"
     for number in os.listdir(directory):
         with suppress(FileNotFoundError):
-            if os.lstat(f"{directory}/{number}").st_mode & stat.S_IWUSR:
-                yield os.readlink(f"{directory}/{number}")
+            is_written = os.lstat(f"{directory}/{number}").st_mode & stat.S_IWUSR
+            yield os.readlink(f"{directory}/{number}") if is_written else None
     with open(f"/proc/{pid}/maps", "rb") as file:
         for line in file:
             fields = line.rstrip(b"\n").split(maxsplit=5)

@@ -18,6 +18,7 @@ from .lifecycle import DiskMeasured, Do, Event, Happened, Instruction, Kill, Lef
 from .prepared import PreparedAttempt
 from .writers import look
 
+_ASK_SECONDS = 0.05
 _NOTHING_SEEN = Sample(memory_anon_bytes=0, memory_shared_bytes=0, pids=0, oom_kills=0, empty=False)
 
 
@@ -44,6 +45,7 @@ class EventLoop:
         self._terms = lifecycle.Terms(limits.wall_seconds, prepared.spec.grace_seconds)
         measure_at = self._meter.due if limits.disk_bytes is not None else math.inf
         self.state = lifecycle.JobState(begin, begin + lifecycle.FIRST_SAMPLE_SECONDS, measure_at)
+        self._ask_at = 0.0  # whether somebody wants its end, in a long look
         self._sources: dict[int, Callable[[], bool]] = {self._control.fileno(): self._hear}  # first: it beats the end
         self._sources |= {stream.read_end: stream.pump for stream in prepared.streams}
         self._sources[inside.result_fd] = self._read_result
@@ -109,7 +111,7 @@ class EventLoop:
                 processes.reap()
                 return (Happened.EXITED,)
             case Do.LOOK:
-                return (self._look(),)
+                return self._look()
             case TakeSample(usual_pause_seconds):
                 return (self._sample(usual_pause_seconds),)
             case Do.MEASURE_DISK:
@@ -126,15 +128,30 @@ class EventLoop:
                 assert_never(instruction)
         return ()
 
-    def _look(self) -> Left:
+    def _look(self) -> tuple[Left, ...]:
         processes = self._processes
         if not processes.left_any:  # the usual case: nothing can come of nothing
-            return Left()
+            return (Left(),)
         members = processes.members()
-        left = look(members, self._files, failed=processes.failed())
+        left = look(members, self._files, failed=processes.failed(), is_urgent=self._is_urgent)
+        if left is None:
+            return ()
         now = processes.members()
         processes.note_leftover(now)
-        return left if set(now) <= set(members) else left._replace(may_write=True)
+        return (left if set(now) <= set(members) else left._replace(may_write=True),)
+
+    def _is_urgent(self) -> bool:
+        """Return whether the job's time is over, or somebody may want its end."""
+        now, wall_seconds = time.monotonic(), self._terms.wall_seconds
+        if wall_seconds is not None and now - self.state.begin >= wall_seconds:
+            return True
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + _ASK_SECONDS
+        detached = self._detached
+        heard = [] if detached is not None and detached.begun else [self._control.fileno()]
+        heard += [] if detached is None else [detached.fileno()]
+        return bool(select.select(heard, [], [], 0)[0])
 
     def _sample(self, usual_pause_seconds: float) -> Sampled:
         cgroup = self._processes.cgroup

@@ -137,7 +137,7 @@ class Do(enum.Enum):
         "free what only serves to start the next job, and bring the record to the disk: this job takes its time"
     )
     DETACH = "continue without Snakemake"
-    LOOK = "see what its processes still write, now that its first one has done its work"
+    LOOK = "see what its processes still write, now that its first one has done its work, if nothing is more urgent"
 
 
 class Terminate(NamedTuple):
@@ -252,7 +252,7 @@ def _kill(state: JobState, why: str) -> _Step:
 def _exited(state: JobState, now: float) -> _Step:
     if state.terminated or state.killed or state.lingers:
         return state._replace(over=True, ended=not state.terminated or now >= state.kill_at), ()
-    return state._replace(exited_at=now, progress_at=now), (Do.LOOK,)
+    return state._replace(exited_at=now, progress_at=now, look_at=now), (Do.LOOK,)
 
 
 def _left(state: JobState, left: Left, terms: Terms, now: float) -> _Step:

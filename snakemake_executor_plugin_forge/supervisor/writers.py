@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from ..kernel import open_files, process_tree
@@ -19,8 +19,8 @@ _CPU = slice(11, 15)  # of process_tree.stat(): its own times, and those of its 
 _DELETED = " (deleted)"
 
 
-def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
-    """Find out what processes write.
+def look(pids: Iterable[int], files: FilesBefore, *, failed: bool, is_urgent: Callable[[], bool]) -> Left | None:
+    """Find out what processes write; None if that was interrupted.
 
     A process that holds no file may be about to open one, if it runs the command's own script (a subshell, or a fork on
     its way to its program), if it reads a pipe, or if an output is missing.
@@ -29,6 +29,7 @@ def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
         pids: the processes.
         files: those of the job.
         failed: whether the job's command has failed.
+        is_urgent: whether there is something to do that cannot wait: many descriptors of many processes take minutes.
     """
     writers: list[Writer] = []
     progress, may_write, alive, left = 0, False, False, tries()
@@ -38,7 +39,12 @@ def look(pids: Iterable[int], files: FilesBefore, *, failed: bool) -> Left:
             alive = alive or not process_tree.is_ending(pid)
             progress += sum(map(int, fields[_CPU]))
             may_write = may_write or open_files.is_forked_only(fields)
-            found = {path.removeprefix(files.spec.root or "") for path in open_files.written(pid)}
+            found = set()
+            for path in open_files.written(pid):
+                if is_urgent():
+                    return None
+                if path is not None:
+                    found.add(path.removeprefix(files.spec.root or ""))
         except FileNotFoundError:  # it has ended
             continue
         except OSError:

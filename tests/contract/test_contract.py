@@ -204,3 +204,15 @@ def test_after_a_bug_in_its_thread_every_job_has_a_verdict(stage: Stage) -> None
     assert "a thread of Forge failed: AssertionError" in stage.verdict(name).reason
     assert stage.verdict(stage.start("true")).outcome is Outcome.LOST
     assert stage.backend.wait_idle(DEADLINE)
+
+
+@pytest.mark.parametrize("stage", ["local"], indirect=True)
+def test_nobody_waits_for_a_job_whose_submission_ctrl_c_has_cut_short(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalBackend, "_put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stage.start("true")
+    assert stage.backend.wait_idle(DEADLINE)

@@ -142,7 +142,7 @@ OVER = JobState(0.0, math.inf, kill_at=5.0, over=True)
         (RUNNING, Woke(), 10.0, (Terminate("timeout", 2.0),), {"timed_out": True, "kill_at": 12.0}),
         (RUNNING, ORDERS[0], 1.0, (Terminate("cancelled", 2.0),), {"cancelled": ORDERS[0], "kill_at": 3.0}),
         (RUNNING, ORDERS[1], 1.0, (Terminate("cancelled", 0.0), Kill("end of the grace"), Do.REAP), {"killed": True}),
-        (RUNNING, Happened.EXITED, 1.0, (Do.LOOK,), {"over": False, "lingers": True}),
+        (RUNNING, Happened.EXITED, 1.0, (Do.LOOK,), {"over": False, "lingers": True, "look_at": 1.0}),  # again, if it is interrupted
         (LINGERS, Left(), 1.0, (), {"over": True, "ended": True, "truncated": False}),
         (LINGERS, Left(alive=True), 1.0, (), {"ended": True, "truncated": False}),
         (LINGERS._replace(claimed_at=9.0), Left(alive=True), 13.9, (), {"lingers": True}),

@@ -67,6 +67,15 @@ class Local(RuleBasedStateMachine):
         self._carry_out(self.jobs.refused(name, "no") if refused else self.jobs.ended(name, VERDICT))
         assert name in self.over
 
+    @precondition(lambda self: self.running)
+    @rule()
+    def interrupt(self) -> None:
+        name = next(reversed(self.running))
+        del self.running[name]
+        self.over.add(name)
+        assert self.jobs.interrupted(name) == []
+        assert self.jobs.ended(name, VERDICT) == [], "the nursery had got it"
+
     @precondition(lambda self: self.over)
     @rule(data=st.data())
     def a_verdict_that_comes_again_is_ignored(self, data: st.DataObject) -> None:

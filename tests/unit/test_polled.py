@@ -8,12 +8,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from snakemake_executor_plugin_forge.sandbox.cgroups.polled import PolledJob
 from snakemake_executor_plugin_forge.supervisor import process_group
 from snakemake_executor_plugin_forge.supervisor.usage import own_peak_kb
+from snakemake_executor_plugin_forge.supervisor.writers import look
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_forge.staging.attempt_files import FilesBefore
 
 MIB = 2**20
 PARENT = """
@@ -133,6 +138,11 @@ input()
         process.kill()
     assert len(set(found)) == 1 and f"(process {process.pid})" in found[0]
     assert 0 < len(pauses) <= 20
+
+
+def test_a_look_at_many_descriptors_is_interrupted() -> None:
+    files = cast("FilesBefore", None)  # not asked any more
+    assert look([os.getpid()], files, failed=False, is_urgent=lambda: True) is None
 
 
 def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:

@@ -96,8 +96,12 @@ class LocalBackend:
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         job = LocalJob(spec, payload, done, is_command)
-        for instruction in self._decide(partial(self._jobs.submitted, job)):
-            self._put(instruction)
+        try:
+            for instruction in self._decide(partial(self._jobs.submitted, job)):
+                self._put(instruction)
+        except KeyboardInterrupt:  # nobody knows whether the nursery has got it; if so, the end of the run ends it
+            self._later(partial(self._jobs.interrupted, spec.name))
+            raise
 
     def cancel(self, name: str, order: Order) -> None:
         self._later(partial(self._jobs.cancelled, name, order))

@@ -83,6 +83,12 @@ class LocalJobs:
             return self._over(job, TellLost(job, Cause.NURSERY_KILLED, f"{self._dead}; nothing of it was run"))
         return [Send(job.order())]
 
+    def interrupted(self, name: str) -> list[Instruction]:
+        """Forget a job whose submission was interrupted: no verdict may come, and Snakemake does not wait for one."""
+        if name not in self._telling:
+            self._jobs.pop(name, None)
+        return []
+
     def cancelled(self, name: str, order: Order) -> list[Instruction]:
         """End one job, or all of them ("")."""
         return self._send(Frame(FrameKind.END, name, pickle.dumps(order)))
