@@ -18,7 +18,7 @@ from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from . import requirements
 from .activation import CONFLICTING, Activation, prepend
-from .store import Definition, Manifest, Report, source_text
+from .store import Definition, Manifest, Report, locks, source_text
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -117,8 +117,9 @@ def run_tool(command: list[str], runtime: Runtime, failure: str, environment: Ma
     environment = kept | {"PIP_USER": "0"}  # not into ~/.local
     where = os.path.dirname(runtime.source)
     done = subprocess.run(
-        command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+        command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        pass_fds=locks(),
+    )  # fmt: skip
     if done.returncode != 0:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
         start = next((n for n, line in enumerate(lines) if _OTHER_HASH in line), None)

@@ -65,6 +65,34 @@ def test_a_build_that_was_cut_short_is_not_believed_and_begun_anew(tmp_path: Pat
     assert not Path(manifest.prefix, "half").exists()
 
 
+def _install(directory: str) -> None:
+    def make(prefix: str, report: Report) -> tuple[dict[str, str], dict[str, str]]:
+        script = "touch started; until [ -e go ]; do sleep 0.05; done; printf o >> builds"
+        venv.run_tool(["sh", "-c", script], Runtime("v", RuntimeKind.VENV, f"{directory}/r.txt"), "it failed")
+        return {}, {}
+
+    Store(directory).build(DEFINITION, make, lambda _: None)
+
+
+def test_the_installer_of_a_killed_build_ends_before_the_next_build_begins(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_install, args=(str(tmp_path),))
+    process.start()
+    while not (tmp_path / "started").exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    waits: list[str] = []
+
+    def report(text: str) -> None:
+        waits.append(text)
+        (tmp_path / "go").touch()
+
+    Store(str(tmp_path)).build(DEFINITION, _make, report)
+    assert waits[0] == "another process builds it; waiting for that"
+    assert (tmp_path / "builds").read_text() == "ox"
+
+
 def test_what_a_run_uses_is_not_built_again(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.build(DEFINITION, _make, lambda _: None)
