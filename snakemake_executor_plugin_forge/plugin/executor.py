@@ -24,6 +24,7 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecMode
 
 from ..spec.errors import ForgeError
+from .dry_run import leave_dry_runs
 
 if TYPE_CHECKING:
     from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime
@@ -135,6 +136,7 @@ class Executor(_InnerSnakemake):
         self._reads: dict[str, set[str]] = {}  # rule to the files that its jobs read without declaring them
         self._choosing: ChoosingTime | None = None  # from the first job on
         self._stopped_by = "Ctrl-C"
+        leave_dry_runs()
         try:
             if len(self.dag):
                 self._start()
