@@ -94,17 +94,30 @@ class Advice:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def advise(rows: Iterable[Mapping[str, Any]], fewest: int = FEWEST_JOBS) -> list[Advice]:
+def advise(
+    rows: Iterable[Mapping[str, Any]], fewest: int = FEWEST_JOBS, run_memory_bytes: int | None = None
+) -> list[Advice]:
     """Advise, rule by rule, in the order of their names.
 
     Args:
         rows: with :data:`COLUMNS`, oldest first.
         fewest: how many jobs must have succeeded for a suggestion.
+        run_memory_bytes: what a run may use, which refuses a rule that asks for more.
     """
     seen: dict[str, _Seen] = {}
     for row in rows:
         _take(seen.setdefault(row["rule"], _Seen()), row)
-    return [_conclude(rule, found, fewest) for rule, found in sorted(seen.items())]
+    return [_conclude(rule, found, fewest, run_memory_bytes) for rule, found in sorted(seen.items())]
+
+
+def memory_of_newest(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> int | None:
+    """Return what the jobs of the newest run could use together, in bytes; None without such a limit, as on Slurm.
+
+    Args:
+        runs: names and ``run.json``, oldest first.
+    """
+    record = runs[-1][1] if runs else {}
+    return int(record.get("memory_bytes") or 0) or None if record.get("backend", "local") == "local" else None
 
 
 def _take(seen: _Seen, row: Mapping[str, Any]) -> None:
@@ -134,10 +147,10 @@ def _take(seen: _Seen, row: Mapping[str, Any]) -> None:
                 seen.cores.append((row["cpu_seconds"] or 0) / seconds)
 
 
-def _conclude(rule: str, seen: _Seen, fewest: int) -> Advice:
+def _conclude(rule: str, seen: _Seen, fewest: int, most_bytes: int | None) -> Advice:
     enough = seen.succeeded >= fewest
     memory, cores, seconds = (Spread.of(v) for v in (seen.memory_bytes, seen.cores, seen.seconds))
-    mem_mb = _memory(seen, memory, enough)
+    mem_mb = _memory(seen, memory, enough, most_bytes)
     threads = _threads(seen, cores) if enough and len(seen.cores) >= fewest else None
     limit = seen.memory_limit_bytes
     freed = 0 if mem_mb is None or limit is None else limit - mem_mb * MEBIBYTE
@@ -173,7 +186,7 @@ def _tentative(seen: _Seen, used: Spread | None, seconds: Spread | None, mem_mb:
     return {name: value for name, (value, limit) in found.items() if limit and not limit / 2 < value < limit * 2}
 
 
-def _memory(seen: _Seen, used: Spread | None, enough: bool) -> int | None:
+def _memory(seen: _Seen, used: Spread | None, enough: bool, most_bytes: int | None) -> int | None:
     """MB of 1024² bytes that suffice for every job on record."""
     after_oom = seen.oom_limit_bytes * _GROWTH
     limit = seen.memory_limit_bytes or 0
@@ -183,6 +196,8 @@ def _memory(seen: _Seen, used: Spread | None, enough: bool) -> int | None:
     elif not enough or used is None:
         return None
     megabytes = round_up(wanted / MEBIBYTE)
+    if most_bytes is not None:
+        megabytes = min(megabytes, most_bytes // MEBIBYTE)
     return None if megabytes * MEBIBYTE == limit else megabytes
 
 

@@ -169,7 +169,7 @@ def tells(text: str) -> bool:
     return _TELLING.search(_WRAPPED.sub("", text)) is not None
 
 
-def telling_lines(text: str, most: int = _LINES) -> tuple[str, ...]:
+def telling_lines(text: str) -> tuple[str, ...]:
     """Return the last lines that speak of an error, else the last lines; without colours and progress bars.
 
     A line that ends with a colon only announces the error, as R's "Error in f(x) :": the next line is put to it.
@@ -183,7 +183,7 @@ def telling_lines(text: str, most: int = _LINES) -> tuple[str, ...]:
         if _TELLING.search(line)
     ]
     unique = list(dict.fromkeys(telling or lines))
-    return tuple(line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}…" for line in unique[-most:])
+    return tuple(line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}…" for line in unique[-_LINES:])
 
 
 def _traceback(record: Record, stderr: str) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def render(index: Index, run: str | None, place: str | None) -> str:
         most_rules=rule_graph.MOST_RULES,
         ticks=timeline.ticks(found.seconds),
         areas={"cpus": timeline.area(found.cpus, 40), "waiting": timeline.area(found.waiting, 40)},
-        advice=list(advice) if (advice := advise.advise(index.rows(Selection(), advise.COLUMNS))) else [],
+        advice=(advice := _advice(index)),
         profile=advise.profile_block(advice),
         isolation=[(json.loads(text), count) for text, count in index.distinct("$.isolation", selection) if text],
         undeclared=list(_undeclared(index, selection)),
@@ -114,6 +114,11 @@ def _outcome(runs: Sequence[Row], found: Gathered) -> str:
     last = [outcome for counts in found.jobs.values() for outcome in counts.last]
     outcome = run_outcome(runs[-1], last) if runs else "no jobs"
     return "stopped" if outcome == "failed" and not found.total("failed") else outcome
+
+
+def _advice(index: Index) -> list[advise.Advice]:
+    rows = index.rows(Selection(), advise.COLUMNS)
+    return advise.advise(rows, run_memory_bytes=advise.memory_of_newest(index.runs()))
 
 
 def _wall_seconds(run: Row) -> float | None:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from ..analysis.advise import COLUMNS, FEWEST_JOBS, Advice, Spread, advise, profile_block
+from ..analysis.advise import COLUMNS, FEWEST_JOBS, Advice, Spread, advise, memory_of_newest, profile_block
 from ..record.index import Selection, open_index
 from ..spec.units import show_bytes, show_seconds
 from .select import add_command, add_rule, add_run, check_job, number, pick_run
@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     with open_index(options.directory) as index:
         check_job(index, options.rule, {})
         run = pick_run(index, options.name) if options.name else None
-        found = advise(index.rows(Selection(rule=options.rule, run=run), COLUMNS), options.min_jobs)
+        rows = index.rows(Selection(rule=options.rule, run=run), COLUMNS)
+        found = advise(rows, options.min_jobs, memory_of_newest(index.runs()))
     if options.json:
         print_json([asdict(item) | {"resources": item.resources()} for item in found])
     elif options.yaml:

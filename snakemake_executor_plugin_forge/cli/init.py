@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..analysis.advise import COLUMNS, advise, profile_block
+from ..analysis.advise import COLUMNS, advise, memory_of_newest, profile_block
 from ..kernel.imports import own_command
 from ..record.index import open_index
 from ..software.catalog_file import load
@@ -124,7 +124,7 @@ def _advice(directory: str) -> str:
     if not os.path.isdir(os.path.join(directory, STATE, "runs")):
         return ""
     with open_index(directory) as index:
-        return profile_block(advise(index.rows(columns=COLUMNS)))
+        return profile_block(advise(index.rows(columns=COLUMNS), run_memory_bytes=memory_of_newest(index.runs())))
 
 
 # -- the texts: pure -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from types import CodeType, FunctionType
 from typing import Any
@@ -36,6 +36,7 @@ _VOLATILE = {
 }
 """Functions that have another value in each process."""
 _LOADS = ("LOAD_NAME", "LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD")
+_ADDED_RESOURCES = ("mem_mb", "mem_mib", "mem", "disk_mb", "disk_mib", "disk")
 _FRESH_POSITION = 623  # of numpy's Mersenne Twister before it is seeded or drawn from: MT19937._legacy_seeding()
 _WORDS = 624  # of its state
 _SETTLE_SECONDS = 0.5
@@ -51,6 +52,7 @@ class RunBlockStarts:
         self._notice = notice
         self._named: set[str] = set()
         self._of_rules: dict[str, list[Difference]] = {}
+        self._added: dict[str, list[str]] = {}
         self._seen = parsing.ended()
         self.unseeded = tuple(_unseeded(self._seen))
         """Modules whose generator of random numbers each job has to seed for itself, as a new process does."""
@@ -59,6 +61,7 @@ class RunBlockStarts:
         if mode is not RunBlocks.NEW and any(rule.is_run for rule in workflow.rules):
             self._of_run = list(self._look())
             self._of_rules = _of_rules(workflow, self._seen)
+            self._added = {rule.name: _added_resources(rule.run_func) for rule in workflow.rules if rule.is_run}
             self._files = _Files(self._seen)
 
     def reason(self, job: Any) -> str | None:
@@ -66,8 +69,9 @@ class RunBlockStarts:
         settings = self._workflow.execution_settings
         if not job.is_run or job.is_template_engine or settings.use_threads or settings.debug:
             return None
-        mode, setting = mode_of(job.rule.name, dict(job.resources.items()), self._mode)
-        why = why_new(mode, setting, self._differences(job.rule))
+        resources = dict(job.resources.items())
+        mode, setting = mode_of(job.rule.name, resources, self._mode)
+        why = why_new(mode, setting, self._differences(job.rule, resources))
         if why is not None and job.rule.name not in self._named:
             self._named.add(job.rule.name)
             self._notice(f"Forge: rule {job.rule.name} runs in a Snakemake of its own, because {why}.")
@@ -82,9 +86,12 @@ class RunBlockStarts:
         paths = {*map(os.path.abspath, (*workflow.linemaps, *workflow.configfiles)), *seen.read, *listed}
         return tuple(sorted(p for p in paths if not here.startswith(p.rstrip("/") + "/") and os.path.exists(p)))
 
-    def _differences(self, rule: Any) -> Iterator[Difference]:
+    def _differences(self, rule: Any, resources: Container[str]) -> Iterator[Difference]:
         yield from self._of_run
         yield from self._of_rules.get(rule.name, ())
+        for name in self._added.get(rule.name, ()):
+            if name not in resources:
+                yield Difference(DifferenceKind.RESOURCE, name)
         if self._files is not None:
             yield from self._files.stale()
 
@@ -229,6 +236,24 @@ def _changed(function: Any, seen: parsing.Parsing) -> Iterator[Difference]:
     for name in sorted(_names(function)) if seen.is_of(namespace) else ():
         if name in namespace and parsing.fingerprint(namespace[name]) != seen.values.get(name):
             yield Difference(DifferenceKind.CHANGED, name)
+
+
+def _added_resources(function: Any) -> list[str]:
+    """The resources that a block names, of those that a Snakemake started for one job adds to rules without them.
+
+    For such a Snakemake, ``--default-resources`` has these defaults, unless the user's run has its own.
+    """
+    words: set[str] = set()
+    stack = [function.__code__]
+    while stack:
+        code = stack.pop()
+        words.update(code.co_names)
+        for value in code.co_consts:
+            if isinstance(value, CodeType):
+                stack.append(value)
+            elif isinstance(value, str):
+                words.update((value, *re.findall(r"\bresources\W+(\w+)", value)))
+    return [name for name in _ADDED_RESOURCES if name in words]
 
 
 def _names(function: Any) -> set[str]:

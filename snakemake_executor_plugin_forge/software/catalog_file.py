@@ -386,12 +386,15 @@ class _Builder:
                 source = self._absolute(value)
                 if not os.path.exists(source):
                     raise self._lines.error((*where, kind), f"{value!r}: there is no {source}.")
-                return kind, source, model.python
+                python = model.python
+                return kind, source, self._absolute(python) if python and "/" in python else python
 
     def _image(self, text: str) -> str:
         transport, colon, place = text.partition(":")
         if colon and transport in ("oci-archive", "docker-archive", "oci", "dir"):
             return f"{transport}:{self._absolute(place)}"
+        if text.startswith("docker://"):
+            return _of_docker(text.removeprefix("docker://"))
         return self._absolute(text) if text.startswith(("./", "../", "~")) else text
 
     def _paths(self, model: PathsModel) -> Paths:
@@ -404,6 +407,14 @@ class _Builder:
 
     def _absolute(self, path: str) -> str:
         return os.path.normpath(os.path.join(self._directory, os.path.expanduser(path)))
+
+
+def _of_docker(name: str) -> str:
+    """A name with its registry: engines do not know ``docker://``, as ``container:`` of rules has it."""
+    host, slash, _ = name.partition("/")
+    if slash and (host == "localhost" or "." in host or ":" in host):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
 
 
 def _allowance(policy: _Policy) -> Allowance:

@@ -24,12 +24,15 @@ from .activation import CONFLICTING, Activation, capture
 from .damage import Problem
 from .safe_yaml import UnfitYamlError
 from .store import Definition, Manifest, Report, Store, source_text
-from .venv import run_tool
+from .venv import by_pip, normalized, run_tool, site_packages
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
 
 T = TypeVar("T")
+
+OF_PIP = " pypi_0"
+"""The build of what pip has installed, as conda list says it."""
 
 _THREADS_SECONDS = 0.1
 _EXPLICIT = "@EXPLICIT"
@@ -126,6 +129,9 @@ def make(runtime: Runtime, store: Store, prefix: str, report: Report) -> tuple[M
             f"Runtime {runtime.name} ({runtime.source}) cannot be built: {type(error).__name__}: {said}{more}"
         ) from error
     os.makedirs(f"{prefix}/conda-meta", exist_ok=True)
+    for aux in glob.glob(f"{glob.escape(os.path.splitext(runtime.source)[0])}.*"):
+        if aux.endswith((".post-deploy.sh", ".pin.txt")):
+            report(f"{aux} is for rules with conda:, and has no effect on a runtime")
     listed = _listed(Path(runtime.source).read_text(encoding="utf-8"))
     variables = listed.get("variables")
     if isinstance(variables, dict):  # each activation sets what this file says, as conda's own does
@@ -251,10 +257,18 @@ def _install_pip(runtime: Runtime, listed: Mapping[str, Any], prefix: str, repor
 
 
 def installed(prefix: str) -> dict[str, tuple[str, str]]:
-    """Every package: version and build, from the name of its record, which is ``name-version-build.json``; its path."""
+    """Every package: version and build, and the path of its record: of conda, and of pip, which conda does not know."""
     records = glob.glob(f"{glob.escape(prefix)}/conda-meta/*-*-*.json")
     parts = ((os.path.basename(path).removesuffix(".json").rsplit("-", 2), path) for path in records)
-    return {name: (f"{version} {build}", path) for (name, version, build), path in parts}
+    found = {name: (f"{version} {build}", path) for (name, version, build), path in parts}
+    names = {normalized(name): name for name in found}
+    for site in site_packages(prefix):
+        for name, info in by_pip(site).items():
+            version = os.path.basename(info).removesuffix(".dist-info").partition("-")[2]
+            known = names.get(name, name)
+            if known not in found or found[known][0].split()[0] != version:  # some packages of conda say pip, too
+                found[known] = f"{version}{OF_PIP}", info
+    return found
 
 
 def packages(prefix: str) -> dict[str, str]:

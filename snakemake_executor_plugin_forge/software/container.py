@@ -21,7 +21,7 @@ from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from .activation import Activation, which
 from .damage import Damage, Problem
-from .store import Definition, Manifest, Report, source_text
+from .store import Definition, Manifest, Report, locks, source_text
 
 ENGINES = ("podman", "docker", "apptainer", "singularity")
 """Engines, in the order of preference: podman needs no daemon and no root."""
@@ -56,7 +56,8 @@ def define(runtime: Runtime) -> Definition | None:
             if place == "" and os.path.exists(transport):
                 raise UsageError(
                     f"Runtime {runtime.name}: container: {transport} is a path. Say what it is: "
-                    f"oci-archive:{transport}, docker-archive:{transport}, oci:{transport} or dir:{transport}."
+                    f"oci-archive:{transport}, docker-archive:{transport}, oci:{transport} or dir:{transport}. "
+                    "(Of a .sif file, apptainer build --sandbox DIR FILE makes a directory.)"
                 )
     return Definition(RuntimeKind.CONTAINER, runtime.source, content | {"machine": platform.machine()})
 
@@ -196,7 +197,7 @@ def _unpack(export: list[str], prefix: str, runtime: Runtime) -> None:
     owners = ["--numeric-owner", "--same-owner"] if os.geteuid() == 0 else ["--no-same-owner"]
     tar = ["tar", "-x", "-p", *owners, "--exclude=./dev/*", "--exclude=dev/*", "-C", prefix]
     with subprocess.Popen(export, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as source:
-        done = subprocess.run(tar, stdin=source.stdout, capture_output=True, text=True, check=False)
+        done = subprocess.run(tar, stdin=source.stdout, capture_output=True, text=True, check=False, pass_fds=locks())
         assert source.stderr is not None
         said = source.stderr.read().decode("utf-8", "replace")
     if source.returncode != 0 or done.returncode != 0:

@@ -17,7 +17,6 @@ import glob
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,13 +30,12 @@ from ..spec.catalog import RuntimeKind
 from . import conda, host_fit, image_files
 from .damage import Damage, Health, Problem, package_of
 from .image_files import Expected, digest
-from .venv import distributions, site_packages
+from .venv import PIP, by_pip, distributions, normalized, site_packages
 
 SCHEMA = 2
 _RECENT_NS = 2_000_000_000
 _SMALL_BATCH = 32
 _NAMED = 3  # so many damaged files of an image get the name of their package
-_PIP = b"pip\n"
 _UNTRACKED = ("conda-meta/", "__pycache__/", ".pyc", "pyvenv.cfg", "CACHEDIR.TAG")
 
 
@@ -54,10 +52,10 @@ def expected(prefix: str, kind: RuntimeKind) -> dict[str, Expected]:
     if kind is RuntimeKind.CONTAINER:
         return {file.path: file for file in image_files.expected(prefix)}
     if kind is RuntimeKind.CONDA:
-        by_pip = {site: _by_pip(site) for site in site_packages(prefix)}
+        pip_has = {site: by_pip(site) for site in site_packages(prefix)}
         for record in sorted(glob.glob(f"{glob.escape(prefix)}/conda-meta/*.json")):
             files = {file.path: file for file in _of_conda(prefix, record)}
-            found |= {} if _is_replaced(files, by_pip) else files
+            found |= {} if _is_replaced(files, pip_has) else files
     for site in site_packages(prefix):
         for record in sorted(glob.glob(f"{glob.escape(site)}/*.dist-info/RECORD")):
             if kind is RuntimeKind.CONDA and record in found:
@@ -66,28 +64,13 @@ def expected(prefix: str, kind: RuntimeKind) -> dict[str, Expected]:
     return found
 
 
-def _by_pip(site: str) -> frozenset[str]:
-    """The names of packages that pip has installed."""
-    found = set()
-    for path in glob.glob(f"{glob.escape(site)}/*.dist-info/INSTALLER"):
-        with suppress(OSError), open(path, "rb") as file:
-            if file.read(100) == _PIP:
-                found.add(_name_of(os.path.dirname(path)))
-    return frozenset(found)
-
-
-def _name_of(info: str) -> str:
-    """The normalized name of a package, from the path of its "….dist-info"."""
-    return re.sub(r"[-_.]+", "-", os.path.basename(info).partition("-")[0]).lower()
-
-
-def _is_replaced(files: Mapping[str, Expected], by_pip: Mapping[str, frozenset[str]]) -> bool:
+def _is_replaced(files: Mapping[str, Expected], pip_has: Mapping[str, Mapping[str, str]]) -> bool:
     """Whether pip has installed its own package over one of conda, as pip: in a file may want: conda does not know."""
     for path in files:
         info, name = os.path.split(path)
-        if name == "METADATA" and _name_of(info) in by_pip.get(os.path.dirname(info), ()):
+        if name == "METADATA" and normalized(os.path.basename(info)) in pip_has.get(os.path.dirname(info), ()):
             installer = files.get(f"{info}/INSTALLER")  # some packages of conda say pip, too
-            said_pip = installer is not None and installer.sha256 == hashlib.sha256(_PIP).hexdigest()
+            said_pip = installer is not None and installer.sha256 == hashlib.sha256(PIP).hexdigest()
             return not (said_pip and os.path.isdir(info))
     return False
 
@@ -203,9 +186,9 @@ def _other_packages(prefix: str, kind: RuntimeKind, built: Mapping[str, str]) ->
 
 def _record_of(prefix: str, kind: RuntimeKind, name: str, version: str) -> str:
     """Return the place of a package's record."""
-    if kind is RuntimeKind.CONDA:
+    if kind is RuntimeKind.CONDA and not version.endswith(conda.OF_PIP):
         return f"{prefix}/conda-meta/{name}-{version.replace(' ', '-')}.json"
-    return f"{next(iter(site_packages(prefix)), prefix)}/{name}-{version}.dist-info"
+    return f"{next(iter(site_packages(prefix)), prefix)}/{name}-{version.removesuffix(conda.OF_PIP)}.dist-info"
 
 
 def _places(prefix: str, kind: RuntimeKind) -> dict[str, tuple[str, str]]:

@@ -11,7 +11,8 @@
       venv-1c0ffee….used        held, with others, by each run that uses it
       packages/                 of conda
 
-Locks are flock(2): the kernel releases them at the end of the process, however that ends.
+Locks are flock(2): the kernel releases them at the end of the process, however that ends, and of the installer that it
+has started, which lives on when the process is killed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -83,6 +85,14 @@ class Manifest:
     packages: Mapping[str, str]  # name to version
     created: str
     details: Mapping[str, str] = field(default_factory=dict)  # of the kind's own
+
+
+_of_thread = threading.local()
+
+
+def locks() -> tuple[int, ...]:
+    """The lock of the build in this thread, for the programs that write into the environment: they inherit it."""
+    return getattr(_of_thread, "locks", ())
 
 
 class Store:
@@ -224,8 +234,10 @@ class Store:
             except BlockingIOError:
                 report("another process builds it; waiting for that")
                 fcntl.flock(fd, fcntl.LOCK_EX)
+            _of_thread.locks = (fd,)
             yield
         finally:
+            _of_thread.locks = ()
             os.close(fd)
 
     @contextmanager

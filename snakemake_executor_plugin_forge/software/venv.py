@@ -5,18 +5,20 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..spec.catalog import Runtime, RuntimeKind
 from ..spec.errors import BrokenRuntimeError, UsageError
 from . import requirements
 from .activation import CONFLICTING, Activation, prepend
-from .store import Definition, Manifest, Report, source_text
+from .store import Definition, Manifest, Report, locks, source_text
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 _ASK_VERSION = "import sys, platform; print(platform.python_version(), sys.implementation.cache_tag)"
 _OTHER_HASH = "DO NOT MATCH THE HASHES"  # then pip names packages, their addresses and both checksums
 _TESTS = r"site-packages/.*/tests?/"
+
+
+PIP = b"pip\n"
+"""The content of INSTALLER in what pip has installed."""
+
+_ELSEWHERE = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+"""Variables with which pip would install somewhere else."""
 
 
 def define(runtime: Runtime) -> Definition:
@@ -104,11 +113,13 @@ def run_tool(command: list[str], runtime: Runtime, failure: str, environment: Ma
     Raises:
         BrokenRuntimeError: ``failure``, with what the program says about errors.
     """
-    environment = {k: v for k, v in environment.items() if k not in CONFLICTING} | {"PIP_USER": "0"}  # not ~/.local
+    kept = {k: v for k, v in environment.items() if k not in CONFLICTING and k not in _ELSEWHERE}
+    environment = kept | {"PIP_USER": "0"}  # not into ~/.local
     where = os.path.dirname(runtime.source)
     done = subprocess.run(
-        command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+        command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        pass_fds=locks(),
+    )  # fmt: skip
     if done.returncode != 0:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
         start = next((n for n, line in enumerate(lines) if _OTHER_HASH in line), None)
@@ -123,6 +134,21 @@ def site_packages(prefix: str) -> list[str]:
     """The directories of its packages."""
     directories = [d for d in (f"{prefix}/lib", f"{prefix}/lib64") if not os.path.islink(d)]  # one may be a link
     return sorted(site for d in directories for site in glob.glob(f"{glob.escape(d)}/python3*/site-packages"))
+
+
+def by_pip(site: str) -> dict[str, str]:
+    """The packages that pip has installed: "….dist-info" by normalized name."""
+    found = {}
+    for path in glob.glob(f"{glob.escape(site)}/*.dist-info/INSTALLER"):
+        with suppress(OSError), open(path, "rb") as file:
+            if file.read(100) == PIP:
+                found[normalized(path.split("/")[-2])] = os.path.dirname(path)
+    return found
+
+
+def normalized(name: str) -> str:
+    """The normalized name of a package, from its name or that of its "….dist-info"."""
+    return re.sub(r"[-_.]+", "-", name.partition("-")[0] if name.endswith(".dist-info") else name).lower()
 
 
 def distributions(prefix: str) -> Iterable[Distribution]:

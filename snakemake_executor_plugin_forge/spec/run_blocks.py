@@ -25,6 +25,7 @@ class DifferenceKind(enum.Enum):
     MOMENT = "the Snakefile calls {} while it is read, and forks would all have the same value"
     CHANGED = "the global {} has changed since the Snakefile was read"
     STALE = "the Snakefile reads {}, which has changed since"
+    RESOURCE = "it uses resources.{}, which the rule does not set and Snakemake adds there"
     ASKED = "{} asks for it"
 
 

@@ -32,10 +32,6 @@ from .half_published import half_published
 from .journal import UNDECIDED, Journal, Move, UndecidedError, located, read
 
 
-class ForgedError(UndecidedError):
-    """A journal names what no job of its run moves. Nothing was moved."""
-
-
 class Confines:
     """The confines for the jobs of one supervisor."""
 
@@ -59,14 +55,14 @@ class Confines:
         """Check all that a journal names.
 
         Raises:
-            ForgedError: if any of it is outside.
+            UndecidedError: if any of it is outside; nothing was moved.
         """
         wrong = self.outside(found.moves)
         if found.lock not in ("", f"{self.workdir}/{STATE}/publish.lock"):
             wrong.append(found.lock)
         if wrong:
             said = f"it names files that no job of its run publishes: {_named(wrong)}"
-            raise ForgedError(errno.EPERM, said, directory)
+            raise UndecidedError(errno.EPERM, said, directory)
 
     def outside(self, moves: Iterable[Move]) -> list[str]:
         """Return the places of moves that are outside."""

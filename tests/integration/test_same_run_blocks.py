@@ -140,6 +140,14 @@ ORDINARY = [
             params: value=42
             run: open(output[0], "w").write(str(params.value))
         """, check=_how("inner snakemake, because forge_run_blocks=new asks for it")),
+    Case("added", """
+        rule @:
+            output: "@/out.txt"
+            resources: mem_mb=60
+            run:
+                with open(output[0], "w") as file: file.write(f"{resources.mem_mb}")
+                shell("echo {resources.disk_mb} >> {output}")
+        """, check=_how("inner snakemake, because it uses resources.disk_mb, which the rule does not set and Snakemake adds there")),
     Case("names", """
         rule @:
             input: "@/made.txt"

@@ -65,6 +65,8 @@ def test_more_disk_until_a_job_has_succeeded_with_it() -> None:
 
 def test_after_out_of_memory_it_is_twice_the_limit_unless_more_is_known_to_do() -> None:
     small = {"memory_limit_bytes": 50 * MIB}
+    (capped,) = advise([ROW | small | {"outcome": "oom"}], run_memory_bytes=80 * MIB)
+    assert capped.mem_mb == 80, "a run refuses a rule that asks for more"
     assert _one({"outcome": "oom"} | small).mem_mb == 100
     assert _one(*[small | {"memory_peak_bytes": 40 * MIB}] * 9, small | {"outcome": "oom"}).mem_mb == 100
     known = _one(small | {"outcome": "oom"}, *[{}] * 5)  # raised since, and it has used 100

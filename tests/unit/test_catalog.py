@@ -63,6 +63,11 @@ def test_the_example_of_the_design_means_what_it_says(place: Path) -> None:
     assert catalog.allowance == Allowance(4 * 1024**3, 100, 86400.0, None)
     assert catalog.network is Network.ON  # YAML has made it True
     assert catalog.runtimes["host"] == Runtime("host")
+    for name, full in (("u:1", "docker.io/library/u:1"), ("a/u", "docker.io/a/u"), ("q.io/a/u@sha256:0", "q.io/a/u@sha256:0")):
+        image = _load(place, f"version: 1\nruntimes: {{a: {{container: 'docker://{name}'}}}}").runtimes["a"]
+        assert image.source == full
+    by_path = _load(place, "version: 1\nruntimes: {a: {venv: requirements.txt, python: bin/py}}").runtimes["a"]
+    assert by_path.python == f"{place}/bin/py"
     assert catalog.runtimes["py"] == Runtime("py", RuntimeKind.VENV, f"{place}/requirements.txt", "python3")
     genomics = catalog.runtimes["genomics"]
     assert (genomics.kind, genomics.source, genomics.network) == (RuntimeKind.CONDA, f"{place}/env.yaml", Network.OFF)

@@ -201,6 +201,7 @@ def test_a_package_that_pip_has_installed_over_one_of_conda_is_no_damage(prefix:
     sha256 = base64.urlsafe_b64encode(hashlib.sha256(b"x = 2\n").digest()).rstrip(b"=").decode()
     (info / "RECORD").write_text(f"thing.py,sha256={sha256},6\n")
     assert _look(prefix).problems == ()
+    assert conda.packages(str(prefix))["my_thing"] == "2.0 pypi_0"
     (site / "thing.py").write_text("x = 3\n")
     assert [p.fault for p in _look(prefix).problems] == [Damage.CHANGED]
 

@@ -65,6 +65,34 @@ def test_a_build_that_was_cut_short_is_not_believed_and_begun_anew(tmp_path: Pat
     assert not Path(manifest.prefix, "half").exists()
 
 
+def _install(directory: str) -> None:
+    def make(prefix: str, report: Report) -> tuple[dict[str, str], dict[str, str]]:
+        script = "touch started; until [ -e go ]; do sleep 0.05; done; printf o >> builds"
+        venv.run_tool(["sh", "-c", script], Runtime("v", RuntimeKind.VENV, f"{directory}/r.txt"), "it failed")
+        return {}, {}
+
+    Store(directory).build(DEFINITION, make, lambda _: None)
+
+
+def test_the_installer_of_a_killed_build_ends_before_the_next_build_begins(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_install, args=(str(tmp_path),))
+    process.start()
+    while not (tmp_path / "started").exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    waits: list[str] = []
+
+    def report(text: str) -> None:
+        waits.append(text)
+        (tmp_path / "go").touch()
+
+    Store(str(tmp_path)).build(DEFINITION, _make, report)
+    assert waits[0] == "another process builds it; waiting for that"
+    assert (tmp_path / "builds").read_text() == "ox"
+
+
 def test_what_a_run_uses_is_not_built_again(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.build(DEFINITION, _make, lambda _: None)
@@ -139,8 +167,9 @@ def test_a_relative_path_means_another_package_elsewhere_and_other_content_anoth
     assert (identity("a") == first) is line.startswith("-")
 
 
-def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp_path: Path) -> None:
+def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its variables, pip takes a package in ~/.local for installed, which no job sees."""
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     runtime = Runtime("c", RuntimeKind.CONDA, str(tmp_path / "e.yaml"))
     (tmp_path / "e.yaml").write_text("channels: [x]\ndependencies: [python, {pip: [-r r.txt, ./tool]}]\n")
     for text in ("a", "b"):
@@ -150,11 +179,11 @@ def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp
         assert (definition.content["requirements 1"], definition.content["directory"]) == (text, str(tmp_path))
     python = tmp_path / "env" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\necho $PYTHONNOUSERSITE $PIP_USER $CONDA_PREFIX "$@" > {tmp_path}/said\n')
+    python.write_text(f'#!/bin/sh\necho $PYTHONNOUSERSITE $PIP_USER ${{PIP_TARGET-none}} $CONDA_PREFIX "$@" > {tmp_path}/said\n')
     python.chmod(0o755)
     conda._install_pip(runtime, {"dependencies": [{"pip": ["-r r.txt", "x"]}]}, str(tmp_path / "env"), lambda _: None)
     said = (tmp_path / "said").read_text().split()
-    assert said[:5] == ["1", "0", str(tmp_path / "env"), "-m", "pip"]
+    assert said[:6] == ["1", "0", "none", str(tmp_path / "env"), "-m", "pip"]
 
 
 def test_an_activation_is_captured_whatever_it_prints_and_sets(tmp_path: Path) -> None:

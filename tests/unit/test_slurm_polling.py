@@ -181,15 +181,17 @@ def test_nothing_is_concluded_on_what_may_be_alive(state: SlurmState, seconds: f
 
 
 def test_what_the_accounting_says_of_a_job_that_the_controller_forgot() -> None:
-    assert step_after_accounting(None, Traces()) is Step.SUBMIT_AGAIN
-    assert step_after_accounting(None, RAN) is Step.ASK_USAGE
-    assert step_after_accounting(row("TIMEOUT"), Traces()) is Step.ASK_USAGE
-    assert step_after_accounting(row("TIMEOUT"), Traces(1, packed=True)) is Step.SUBMIT_AGAIN
+    assert step_after_accounting(None, 0.0, Traces()) is Step.SUBMIT_AGAIN
+    assert step_after_accounting(None, 0.0, RAN) is Step.ASK_USAGE
+    assert step_after_accounting(row("TIMEOUT"), 0.0, Traces()) is Step.ASK_USAGE
+    assert step_after_accounting(row("TIMEOUT"), 0.0, Traces(1, packed=True)) is Step.SUBMIT_AGAIN
     for state in ("CANCELLED", "NODE_FAIL", "COMPLETED"):
-        assert step_after_accounting(row(state), Traces(packed=True)) is Step.SUBMIT_AGAIN, "its turn had not come"
-        assert step_after_accounting(row(state), Traces(1, packed=True)) is Step.ASK_USAGE
-    assert step_after_accounting(row("RUNNING"), Traces(packed=True)) is Step.WAIT
-    assert step_after_accounting(row("RUNNING"), RAN) is Step.WAIT
+        assert step_after_accounting(row(state), 0.0, Traces(packed=True)) is Step.SUBMIT_AGAIN, "its turn had not come"
+        assert step_after_accounting(row(state), 0.0, Traces(1, packed=True)) is Step.ASK_USAGE
+    assert step_after_accounting(row("RUNNING"), 0.0, Traces(packed=True)) is Step.WAIT
+    assert step_after_accounting(row("RUNNING"), 0.0, RAN) is Step.WAIT
+    assert step_after_accounting(row("PENDING"), WRITTEN_RESULT_SECONDS, Traces()) is Step.SUBMIT_AGAIN, "a crashed controller lost it"
+    assert step_after_accounting(row("RUNNING"), 1e9, RAN) is Step.WAIT
 
 
 def test_what_only_a_person_can_change_is_said() -> None:

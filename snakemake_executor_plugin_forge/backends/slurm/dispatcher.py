@@ -310,7 +310,14 @@ class Dispatcher:
         over: list[tuple[Job, QueueRow | None]] = []
         for job in jobs:
             row = rows.get((job.name, job.index))
-            match polling.step_after_accounting(row, job.traces()):
+            unknown = time.monotonic() - job.same_since
+            match polling.step_after_accounting(row, unknown, job.traces()):
+                case polling.Step.WAIT if unknown >= polling.WRITTEN_RESULT_SECONDS:
+                    self._tell(
+                        f"Forge: rule {job.spec.rule}: Slurm's controller does not know job {job.slurm_id} any more, "
+                        "but the accounting takes it for alive. Forge waits for its result; if the controller has lost "
+                        "its jobs, stop the run (Ctrl-C) and start it again."
+                    )
                 case polling.Step.SUBMIT_AGAIN:
                     self._again(job, row)
                 case polling.Step.ASK_USAGE:

@@ -242,9 +242,14 @@ def _reached_limit_of_pack(row: QueueRow | None, traces: Traces) -> bool:
     return traces.packed and row is not None and row.state is SlurmState.TIMEOUT
 
 
-def step_after_accounting(row: QueueRow | None, traces: Traces) -> Step:
-    """Decide on a job that the controller does not know, by what the accounting says of it (None: nothing)."""
-    never_began = traces.claims == 0 and (row is None or (traces.packed and row.ended))
+def step_after_accounting(row: QueueRow | None, seconds: float, traces: Traces) -> Step:
+    """Decide on a job that the controller has not known for ``seconds``, by the accounting's answer (None: nothing).
+
+    For the accounting a job that a crashed controller has lost waits or runs for ever.
+    """
+    alive_too_long = row is not None and not row.ended and seconds >= WRITTEN_RESULT_SECONDS
+    lost = row is None or alive_too_long or (traces.packed and row.ended)
+    never_began = traces.claims == 0 and lost
     if never_began or _reached_limit_of_pack(row, traces):
         return Step.SUBMIT_AGAIN
     return Step.ASK_USAGE if row is None or row.ended else Step.WAIT
