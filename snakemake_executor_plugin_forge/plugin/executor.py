@@ -24,7 +24,6 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecMode
 
 from ..spec.errors import ForgeError
-from .dry_run import leave_dry_runs
 
 if TYPE_CHECKING:
     from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime
@@ -129,6 +128,8 @@ class Executor(_InnerSnakemake):
         Raises:
             WorkflowError: in Snakemake's own terms, for everything that keeps Forge from starting.
         """
+        from .dry_run import leave_dry_runs
+
         self._run: _Run | None = None
         self.logger: Any = _PrintableLogger(self.logger)
         self._failures: Failures | None = None
