@@ -128,8 +128,6 @@ class Executor(_InnerSnakemake):
         Raises:
             WorkflowError: in Snakemake's own terms, for everything that keeps Forge from starting.
         """
-        from .dry_run import leave_dry_runs
-
         self._run: _Run | None = None
         self.logger: Any = _PrintableLogger(self.logger)
         self._failures: Failures | None = None
@@ -137,7 +135,6 @@ class Executor(_InnerSnakemake):
         self._reads: dict[str, set[str]] = {}  # rule to the files that its jobs read without declaring them
         self._choosing: ChoosingTime | None = None  # from the first job on
         self._stopped_by = "Ctrl-C"
-        leave_dry_runs()
         try:
             if len(self.dag):
                 self._start()
@@ -154,6 +151,7 @@ class Executor(_InnerSnakemake):
 
         with OwnImports():  # here and not above: see the module's docstring
             from . import parts
+        parts.leave_dry_runs()
         workflow = self.workflow
         self._failures, self._notes = parts.Failures(str(workflow.workdir_init)), parts.Notes()
         settings = self.executor_settings or parts.ExecutorSettings()  # None: Snakemake's Python API
