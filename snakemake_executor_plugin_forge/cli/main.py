@@ -83,7 +83,8 @@ def _answer(words: Sequence[str]) -> int:
         options, more = parser.parse_known_args(words)
         options.more = more
         if options.more and not getattr(options, "takes_more", False):
-            parser.error(f"unrecognized arguments: {' '.join(options.more)}")
+            see = f"see: snakemake-forge {options.command} --help"
+            parser.error(f"unrecognized arguments: {' '.join(options.more)}; {see}")
         if getattr(options, "directory", None) == HERE:
             options.directory = nearest_record(HERE)
         run: Callable[[argparse.Namespace], int] = options.run

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from ..kernel.failpoints import reached
 from ..spec import words
 from ..spec.job import RECORD_SCHEMA, LaunchSpec
+from ..spec.units import show_bytes, show_seconds
 from ..spec.verdict import Verdict
 from .codec import as_json, plain, verdict_json
 from .identity import start_time
@@ -235,9 +236,10 @@ export TMP="$TMPDIR" TEMP="$TMPDIR" TEMPDIR="$TMPDIR" FORGE_SCRATCH="$TMPDIR"
 def _script(spec: LaunchSpec) -> str:
     variables = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in spec.environment.items())
     limits = spec.limits
+    memory = show_bytes(limits.memory_bytes) if limits.memory_bytes else "of the run"
+    wall = f"at most {show_seconds(limits.wall_seconds)}" if limits.wall_seconds else "no time limit"
     return (
         f"#!/usr/bin/env bash\n# Rule {spec.rule}, attempt {spec.attempt}: the same command by hand, "
-        f"without limits and sandbox.\n# Under Forge: memory {limits.memory_bytes or 'of the run'}, "
-        f"{limits.cpus} CPU(s), {limits.wall_seconds or 'unlimited'} s.\n"
+        f"without limits and sandbox.\n# Under Forge: memory {memory}, {limits.cpus} CPU(s), {wall}.\n"
         f"cd {shlex.quote(spec.workdir)} || exit\n{variables}{_SCRATCH}set -euo pipefail\n{spec.by_hand}\n"
     )

@@ -497,6 +497,7 @@ def test_second_run_has_nothing_to_do(results: dict[str, Result]) -> None:
 def test_command_by_hand(results: dict[str, Result]) -> None:
     result = results["forge"]
     script = Path(result.attempt("shell_rule")["directory"], "command.sh")
+    assert "\n# Under Forge: memory of the run, 1 CPU(s), no time limit.\n" in script.read_text()
     (result.directory / "shell.txt").unlink()
     assert os.spawnv(os.P_WAIT, "/bin/bash", ["bash", str(script)]) == 0
     assert result.read("shell.txt") == "shell\n"

@@ -69,7 +69,7 @@ def test_the_search_for_a_record_ends_at_a_catalog_and_where_everybody_may_write
     (["why", "s=A"], "Name the rule before s=A. All jobs with it: snakemake-forge jobs s=A"),
     (["jobs", "--directory", "/nowhere"], "There is no directory /nowhere."),
     (["jobs", "--directory", "/"], "There is no record of Forge in /"),
-    (["jobs", "--nonsense"], "unrecognized arguments"),
+    (["jobs", "--nonsense"], "unrecognized arguments: --nonsense; see: snakemake-forge jobs --help"),
     (["logs", "--follow"], "--follow needs the rule of a job"),
     (["jobs", "--run", "-3"], "--run -3: 2 runs are on record; -1 is the newest, -2 the oldest."),
     (["why", "--run", "2026"], "--run 2026: 2 runs begin like this, from 20260130-120000-1-aaaa to 20260131-120000-1-aaaa."),
