@@ -14,6 +14,7 @@ part                                                  what it is for
 ``AbstractJob._scheduler_resources``                  with the resources of the new attempt
 ``JobScheduler._schedule_reevalutation`` (sic),       look for jobs no more often than something can have changed
 ``JobScheduler.job_rate_limiter``
+``DAG.has_unfinished_queue_input_jobs``
 ``JobScheduler.job_selector``                         measure how long choosing takes
 ====================================================  ===============================================================
 """

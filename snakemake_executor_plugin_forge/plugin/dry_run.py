@@ -25,6 +25,13 @@ def check_dry_runs(settings: Any) -> None:
         plugin.executor = _checking(getattr(plugin.executor, "unchecked", plugin.executor), settings)
 
 
+def leave_dry_runs() -> None:
+    """Have later dry runs of this process check nothing: the settings were those of a run."""
+    plugin = ExecutorPluginRegistry().plugins.get(_NAME)
+    if plugin is not None:
+        plugin.executor = getattr(plugin.executor, "unchecked", plugin.executor)
+
+
 def _checking(executor: type[AbstractExecutor], settings: Any) -> type[AbstractExecutor]:
     class Checking(executor):  # type: ignore[misc]
         """Refuses what a run would refuse, and ends with the warnings of a run."""

@@ -151,6 +151,7 @@ class Executor(_InnerSnakemake):
 
         with OwnImports():  # here and not above: see the module's docstring
             from . import parts
+        parts.leave_dry_runs()
         workflow = self.workflow
         self._failures, self._notes = parts.Failures(str(workflow.workdir_init)), parts.Notes()
         settings = self.executor_settings or parts.ExecutorSettings()  # None: Snakemake's Python API

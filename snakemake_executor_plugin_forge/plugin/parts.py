@@ -15,6 +15,7 @@ from ..run.engine import Engine, RunRequest
 from ..run.resource_checks import RefusedError
 from ..spec.catalog import with_defaults
 from .config import to_config
+from .dry_run import leave_dry_runs
 from .groups import Group
 from .left_modules import left_modules
 from .output_cache import ask_cache
@@ -45,6 +46,7 @@ __all__ = [
     "explain",
     "forget_failures",
     "leave_crate",
+    "leave_dry_runs",
     "left_modules",
     "mend",
     "protect_only_own",

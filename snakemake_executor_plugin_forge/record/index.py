@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from ..spec.verdict import EndedBy
 from .archive import read_entries
 from .reader import RUNNING, RunDirectory, run_directories, state_directory
 from .schema import JSONS, NUMBERS, TEXTS, NewerIndexError, connect, transaction
@@ -127,7 +128,9 @@ class Index:
                     if record is None:
                         continue
                     unfinished = record["outcome"] in (RUNNING, "lost") and "schema" not in record
-                    if (unfinished or record.get("staged")) and not over:
+                    # a node knows only that Slurm has ended the attempt: the controller writes why, or it runs again
+                    provisional = record.get("staged") or record.get("ended_by") == EndedBy.SLURM
+                    if (unfinished or provisional) and not over:
                         self._pending.append((name, entry, record))
                     else:
                         self._insert(name, entry, record)

@@ -99,6 +99,19 @@ def test_running_attempts_are_seen_and_not_stored(tmp_path: Path) -> None:
         assert [row["outcome"] for row in index.rows()] == ["succeeded"] * 3
 
 
+def test_what_a_node_wrote_of_an_attempt_that_slurm_ended_is_read_again(tmp_path: Path) -> None:
+    """The controller writes a moment later why Slurm has ended it."""
+    run = write_run(tmp_path, MADE[:1], over=False)
+    (path,) = run.glob("*/verdict.json")
+    final = path.read_text()
+    path.write_text(json.dumps(json.loads(final) | {"outcome": "cancelled", "ended_by": "slurm"}))
+    with open_index(str(tmp_path)) as index:
+        assert [row["outcome"] for row in index.rows()] == ["cancelled"]
+    path.write_text(final)
+    with open_index(str(tmp_path)) as index:
+        assert [row["outcome"] for row in index.rows()] == ["succeeded"]
+
+
 def test_what_a_crash_took_is_older_than_what_came_after_it(tmp_path: Path) -> None:
     """A run that has died a moment ago may still get verdicts, so it is in no table yet."""
     died = write_run(tmp_path, [Made("done"), Made("slow", ended=False)], over=False)
