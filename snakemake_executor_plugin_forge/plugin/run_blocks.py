@@ -247,12 +247,13 @@ def _added_resources(function: Any) -> list[str]:
     stack = [function.__code__]
     while stack:
         code = stack.pop()
-        words.update(code.co_names)
+        has_resources = any(step.argval == "resources" for step in dis.get_instructions(code))
+        words.update(code.co_names if has_resources else ())
         for value in code.co_consts:
             if isinstance(value, CodeType):
                 stack.append(value)
             elif isinstance(value, str):
-                words.update((value, *re.findall(r"\bresources\W+(\w+)", value)))
+                words.update((value,) if has_resources else (), re.findall(r"\bresources\W+(\w+)", value))
     return [name for name in _ADDED_RESOURCES if name in words]
 
 

@@ -6,9 +6,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from snakemake_executor_plugin_forge.plugin import run_blocks
 from snakemake_executor_plugin_forge.spec.errors import UsageError
 from snakemake_executor_plugin_forge.spec.job import RunBlocks
 from snakemake_executor_plugin_forge.spec.run_blocks import Difference, DifferenceKind, mode_of, why_new
@@ -95,9 +97,9 @@ for name in sys.argv[1:]:
         workflow.globals.get("change", int)()
         starts = RunBlockStarts(workflow, RunBlocks.AUTO, print)
         rule = next(rule for rule in workflow.rules if rule.name.startswith("b"))
-        early = {d.kind.name for d in starts._differences(rule)}
+        early = {d.kind.name for d in starts._differences(rule, ())}
         workflow.globals.get("later", int)()
-        found[name] = sorted(early | {d.kind.name for d in starts._differences(rule)})
+        found[name] = sorted(early | {d.kind.name for d in starts._differences(rule, ())})
         for name in list(workflow.globals):
             if name not in workflow.vanilla_globals:
                 del workflow.globals[name]
@@ -137,3 +139,16 @@ def test_a_rule_overrides_the_run_and_a_setting_overrides_evidence() -> None:
     assert str(why_new(RunBlocks.NEW, "forge_run_blocks=new", [])) == "forge_run_blocks=new asks for it"
     with pytest.raises(UsageError, match="Rule a: resource forge_run_blocks='old' is not one of auto, fork, new"):
         mode_of("a", {"forge_run_blocks": "old"}, RunBlocks.AUTO)
+
+
+def _named(resources: Any) -> None:
+    print(resources.mem_mb, [resources["disk_mb"] for _ in "x"], "{resources.mem}")
+
+
+def _unrelated(disk: Any) -> None:
+    print(disk.mem_mb, "disk_mb", "the resources that it has")
+
+
+def test_resources_that_a_block_names() -> None:
+    assert run_blocks._added_resources(_named) == ["mem_mb", "mem", "disk_mb"]
+    assert run_blocks._added_resources(_unrelated) == []
