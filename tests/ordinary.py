@@ -43,18 +43,19 @@ def _mount(source: str, target: str, kind: str = "", flags: int = 0, data: str =
 
 def _open_doors(paths: Sequence[str]) -> None:
     """Let everybody through to ``paths``: cover the first closed directory on the way to each."""
-    for path in paths:
-        parts = Path(path).resolve().parents
+    behind: dict[str, list[tuple[str, int]]] = {}
+    for target in sorted(map(os.path.realpath, paths)):  # a directory before what is in it
         # Each start of pytest closes its directory in /tmp, also while the command runs.
-        closed = next((str(p) for p in reversed(parts) if not p.stat().st_mode & 0o001 or p.name.startswith("pytest-of-")), None)
-        if closed is None:
-            continue
-        target = os.path.realpath(path)
-        fd = os.open(target, os.O_PATH)
+        parents = reversed(Path(target).parents)
+        closed = next((str(p) for p in parents if not p.stat().st_mode & 0o001 or p.name.startswith("pytest-of-")), None)
+        if closed is not None:
+            behind.setdefault(closed, []).append((target, os.open(target, os.O_PATH)))
+    for closed, found in behind.items():
         _mount("none", closed, "tmpfs", 0, "mode=755")
-        os.makedirs(target, mode=0o755)
-        _mount(f"/proc/self/fd/{fd}", target, "", _MS_BIND | _MS_REC)
-        os.close(fd)
+        for target, fd in found:
+            os.makedirs(target, mode=0o755, exist_ok=True)
+            _mount(f"/proc/self/fd/{fd}", target, "", _MS_BIND | _MS_REC)
+            os.close(fd)
 
 
 def die_with_parent() -> None:
