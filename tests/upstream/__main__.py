@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,8 +97,7 @@ def _source(version: str) -> Path:
     if not source.exists():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
         subprocess.run([*command, "--dest", str(CACHE), f"snakemake=={version}"], check=True)
-        with tarfile.open(CACHE / f"snakemake-{version}.tar.gz") as archive:
-            archive.extractall(CACHE, filter="data")
+        shutil.unpack_archive(CACHE / f"snakemake-{version}.tar.gz", CACHE)  # tarfile has filters since 3.11.4 only
     return source
 
 
