@@ -59,9 +59,10 @@ BAD = {
     "again": ("rm -rf made/dir; mkdir made/dir; echo WRONG > made/dir/file", "changed made/dir/file"),
     "all": ("rm -rf made/[!r]*", "deleted made/attribute"),
     "closed": ("chmod 700 made/dir", "changed made/dir"),
-    "early": ("echo WRONG > later", "wrote later"),
-    "early_deep": ("mkdir -p new/deep new/dir; echo WRONG > new/deep/later; touch new/mine", "wrote new/deep/later"),
-    "early_dir": ("mkdir -p new/dir; echo WRONG > new/dir/y", "wrote new/dir/y"),
+    # "wrote" or "changed": whether the rule later has run by then
+    "early": ("echo WRONG > later", " later"),
+    "early_deep": ("mkdir -p new/deep new/dir; echo WRONG > new/deep/later; touch new/mine", " new/deep/later"),
+    "early_dir": ("mkdir -p new/dir; echo WRONG > new/dir/y", " new/dir/y"),
     "log": ("echo WRONG > made/log; echo WRONG > made/times.tsv", "changed made/log"),
     "logged": ("echo WRONG >> made/log", "changed made/log"),
     "nolog": ("rm made/log; mkdir -p logs; touch logs/later.log", "deleted made/log"),
