@@ -96,7 +96,7 @@ demo-lab: $(LAB_STAMP) ## four analyses and a hostile one beside a database; min
 test: $(STAMP) ## all tests: also in a guest with cgroup v2, on a Slurm cluster, Snakemake's own (root: installs what they need)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-fast: $(STAMP) ## the tests that need no other host (guest, cluster), but for those that take long; under four minutes
+test-fast: $(STAMP) ## the tests that need no other host (guest, cluster), but for those that take long
 	$(BIN)/python -m pytest -n 2 -m 'not host and not busy and not slow' $(ARGS)
 
 soak: $(STAMP) ## crashes at random times by the hundred, and every case of containment in the guest; hours
