@@ -39,9 +39,13 @@ def read_telling(directory: str) -> Told:
     return next((log for log in logs if tells(log.text)), logs[0] if logs else stderr)
 
 
-def with_context(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of an attempt with what explain() takes from other files: ``told``, ``run_memory_bytes``."""
-    found = {**record, "told": read_telling(record["directory"])}
+def with_context(record: Mapping[str, Any], told: Told | None = None) -> dict[str, Any]:
+    """The record of an attempt with what explain() takes from other files: ``told``, ``run_memory_bytes``.
+
+    Args:
+        told: what the job has said, if that is known.
+    """
+    found = {**record, "told": told or read_telling(record["directory"])}
     if record["outcome"] == "oom" and record.get("backend") == "local":
         run = sound.run(load(f"{os.path.dirname(record['directory'])}/{RUN}") or {})
         found["run_memory_bytes"] = run["memory_bytes"]

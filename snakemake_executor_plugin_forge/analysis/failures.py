@@ -73,7 +73,7 @@ def _record(verdict: Verdict) -> dict[str, object]:
     told = read_telling(verdict.directory)
     told = told if told.text else Told(verdict.stderr_tail)
     found = _read(verdict.directory)
-    record: dict[str, object] = {**known, **(with_context(found) if found else {}), "told": told}
+    record: dict[str, object] = {**known, **(with_context(found, told) if found else {}), "told": told}
     try:
         explain(record, told)
     except UNFIT:

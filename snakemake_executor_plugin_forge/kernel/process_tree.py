@@ -35,19 +35,17 @@ def descendants(root: int) -> list[int]:
     found: list[int] = []
     waiting = [root]
     while waiting:
-        children = list(_children(waiting.pop()))
-        found += children
-        waiting += children
+        below = list(children(waiting.pop()))
+        found += below
+        waiting += below
     return found
 
 
-def children(pid: int) -> list[int]:
-    """The present children of a process, zombies too."""
-    return list(_children(pid))
+def children(pid: int) -> Iterator[int]:
+    """The present children of a process, zombies too.
 
-
-def _children(pid: int) -> Iterator[int]:
-    """The ``children`` files of its threads: proc_pid_task_children(5), there if CONFIG_PROC_CHILDREN is."""
+    They are in the ``children`` files of its threads: proc_pid_task_children(5), there if CONFIG_PROC_CHILDREN is.
+    """
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:  # it has ended
@@ -144,7 +142,7 @@ def end_below(root: int, keep: int, timeout_seconds: float) -> bool:
         keep: a direct child that somebody else reaps.
     """
     deadline = time.monotonic() + timeout_seconds
-    while not is_dead(keep) or any(pid != keep for pid in _children(root)):
+    while not is_dead(keep) or any(pid != keep for pid in children(root)):
         if time.monotonic() > deadline:
             return False
         kill_below(root)
@@ -160,7 +158,7 @@ def reap_orphans(keep: Collection[int]) -> tuple[float, float]:
         Seconds of CPU time that they have used, as users and in the kernel.
     """
     user, system = 0.0, 0.0
-    for pid in children(os.getpid()):
+    for pid in list(children(os.getpid())):
         if pid not in keep:
             with suppress(ChildProcessError):
                 _, _, used = os.wait4(pid, os.WNOHANG)  # of one that lives, it is nothing
@@ -176,7 +174,7 @@ def orphans(pool: int) -> list[int]:
     """
     own = os.getsid(pool)
     found: list[int] = []
-    for pid in _children(pool):
+    for pid in children(pool):
         with suppress(OSError):
             if int(stat(pid)[3]) != own:
                 found += [pid, *descendants(pid)]

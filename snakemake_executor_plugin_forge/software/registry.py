@@ -134,8 +134,8 @@ class Runtimes:
         except BrokenRuntimeError as error:  # the others may have problems, too, which the user wants to know now
             said.append(str(error))
         for runtime in wanted:
-            self._hold(runtime)  # before the check, after which nobody may rebuild it
-            health = self.health(runtime)
+            manifest = self._hold(runtime)  # before the check, after which nobody may rebuild it
+            health = self.look(manifest) if manifest is not None else None
             if health is not None and health.damage:
                 advice = self.cure(runtime, health.damage)
                 said.append(f"Runtime {runtime.name} is damaged: {in_words(health.damage)} {advice}")
@@ -203,11 +203,15 @@ class Runtimes:
             words += ["--runtimes-dir", shlex.quote(self.store.directory)]
         return " ".join(words)
 
-    def _hold(self, runtime: Runtime) -> None:
+    def _hold(self, runtime: Runtime) -> Manifest | None:
+        """Hold the environment of a runtime, and return its manifest, which nobody replaces from now on."""
         manifest = self.state(runtime).manifest
-        if manifest is not None and self.store.has(manifest) and manifest.identity not in self._held:
+        if manifest is None or not self.store.has(manifest):
+            return manifest
+        if manifest.identity not in self._held:
             fd = self.store.hold(manifest.identity)
             self._held |= {manifest.identity: fd} if fd is not None else {}
+        return self.store.manifest(manifest.identity)
 
     def _activate(self, runtime: Runtime) -> Activation:
         manifest = self.state(runtime).manifest

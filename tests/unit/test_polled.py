@@ -111,9 +111,9 @@ if first == 0:
 job = PolledJob(os.getpid(), 2**40, 10, namespaced=False, own_limit=True, nice=0)
 job.open_procs(first)
 os.write(write, b"x")
-while not all(map(is_dead, children(os.getpid()))) or len(children(os.getpid())) < 21: time.sleep(0.01)
+while not all(map(is_dead, children(os.getpid()))) or len(list(children(os.getpid()))) < 21: time.sleep(0.01)
 over = job.sample().over
-print(over, children(os.getpid()) == [first], job.counters().cpu_seconds >= 0.3)
+print(over, list(children(os.getpid())) == [first], job.counters().cpu_seconds >= 0.3)
 """
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout == "False True True\n"
