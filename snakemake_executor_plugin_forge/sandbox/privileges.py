@@ -59,10 +59,27 @@ def drop_steps(kept: frozenset[int], *, nested: bool = False) -> list[syscalls.S
     ]
 
 
+_stand_ins: set[int] = set()  # of this process and those that it forks
+
+
+def replace_descriptors(keep: tuple[int, ...]) -> None:
+    """Put /dev/null in the place of every descriptor above 2 except ``keep``, for good.
+
+    Files and handlers of Python's logging that this process has inherited still write to those numbers. A file or
+    socket that was opened later would get one of these, and then what they write. No executed program gets them.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in sorted({int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, null, *keep}):
+        with suppress(OSError):  # listdir itself had one, which is closed by now
+            os.fstat(fd)
+            _stand_ins.add(os.dup2(null, fd, inheritable=False))
+    os.close(null)
+
+
 def close_descriptors(keep: tuple[int, ...]) -> None:
-    """Close every descriptor above 2 except ``keep``."""
+    """Close every descriptor above 2 except ``keep`` and the places that :func:`replace_descriptors` holds."""
     previous = 2
-    for fd in sorted(fd for fd in keep if fd > 2):
+    for fd in sorted(fd for fd in (*keep, *_stand_ins) if fd > 2):
         os.closerange(previous + 1, fd)
         previous = fd
     os.closerange(previous + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])

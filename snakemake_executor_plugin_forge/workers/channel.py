@@ -108,14 +108,15 @@ class Channel:
     def _next(self) -> Frame | None:
         if len(self._buffer) < _HEAD.size:
             return None
-        kind, name_size, body_size = _HEAD.unpack_from(self._buffer)
+        number, name_size, body_size = _HEAD.unpack_from(self._buffer)
+        kind = FrameKind(number)  # an error for what is no frame: a size read from that could be waited for without end
         end = _HEAD.size + name_size + body_size
         if len(self._buffer) < end:
             return None
         name = self._buffer[_HEAD.size : _HEAD.size + name_size].decode()
         body = bytes(self._buffer[_HEAD.size + name_size : end])
         del self._buffer[:end]
-        return Frame(FrameKind(kind), name, body)
+        return Frame(kind, name, body)
 
     def hang_up(self) -> None:
         """End the stream for both sides; both read its end."""

@@ -91,7 +91,7 @@ def live_beside(name: str, keep: tuple[int, ...], prepare: Callable[[], None], l
             signal.signal(number, signal.SIG_IGN)
         syscalls.set_process_name(name)
         inherited.close_beyond(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        privileges.close_descriptors(keep)
+        privileges.replace_descriptors(keep)
         _take_closed_streams()
         prepare()
         sys.path[:] = own_path(sys.path)  # a job's own process, and Snakemake's functions, get theirs back

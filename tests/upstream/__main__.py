@@ -152,7 +152,8 @@ def _report(forge: dict[str, Result], known: dict[str, str], about: dict[str, li
     for test in sorted(test for test in known if test in forge and forge[test].outcome == "passed"):
         print(f"listed in known.toml, but passes: {test}")
     for test in sorted(lost):
-        reasons = [line for line in forge[test].text.splitlines() if line.startswith("E  ")]
+        lines = forge[test].text.splitlines()
+        reasons = [line for line in lines if line.lstrip().startswith("message: ")] or [line for line in lines if line.startswith("E  ")]
         print("\n    ".join([f"FAILED ONLY WITH FORGE: {test}", *reasons[:3]]))
     groups = {
         "passed": sum(result.outcome == "passed" for result in forge.values()),
