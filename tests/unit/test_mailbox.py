@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
-from snakemake_executor_plugin_forge.workers.channel import Frame, FrameKind, Mailbox, MessageTooLargeError
+from snakemake_executor_plugin_forge.workers.channel import Channel, Frame, FrameKind, Mailbox, MessageTooLargeError
 from snakemake_executor_plugin_forge.workers.pool import deliver
 
 from ..property.specs import spec
@@ -49,3 +49,11 @@ def test_a_message_that_does_not_fit_is_an_error() -> None:
     reader.close()
     writer.send(Frame(FrameKind.READY))  # nobody reads: no error
     writer.close()
+
+
+def test_bytes_that_are_no_message_are_refused_before_the_rest_is_awaited() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"INFO:snakemake.logging:Changing to shadow directory: .snakemake/shadow/tmp\n")
+        with pytest.raises(ValueError, match="is not a valid FrameKind"):
+            list(Channel(ours).receive())
