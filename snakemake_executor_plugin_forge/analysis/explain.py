@@ -91,7 +91,7 @@ def explain(record: Record, told: Told) -> Explanation:
     traceback = _traceback(record, told.text)
     lines = traceback or telling_lines(told.text)
     source = f"the cause that {'the traceback' if traceback else told.source} names"
-    source = source if lines else "the command, which says nothing"
+    source = source if lines else _silent(record)
     names = (STDERR, STDOUT, COMMAND, "verdict.json")
     return Explanation(
         happened=f"{job_words(record)}{_place(record)}: {record.get('happened') or record['reason']}",
@@ -104,7 +104,7 @@ def explain(record: Record, told: Told) -> Explanation:
 
 
 def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directory: str = "") -> str:
-    """Return the end of Snakemake's output after a failed run: five lines for each job, and a command to type next.
+    """Return the end of Snakemake's output after a failed run: five lines for each job, and what to type next.
 
     Args:
         failures: records, each with ``told``.
@@ -118,15 +118,14 @@ def summary_after_failure(failures: Sequence[Record], unlisted: int = 0, directo
         record = group[0]
         fields = explain(record, record.get("told", Told())).fields()
         jobs = f"jobs      {len(group)} × {record['rule']}, alike{_jobs(group)}" if len(group) > 1 else ""
-        lines = [
-            jobs,
-            *(f"{name:<9} {text}" for name, text in fields),
-            f"next      snakemake-forge why {_words(record)}",
-        ]
-        blocks.append("\n".join(line for line in lines if line) + where)
+        lines = [jobs, *(f"{name:<9} {text}" for name, text in fields)]
+        blocks.append("\n".join(line for line in lines if line))
     more = sum(map(len, groups[MOST_FAILURES:])) + unlisted
     if more > 0:
         blocks.append(f"{more} more job(s) failed: snakemake-forge jobs --failed --run -1{where}")
+    which = _words(groups[0][0]) if len(groups) == 1 else "RULE WILDCARD=VALUE"
+    again = f"; these lines again: snakemake-forge why {which}{where}" if groups else ""
+    blocks.append(f"next      after the change: snakemake-forge resume{where}{again}")
     count = len(failures) + unlisted
     return printable(f"Forge: {count} job(s) failed.\n\n" + "\n\n".join(blocks) + "\n", keep="\n")
 
@@ -295,8 +294,25 @@ def _change_by_facts(record: Record, remedy: str, facts: Record, else_: str) -> 
         case _ if record.get("cause") == Cause.RESOURCES:
             return remedy or f"the resource, in rule {record['rule']}"
         case _:
-            advice = remedy if remedy and record.get("cause") not in _IN_STDERR else else_
-            return f"{advice}; to try it by hand: bash {record['directory']}/{COMMAND}"
+            return _other(record, remedy, facts, else_)
+
+
+def _other(record: Record, remedy: str, facts: Record, else_: str) -> str:
+    """Return what to change after a failure for which no limit has to be raised."""
+    if record.get("cause") == Cause.SIGNAL and facts.get("signal") == "SIGKILL":
+        return "nothing, if somebody killed it: no limit of Forge did; to run it again: snakemake-forge resume"
+    advice = remedy if remedy and record.get("cause") not in _IN_STDERR else else_
+    if advice.endswith(f"/{COMMAND}"):
+        return advice
+    return f"{advice}; to try it by hand: bash {record['directory']}/{COMMAND}"
+
+
+def _silent(record: Record) -> str:
+    """Return what to change in a job that failed without a word."""
+    code = record.get("exit_code")
+    nothing = " (grep exits with 1 if it finds nothing)" if code == 1 else ""
+    trace = f"; to see which part of it failed: bash -x {record['directory']}/{COMMAND}" if code is not None else ""
+    return f"the command, which says nothing{nothing}{trace}"
 
 
 def _memory(record: Record, now_bytes: float) -> str:

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the streams."""
     if options.follow and options.rule is None:
         raise UsageError("--follow needs the rule of a job: snakemake-forge logs RULE WILDCARD=VALUE --follow.")
-    attempt = newest(options)
+    attempt = newest(options, running=options.follow)
     if options.follow:
         _follow(attempt, options)
     else:

@@ -156,11 +156,14 @@ def check_job(index: Index, rule: str | None, wildcards: dict[str, str]) -> None
             raise UsageError(f"Rule {rule} has no wildcard {name!r}.{near_miss(name, sorted(known[rule]))}")
 
 
-def newest(options: argparse.Namespace) -> Row:
+def newest(options: argparse.Namespace, *, running: bool = False) -> Row:
     """Return the whole record of the newest attempt of the job that ``options`` names.
 
     If several jobs match, one whose newest attempt failed comes first: of 400 jobs, the user means that one. Without a
     rule, it is the newest failure; those of jobs that have succeeded since come last.
+
+    Args:
+        running: attempts that run come before all others.
 
     Raises:
         UsageError: see :func:`check_job`.
@@ -183,7 +186,9 @@ def newest(options: argparse.Namespace) -> Row:
         wildcards = parse_wildcards(options.wildcards, known)
         check_job(index, options.rule, wildcards)
         selection = Selection(rule=options.rule, wildcards=wildcards, run=run)
-        found = index.newest_failure(replace(selection, last=True)) if known - wildcards.keys() else None
+        found = index.newest(replace(selection, running=True)) if running else None
+        if found is None and known - wildcards.keys():
+            found = index.newest_failure(replace(selection, last=True))
         found = found or index.newest(selection)
         if found is None:
             raise _no_such_job(index, options.rule, wildcards)

@@ -108,7 +108,7 @@ class _Findings:
             if command is not None:
                 print(f"\n{words}:\n  {shell_words(command)}")
         if self.rebuild is not None:
-            print("Files made from them since then may be wrong too: snakemake -R with their names makes these again.")
+            print("Then run the workflow again: Snakemake remakes the files that jobs have made from the wrong ones.")
 
 
 def _command(options: list[str], found: Sequence[Found]) -> list[str] | None:

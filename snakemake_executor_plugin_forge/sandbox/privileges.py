@@ -63,17 +63,18 @@ _stand_ins: set[int] = set()  # of this process and those that it forks
 
 
 def replace_descriptors(keep: tuple[int, ...]) -> None:
-    """Put /dev/null in the place of every descriptor above 2 except ``keep``, for good.
+    """Close every descriptor above 2 except ``keep``, and put /dev/null in the place of those that Python opened.
 
     Files and handlers of Python's logging that this process has inherited still write to those numbers. A file or
     socket that was opened later would get one of these, and then what they write. No executed program gets them.
+    Descriptors that this program was started with are inheritable, and no such object has them.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in sorted({int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, null, *keep}):
         with suppress(OSError):  # listdir itself had one, which is closed by now
-            os.fstat(fd)
-            _stand_ins.add(os.dup2(null, fd, inheritable=False))
-    os.close(null)
+            if not os.get_inheritable(fd):
+                _stand_ins.add(os.dup2(null, fd, inheritable=False))
+    close_descriptors(keep)
 
 
 def close_descriptors(keep: tuple[int, ...]) -> None:

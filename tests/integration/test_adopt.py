@@ -522,7 +522,7 @@ def test_two_runs_at_once(workdir: Path) -> None:
             process.kill()
             process.wait()
     assert codes == [0, 0], shown(directory)
-    assert shown(directory).count("rule slow had finished without") == 1, shown(directory)
+    assert shown(directory).count("rule slow has finished, begun by") == 1, shown(directory)
     assert started(side)["slow"] == started(side)["python"] == 1
     assert job(directory, "slow")["adopted"]
     assert (directory / "slow.txt").read_text() == "whole\n"

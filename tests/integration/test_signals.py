@@ -32,7 +32,7 @@ OUTPUTS = ("0.out", "1.out", "2.out", "stubborn.out")
 
 @contextmanager
 def started(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A run whose slow jobs have all written half of their outputs."""
+    """A run whose slow jobs have all written half of their outputs, and whose jobs are all on record."""
     write_workflow(directory, WORKFLOW)
     with (directory / "log.txt").open("w") as log:
         process = subprocess.Popen(
@@ -43,6 +43,8 @@ def started(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]
         wait_until(lambda: process.poll() is not None or all(written(directory, name) for name in OUTPUTS))
         assert process.poll() is None, (directory / "log.txt").read_text()
         wait_until(lambda: "Finished jobid" in (directory / "log.txt").read_text())
+        specs = ".snakemake/forge/runs/*/*/spec.json"  # written after the start
+        wait_until(lambda: len(list(directory.glob(specs))) > len(OUTPUTS))
         yield process
 
 

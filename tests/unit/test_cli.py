@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.cli.commands import COMMANDS
+from snakemake_executor_plugin_forge.cli.select import newest
 from snakemake_executor_plugin_forge.cli.show import fitting
 from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order
 
@@ -159,6 +161,14 @@ def test_of_many_jobs_the_one_that_failed_is_meant(tmp_path: Path) -> None:
     write_run(tmp_path, [Made("call", {"s": "B"})], "20260201-120000-1-aaaa")
     assert "call s=B: succeeded" in forge("why", "call", cwd=tmp_path).stdout.replace(" (Snakefile:1)", "")
     assert "call s=B" in forge("why", "call", "--run", "-2", cwd=tmp_path).stdout.splitlines()[0]
+
+
+def test_follow_means_the_job_that_runs(tmp_path: Path) -> None:
+    write_run(tmp_path, [Made("call", {"s": "A"}, evidence={"exit_code": 3})], "20260130-120000-1-aaaa")
+    write_run(tmp_path, [Made("call", {"s": "B"}, ended=False)], over=False)
+    options = argparse.Namespace(directory=str(tmp_path), rule="call", wildcards=[], name=None)
+    assert newest(options)["wildcards"] == {"s": "A"}
+    assert newest(options, running=True)["wildcards"] == {"s": "B"}
 
 
 def test_a_record_is_found_from_a_directory_below_it(workdir: Path) -> None:

@@ -37,7 +37,9 @@ CASES: list[tuple[dict[str, object], str, str, str]] = [
     ({"excess": Excess(700 * MIB, "/tmp/x", 600 * MIB)}, "600.0 MiB in /tmp/x", "scratch: 700.0 MiB of 500.0 MiB",
      "resources: disk_mb=1400 "),
     ({"exit_code": 1, "full_file": "a.bam"}, "a file (a.bam) grew", "file size: at the limit of 500.0 MiB", "disk_mb=1000 "),
-    ({"exit_code": 3}, "exit code 3", "exit code 3; ran", "to try it by hand: bash /"),
+    ({"exit_code": 3}, "exit code 3", "exit code 3; ran", "says nothing; to see which part of it failed: bash -x /"),
+    ({"exit_code": 1}, "exit code 1", "exit code 1; ran", "(grep exits with 1 if it finds nothing); to see"),
+    ({"exit_code": 137}, "killed by SIGKILL", "signal SIGKILL", "nothing, if somebody killed it: no limit of Forge did"),
     ({"exit_code": None, "signal": 11}, "killed by SIGSEGV", "signal SIGSEGV", "the command, which says nothing; to try"),
     ({"setup_error": "mount: no", "exit_code": None}, "nothing was run: mount: no", "before anything of it", "mend that"),
     ({"cancelled": Order(EndedBy.USER, "Ctrl-C")}, "cancelled after 2.00 s: Ctrl-C", "ran 2.00 s", "snakemake-forge resume"),
@@ -109,8 +111,9 @@ def test_the_end_of_a_run_names_ten_and_counts_the_rest(tmp_path: Path, monkeypa
     failures.discard(MOST_FAILURES + 2)
     text = failures.text()
     assert text.startswith("Forge: 12 job(s) failed.")
-    assert [line.split()[3] for line in text.splitlines() if line.startswith("next ")] == [f"call{number}" for number in range(MOST_FAILURES)]
-    assert text.count(f" --directory {tmp_path}\n") == MOST_FAILURES + 1
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("happened ")] == [f"call{number}:" for number in range(MOST_FAILURES)]
+    (following,) = (line for line in text.splitlines() if line.startswith("next "))
+    assert f"snakemake-forge resume --directory {tmp_path}; these lines again: snakemake-forge why RULE WILDCARD=VALUE --directory {tmp_path}" in following
     assert "2 more job(s) failed: snakemake-forge jobs --failed --run -1 --directory" in text
 
 
@@ -127,7 +130,7 @@ def test_failures_that_are_alike_are_one_block(tmp_path: Path, monkeypatch: pyte
     assert lines[0] == "Forge: 41 job(s) failed."
     assert lines[2] == "jobs      40 × call, alike: s=0, s=1, s=2, s=3, s=4 and 35 more"
     assert [line for line in lines if line.startswith("stderr")] == ["stderr    Error: bad read group in 0.bam", "stderr    Error: other"]
-    assert lines[-1] == "next      snakemake-forge why map s=S1"
+    assert lines[-1] == "next      after the change: snakemake-forge resume; these lines again: snakemake-forge why RULE WILDCARD=VALUE"
 
 
 def test_a_job_that_succeeds_in_the_end_is_no_failure(tmp_path: Path) -> None:

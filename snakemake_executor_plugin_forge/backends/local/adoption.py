@@ -264,7 +264,7 @@ class AdoptingBackend:
             with suppress(OSError):  # a full disk: Snakemake is told all the same
                 held.note_failure(failed)
             return failed
-        self._notice(f"Forge: rule {entry.rule} had finished without its run {entry.run}: adopted ({entry.directory}).")
+        self._notice(f"Forge: rule {entry.rule} has finished, begun by run {entry.run}: adopted ({entry.directory}).")
         return self._noted(entry, verdict)
 
     def _noted(self, entry: Entry, verdict: Verdict) -> Verdict:
