@@ -30,15 +30,35 @@ set_signal, set_mask = plain(signal.signal), plain(signal.pthread_sigmask)
 pending_signals = plain(signal.sigpending)
 
 
-def accept_signals() -> None:
+def accept_signals() -> Callable[[], None]:
     """Unblock all signals, and let this process wait for its children: with SIGCHLD ignored, wait(2) finds none.
 
     A signal that is ignored for a purpose, as SIGHUP by nohup, stays ignored.
+
+    Returns:
+        A function to be called in the same thread, after which the signals are as they were.
     """
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    action = signal.getsignal(signal.SIGCHLD)
     with suppress(ValueError):  # not in the main thread
-        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        if action is signal.SIG_IGN:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with suppress(ValueError):
+            if action is signal.SIG_IGN:
+                signal.signal(signal.SIGCHLD, action)
+
+    return restore
+
+
+def default_handlers() -> None:
+    """Take from this process, a fork, the handlers of signals that its parent had: one may wait for all children."""
+    signal.set_wakeup_fd(-1)
+    for number in DEFAULT_SIGNALS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def keep_memory_shared() -> None:

@@ -140,6 +140,11 @@ def fork(flags: int, number: int | None = None) -> int:
     return pid
 
 
+def flush_c_streams() -> None:
+    """fflush(3) for all streams of the C library, as exit(3) does."""
+    _libc.fflush(None)
+
+
 def setns(fd: int, kind: int) -> None:
     """setns(2)."""
     run([(_libc.setns, (fd, kind), "setns")])

@@ -7,6 +7,7 @@ while the Snakefile is read, for ``os.path.exists()``. A hook cannot be removed:
 from __future__ import annotations
 
 import enum
+import logging
 import os
 import random
 import sys
@@ -45,6 +46,7 @@ class Parsing:
         self.listed: set[str] = set()  # directories
         self.patterns: dict[tuple[str, str], set[str]] = {}  # of glob_wildcards(), see _glob_pattern(): where it looked
         self.left_open: dict[int, str] = {}
+        self.handlers = _handlers()  # of a program around Snakemake, for logging
         self.values: dict[str, object] = {}  # the fingerprints of the Snakefile's globals when it had been read
         self._stage = _Stage.WAITING
         self._globals: dict[str, Any] = {}
@@ -71,6 +73,7 @@ class Parsing:
         self._globals = frame.f_locals["self"].globals
         self._thread = threading.get_ident()
         self._before = _descriptors()
+        self.handlers = _handlers()
         os.stat = self._noting_stat
         self._stage = _Stage.READING
 
@@ -144,6 +147,11 @@ def is_open_still(number: int, link: str) -> bool:
         return False
 
 
+def _handlers() -> list[Any]:
+    """References to all handlers of Python's logging."""
+    return list(logging._handlerList)  # type: ignore[attr-defined]
+
+
 def _descriptors() -> dict[int, str]:
     found: dict[int, str] = {}
     for name in os.listdir("/proc/self/fd"):
@@ -191,6 +199,17 @@ def begin() -> None:
     else:
         sys.addaudithook(_hook)
     _current[:] = [Parsing()]
+
+
+def leave_handlers() -> None:
+    """Take from all loggers of a forked process the handlers that a program around Snakemake had given them.
+
+    Those of the Snakefile stay: a new process would make them, too.
+    """
+    handlers = [handler() for handler in ended().handlers]  # all of them, if Snakemake was called without settings
+    for log in (logging.root, *logging.root.manager.loggerDict.values()):
+        if isinstance(log, logging.Logger):
+            log.handlers[:] = [handler for handler in log.handlers if handler not in handlers]
 
 
 def ended() -> Parsing:

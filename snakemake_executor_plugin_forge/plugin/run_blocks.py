@@ -129,7 +129,8 @@ def _lasting_threads(known: set[int]) -> list[str]:
         pid = os.fork()
     if pid == 0:
         os._exit(0)
-    os.waitpid(pid, 0)
+    with suppress(ChildProcessError):  # the program around Snakemake ignores SIGCHLD or waits for all children
+        os.waitpid(pid, 0)
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     end = time.monotonic() + _SETTLE_SECONDS  # a thread is in /proc for a moment after its end
     while True:

@@ -6,7 +6,6 @@ Snakemake's. Objects that every forked process has already (the workflow, its ru
 
 from __future__ import annotations
 
-import atexit
 import io
 import logging
 import os
@@ -16,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -32,6 +30,8 @@ from ..software.activation import Activation, which
 from ..spec.errors import UsageError
 from ..supervisor.usage import own_peak_kb
 from ..workers.launcher import Command
+from . import parsing
+from .interpreter_end import InterpreterEnd, disown
 from .later_changes import NO_CHANGES, Changes
 from .run_blocks import clear_caches, reseed
 from .snakemake_internals import (
@@ -147,13 +147,11 @@ class CallRunner:
         """Part from Snakemake's own process, in the nursery right after its fork.
 
         Exit handlers and event loops are Snakemake's. Log records of a job go to its stderr, because the files and
-        sockets of Snakemake's log handlers are closed here.
+        sockets of Snakemake's log handlers are closed here, and so are those of the program that called Snakemake.
         """
-        atexit._clear()
+        parsing.leave_handlers()
+        disown()
         clear_caches(self._workflow)
-        process = sys.modules.get("multiprocessing.process")
-        if process is not None:  # each job would end them, and fail because they are not its own
-            process._children.clear()
         self._event_loops = leave_event_loops(self._workflow)
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
@@ -229,6 +227,7 @@ class CallRunner:
 
     def _call(self, arguments: tuple[Any, ...], scratch: str) -> dict[str, object]:
         set_tmpdir(arguments, scratch)
+        end = InterpreterEnd(argument(arguments, "job_rule").run_func.__globals__)
         result: dict[str, object]
         try:
             run_wrapper(*arguments)
@@ -239,7 +238,13 @@ class CallRunner:
         except BaseException as error:
             result = _result(_failed_command(error), format_exception_to_string(error, self._workflow.linemaps))
             result["summary"] = _summary(error)
-        return _leave(result)
+        try:
+            end.come()
+        except BaseException as error:
+            if result.get("exit_code") == 0:
+                result = _result(1, f"{type(error).__name__} at the end of the job: {error}")
+        shell.cleanup()
+        return result
 
 
 def _command(call: dict[str, Any]) -> Command | None:
@@ -357,20 +362,3 @@ def _result(code: int | None, error: str | None = None) -> dict[str, object]:
     if code is not None and code < 0:
         return {"exit_code": None, "signal": -code, "error": error}
     return {"exit_code": 1 if code is None else code, "signal": None, "error": error}
-
-
-def _leave(result: dict[str, object]) -> dict[str, object]:
-    """Do what an interpreter does at its end: wait for threads, call exit handlers, flush buffers."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        util = sys.modules.get("multiprocessing.util")
-        if util is not None:
-            util._exit_function()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BaseException as error:
-        if result.get("exit_code") == 0:
-            return _result(1, f"{type(error).__name__} at the end of the job: {error}")
-    shell.cleanup()
-    return result

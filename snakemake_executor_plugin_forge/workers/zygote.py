@@ -86,13 +86,14 @@ def live_beside(name: str, keep: tuple[int, ...], prepare: Callable[[], None], l
     code = 1
     try:
         inherited.accept_signals()
+        inherited.default_handlers()
         os.setsid()  # Snakemake hears the terminal's Ctrl-C, and passes it on
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         syscalls.set_process_name(name)
         inherited.close_beyond(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         privileges.replace_descriptors(keep)
-        _take_closed_streams()
+        _take_streams()
         prepare()
         sys.path[:] = own_path(sys.path)  # a job's own process, and Snakemake's functions, get theirs back
         # The collector would write to, and so copy, every page that is shared with Snakemake.
@@ -106,15 +107,26 @@ def live_beside(name: str, keep: tuple[int, ...], prepare: Callable[[], None], l
         os._exit(code)
 
 
-def _take_closed_streams() -> None:
-    """Have /dev/null where Snakemake was started with a closed stream: it may have opened another file there since."""
+_inherited: list[object] = []
+
+
+def _take_streams() -> None:
+    """Give this process streams of its own, and /dev/null where Snakemake was started with a closed one.
+
+    Those of the program that called Snakemake are kept, and so never deleted: that would write what is in their buffers
+    a second time, or wait for ever where another thread was writing when this process was forked.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
+        if getattr(sys, name) is None:  # it may have opened another file there since
             null = os.open(os.devnull, os.O_RDWR)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        _inherited.extend((getattr(sys, name), getattr(sys, f"__{name}__")))
+        errors = "backslashreplace" if number == 2 else None
+        stream = open(number, "w" if number else "r", buffering=1, errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 class _Zygote(Pool):

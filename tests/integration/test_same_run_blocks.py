@@ -158,6 +158,42 @@ ORDINARY = [
             output: "@/made.txt"
             shell: "echo x y > {output}"
         """, before={"README": ""}),
+    Case("left_open", """
+        rule @:
+            output: "@/named", "@/listed", "@/generated", "@/deleted", "@/finalized", "@/remembered", "@/stdio", "@/collected"
+            resources: mem_mb=150
+            run:
+                import ctypes, logging.handlers, weakref
+                global named, generated, deleted
+                shell("touch {output}")
+                named = open(output[0], "w")
+                print("named", file=named)
+                PLACES.append(open(output[1], "w"))
+                print("listed", file=PLACES[-1])
+                def generator():
+                    with open(output[2], "w") as file:
+                        try:
+                            yield
+                        finally:
+                            print("generated", file=file)
+                generated = generator()
+                next(generated)
+                class Deleted:
+                    path, open = output[3], open
+                    def __del__(self): self.open(self.path, "a").write("deleted")
+                deleted = Deleted()
+                weakref.finalize(has_names, lambda: open(output[4], "w").write("finalized"))
+                handler = logging.handlers.MemoryHandler(10, target=logging.FileHandler(output[5]))
+                logging.getLogger("@").addHandler(handler)
+                logging.getLogger("@").warning("remembered")
+                library = ctypes.CDLL(None)
+                library.fopen.restype = ctypes.c_void_p
+                library.fputs(b"stdio", ctypes.c_void_p(library.fopen(output[6].encode(), b"w")))
+                for _ in range(5000):
+                    cycle = [bytearray(100000)]
+                    cycle.append(cycle)
+                open(output[7], "w").write("collected")
+        """, check=_how("nursery")),
 ]  # fmt: skip
 
 

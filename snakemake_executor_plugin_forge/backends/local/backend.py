@@ -8,7 +8,6 @@ import pickle
 import queue
 import select
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -47,14 +46,13 @@ class LocalBackend:
         Raises:
             ZygoteError: if the process from which jobs are forked does not get ready.
         """
-        inherited.accept_signals()
+        self._restore_signals = inherited.accept_signals()
         inherited.open_streams()
         ours, theirs = socket.socketpair()
         self._mailbox, writers = Mailbox.pair()
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.flush()
         # The objects of now (the workflow) will stay: a collection in the nursery would copy all of them, and one in
         # Snakemake takes 70 ms.
+        self._was_frozen = gc.get_freeze_count() > 0
         gc.freeze()
         self._pid = _fork()
         if self._pid == 0:
@@ -124,6 +122,9 @@ class LocalBackend:
         os.close(self._wake_read)
         wake_write, self._wake_write = self._wake_write, -1  # a late caller must not write into another file
         os.close(wake_write)
+        if not self._was_frozen:  # else no later workflow of this process would ever free this one
+            gc.unfreeze()
+        self._restore_signals()
 
     def _close_sockets(self) -> None:
         """Let the nursery end, and wait until it and its supervisors have."""
