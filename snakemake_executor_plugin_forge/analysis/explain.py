@@ -331,6 +331,8 @@ def _resource(record: Record, name: str, now: float, growth: int = _GROWTH) -> s
     value = max(1, math.ceil(now * growth))
     rule = record["rule"]
     line = f"in rule {rule}:  resources: {name}={value}   or once: snakemake … --set-resources {rule}:{name}={value}"
+    if where := (record.get("evidence") or {}).get("limit_from"):
+        return f"{line}   or for all rules without {name}: raise {where}"
     by_default = name in (record.get("by_default") or ())
     return line + ("   or for all rules: --forge-default-resources schedule" if by_default else "")
 

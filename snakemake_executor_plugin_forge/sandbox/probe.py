@@ -21,7 +21,7 @@ from ..spec.host import Host
 from ..spec.job import FilePolicy, Files, Priority
 from .base import Base, mechanisms, prepare
 from .cgroups.base import RunCgroup
-from .cgroups.ladder import open_run_cgroup
+from .cgroups.ladder import host_memory_bytes, open_run_cgroup
 from .cgroups.polled import PolledRun
 from .cgroups.weights import io_division
 from .enter import SandboxKey
@@ -66,6 +66,7 @@ def probe_host(
         namespaces: what :func:`try_namespaces` has found on this host before; None: it tries.
     """
     namespaces = namespaces or try_namespaces(name, workdir)
+    whole_bytes = host_memory_bytes()
     cgroup, tried = open_run_cgroup(name, memory_bytes, pids, priority)
     group: RunCgroup = cgroup or PolledRun(memory_bytes, namespaced=namespaces.kind != "none")
     refusals = "; ".join(f"{rung.name}: {rung.refusal}" for rung in tried if rung.refusal)
@@ -86,6 +87,7 @@ def probe_host(
         io_weight_note=io.refusal,
         io_devices=io.devices,
         io_controller=group.io_place is not None,
+        memory_bytes=whole_bytes,
     )
     return Probe(host, group, None if cgroup else namespaces.processes_beside)
 

@@ -57,6 +57,16 @@ class Allowance:
     wall_seconds: float | None = None
     disk_bytes: int | None = None
 
+    def origins(self, where: str) -> dict[str, str]:
+        """Return the key of each limit that is set here, put into ``where``, by the resource that overrides it."""
+        limits = {
+            "mem_mb": ("memory", self.memory_bytes),
+            "pids": ("pids", self.pids),
+            "runtime": ("wall", self.wall_seconds),
+            "disk_mb": ("disk", self.disk_bytes),
+        }
+        return {resource: where.format(key) for resource, (key, limit) in limits.items() if limit is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
@@ -152,13 +162,19 @@ def _refuse_nesting(rule: str, runtime: Runtime, why: str, *, uses_conda: bool, 
 
 def with_defaults(config: Config, catalog: Catalog) -> Config:
     """Put the catalog's defaults into the settings of a run, wherever a flag has its own default."""
-    plain = Config()
+    plain, allowance = Config(), catalog.allowance
+    flags = Allowance(
+        _unless(config.memory_bytes, plain.memory_bytes),
+        _unless(config.pids, plain.pids),
+        _unless(config.wall_seconds, plain.wall_seconds),
+    )
     return replace(
         config,
-        memory_bytes=_first(_unless(config.memory_bytes, plain.memory_bytes), catalog.allowance.memory_bytes),
-        pids=_first(_unless(config.pids, plain.pids), catalog.allowance.pids, config.pids),
-        wall_seconds=_first(_unless(config.wall_seconds, plain.wall_seconds), catalog.allowance.wall_seconds),
-        disk_bytes=_first(_unless(config.disk_bytes, plain.disk_bytes), catalog.allowance.disk_bytes),
+        memory_bytes=_first(flags.memory_bytes, allowance.memory_bytes),
+        pids=_first(flags.pids, allowance.pids, config.pids),
+        wall_seconds=_first(flags.wall_seconds, allowance.wall_seconds),
+        disk_bytes=allowance.disk_bytes,
+        limits_from={**allowance.origins("{} under defaults: of forge.yaml"), **flags.origins("--forge-{}")},
         network=_first(_unless(config.network, plain.network), catalog.network, config.network) or plain.network,
         files=_first(_unless(config.files, plain.files), catalog.files, config.files) or plain.files,
         hidden=(*catalog.protect, *([catalog.provenance] if catalog.provenance else [])),
@@ -174,6 +190,7 @@ def for_runtime(config: Config, runtime: Runtime) -> Config:
         pids=_first(allowance.pids, config.pids),
         wall_seconds=_first(allowance.wall_seconds, config.wall_seconds),
         disk_bytes=_first(allowance.disk_bytes, config.disk_bytes),
+        limits_from={**config.limits_from, **allowance.origins(f"{{}} of runtime {runtime.name} in forge.yaml")},
         network=runtime.network or config.network,
         files=runtime.files or config.files,
         hidden=(*config.hidden, *runtime.paths.hide),

@@ -41,6 +41,7 @@ class Host:
     io_weight_note: str = ""  # why a weight for I/O has no effect; "" if it has one
     io_devices: tuple[str, ...] = ()  # the disks that the kernel divides by weight
     io_controller: bool = True  # whether the cgroup of the run has one
+    memory_bytes: int | None = None  # of the host, or of the smallest cgroup around the run; None: unknown
 
 
 def check_requirement(require: Require, host: Host, io_weight: int = DEFAULT_IO_WEIGHT) -> None:
@@ -84,6 +85,8 @@ def isolation_line(host: Host, network: Network, files: FilePolicy, *, io_weight
         io_weights: whether a setting or a rule asks for weights for I/O.
     """
     memory = show_bytes(host.run_memory_bytes)
+    if host.memory_bytes is not None and host.run_memory_bytes > host.memory_bytes:
+        memory += f" (--forge-run-memory; there are only {show_bytes(host.memory_bytes)})"
     if host.cgroup == POLLED:
         limits = f"soft limits (memory and processes polled, none of CPU, {memory} for each job)"
     else:

@@ -323,6 +323,7 @@ class Config:
     memory_bytes: int | None = None
     pids: int | None = 4096
     wall_seconds: float | None = None
+    limits_from: Mapping[str, str] = field(default_factory=dict)  # resource -> the flag or key that sets its default
     grace_seconds: float = 10.0
     run_memory: str = "90%"
     run_pids: int | None = 16384
@@ -405,6 +406,7 @@ class LaunchSpec:
     declared_at: str = ""  # this and the next two: see JobRequest
     by_default: tuple[str, ...] = ()
     threads_asked: int | None = None
+    limits_from: Mapping[str, str] = field(default_factory=dict)  # of limits that its rule does not set: see Config
     submitted: str = ""  # when Snakemake handed the job over, or Forge repeated it: ISO 8601
     together: bool = False  # see JobRequest
     checkpoint: str | None = None  # FORGE_CHECKPOINT_DIR

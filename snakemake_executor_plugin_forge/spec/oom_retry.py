@@ -66,6 +66,7 @@ def again(spec: LaunchSpec, number: int, memory_bytes: int, submitted: str = "")
         name=name,
         job_dir=job_dir,
         limits=replace(spec.limits, memory_bytes=memory_bytes),
+        limits_from={name: where for name, where in spec.limits_from.items() if name != "mem_mb"},
         environment={**spec.environment, "FORGE_JOB_DIR": job_dir, "FORGE_MEMORY_BYTES": str(memory_bytes)},
         resources={key: value for key, value in spec.resources.items() if key not in _OTHER_SIZES},
         retry=spec.retry + 1,

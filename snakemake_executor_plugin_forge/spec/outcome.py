@@ -33,7 +33,7 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
     """
     decision = decide(evidence, spec)
     said = words.seen(decision, evidence, spec, usage, seconds)
-    facts = _facts(decision, evidence, spec, usage, seconds)
+    facts = _facts(decision, evidence, spec, usage, seconds) | _limit_from(decision, spec)
     return Verdict(
         decision.outcome,
         said.reason,
@@ -294,6 +294,13 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _limit_from(decision: Decision, spec: LaunchSpec) -> dict[str, object]:
+    """Return the origin of the limit that a job reached, if its rule does not set it."""
+    name = {Outcome.OOM: "mem_mb", Outcome.TIMEOUT: "runtime", Outcome.DISK: "disk_mb"}.get(decision.outcome, "")
+    others = decision.scope not in (None, OomScope.JOB) or decision.cause is Cause.FILE_SYSTEM_FULL
+    return {"limit_from": spec.limits_from[name]} if name in spec.limits_from and not others else {}
 
 
 def _facts(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usage, seconds: float) -> dict[str, object]:

@@ -133,6 +133,7 @@ def plan(
         declared_at=request.declared_at,
         by_default=request.by_default,
         threads_asked=request.threads_asked,
+        limits_from={name: where for name, where in config.limits_from.items() if not request.resources.get(name)},
         inputs=request.inputs,
         outputs=request.outputs,
         isolation=isolation(

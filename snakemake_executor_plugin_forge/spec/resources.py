@@ -171,7 +171,9 @@ def positive_number(rule: str, resources: Mapping[str, object], key: str) -> flo
         return None
     if value < 0:
         unit = {"runtime": "minutes", "mem_mb": "MB", "disk_mb": "MB"}[key]
-        raise UsageError(f"Rule {rule}: {key}={value:g} must be above zero ({unit}).")
+        raise UsageError(
+            f"Rule {rule}: {key}={value:g} is below zero. It counts {unit}; 0 means the same as no {key} at all."
+        )
     return float(value)
 
 

@@ -46,9 +46,11 @@ _LINKS = {
 _RUN_AGAIN = "run it again when nothing else changes it"
 _SHARE_FILES = 'add resources: forge_files="open"'
 _OTHER_NAMES = "give the jobs of rule {} different paths"
-_MEMORY = "raise the rule's mem_mb"
-_RUNTIME = "raise the rule's runtime (minutes) if the job needs longer"
-_DISK = "raise the rule's disk_mb if the job needs more"
+_RAISE = {
+    "mem_mb": "raise the rule's mem_mb",
+    "runtime": "raise the rule's runtime (minutes) if the job needs longer",
+    "disk_mb": "raise the rule's disk_mb if the job needs more",
+}
 _STDERR = "see its stderr: snakemake-forge logs {spec.rule}"
 _FAILED = {
     Cause.SETUP: (
@@ -145,13 +147,12 @@ def seen(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usage,
         case Outcome.OOM:
             return _memory(decision, evidence, spec, usage)
         case Outcome.TIMEOUT:
-            origin = _origin(spec, "runtime")
-            return Words(f"timed out after {show_seconds(limits.wall_seconds or 0)}{origin}", _RUNTIME)
+            return _limited(f"timed out after {show_seconds(limits.wall_seconds or 0)}", spec, "runtime")
         case Outcome.PIDS:
             hits = f"hit its limit of {limits.pids} processes and threads {evidence.pids_hits} times"
-            return Words(hits, "raise --forge-pids if it needs more")
+            return Words(hits, f"raise {spec.limits_from.get('pids', '--forge-pids')} if it needs more")
         case Outcome.DISK if decision.cause is None:
-            return Words(_disk(evidence, show_bytes(limits.disk_bytes or 0)) + _origin(spec, "disk_mb"), _DISK)
+            return _limited(_disk(evidence, show_bytes(limits.disk_bytes or 0)), spec, "disk_mb")
         case Outcome.CANCELLED:
             return cancelled(evidence.cancelled, seconds)
         case Outcome.FAILED | Outcome.DISK:
@@ -241,8 +242,8 @@ def _memory(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usa
     if spec.isolation.limits == "soft":
         whose = "than the run may use (--forge-run-memory)" if limit is None else f"than {show_bytes(limit)}"
         what = f"out of memory: more {whose} when Forge looked, {used}{exited}"
-        remedy = "give the job less to do at a time" if limit is None else _MEMORY
-        return Words(f"{what} (a soft limit: polled, not enforced by the kernel)", remedy)
+        what = f"{what} (a soft limit: polled, not enforced by the kernel)"
+        return Words(what, "give the job less to do at a time") if limit is None else _limited(what, spec, "mem_mb")
     if decision.scope is OomScope.RUN:
         return Words(
             f"out of memory: the jobs of this run together reached its limit (--forge-run-memory){ending}",
@@ -252,12 +253,15 @@ def _memory(decision: Decision, evidence: Evidence, spec: LaunchSpec, usage: Usa
         where = (evidence.oom.where if evidence.oom is not None else None) or "the host or a cgroup around this run"
         had = f"out of memory: {where} ran out of it; the job had {used}{ending}"
         return Words(had, "lower --forge-run-memory, or leave this host more memory")
-    return Words(f"out of memory: {used} of {show_bytes(limit or 0)}{_origin(spec, 'mem_mb')}{ending}", _MEMORY)
+    return _limited(f"out of memory: {used} of {show_bytes(limit or 0)}", spec, "mem_mb", ending)
 
 
-def _origin(spec: LaunchSpec, name: str) -> str:
-    """Say where a limit comes from, if it is not the rule's own."""
-    return f" (from --default-resources {name})" if name in spec.by_default else ""
+def _limited(what: str, spec: LaunchSpec, name: str, ending: str = "") -> Words:
+    """Say that a job reached a limit; where that comes from, and so what to raise, if it is not the rule's own."""
+    if where := spec.limits_from.get(name):
+        return Words(f"{what} (from {where}){ending}", f"raise {where}, or give rule {spec.rule} a {name} of its own")
+    origin = f" (from --default-resources {name})" if name in spec.by_default else ""
+    return Words(f"{what}{origin}{ending}", _RAISE[name])
 
 
 def _disk(evidence: Evidence, limit: str) -> str:
@@ -390,16 +394,17 @@ def supplement(reason: str, detail: str) -> str:
     return f"{reason} ({detail})"
 
 
-def slurm_time_limit(limit_seconds: float) -> Words:
+def slurm_time_limit(limit_seconds: float, spec: LaunchSpec) -> Words:
     """Say that the Slurm job reached its time limit."""
-    return Words(f"timed out after {show_seconds(limit_seconds)} (the time limit of the Slurm job)", _RUNTIME)
+    happened = f"timed out after {show_seconds(limit_seconds)}, the time limit of the Slurm job"
+    return _limited(happened, spec, "runtime")
 
 
 def slurm_memory_limit(limit_bytes: int | None, process: str | None, *, exited_well: bool) -> Words:
     """Say that the Slurm job reached its memory limit."""
     limit = f" of {show_bytes(limit_bytes)}" if limit_bytes is not None else ""
     ending = f"{_in(process)}{_although(exited_well=exited_well)}"
-    return Words(f"out of memory: the Slurm job reached its memory limit{limit}{ending}", _MEMORY)
+    return Words(f"out of memory: the Slurm job reached its memory limit{limit}{ending}", _RAISE["mem_mb"])
 
 
 def slurm_state(

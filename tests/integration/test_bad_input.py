@@ -56,7 +56,7 @@ def test_refused_before_anything_runs(workdir: Path, directives: str, argument: 
 def test_resource_known_only_later_fails_its_own_job_alone(workdir: Path) -> None:
     result = _run(workdir, "input: 'first.txt'\n    resources: mem_mb=lambda wildcards, input: -2", "-k")
     assert result.code != 0
-    assert "Rule second (Snakefile:7): mem_mb=-2 must be above zero" in result.output
+    assert "Rule second (Snakefile:7): mem_mb=-2 is below zero" in result.output
     assert result.attempt("second")["cause"] == "resources"
     assert (workdir / "first.txt").exists()
     assert not (workdir / "second.txt").exists()

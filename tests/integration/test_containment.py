@@ -473,6 +473,8 @@ def test_wall_time_ends_what_ignores_signals(workdir: Path) -> None:
     assert {a["rule"]: a["outcome"] for a in result.attempts()} == dict.fromkeys(
         ("sleeper", "stubborn", "stopped"), "timeout"
     )
+    assert "timed out after 1.00 s (from --forge-wall); raise --forge-wall, or give rule" in result.output
+    assert "or for all rules without runtime: raise --forge-wall" in result.output  # the line to change
     assert residue(workdir) == []
 
 

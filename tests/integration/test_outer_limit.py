@@ -44,6 +44,7 @@ def test_a_job_dies_and_not_snakemake(workdir: Path, outer: Path) -> None:
     )
     attempt = Result(done.returncode, done.stdout, workdir).attempt("hogs")
     assert done.returncode == 1, done.stdout
+    assert "2.0 GiB (--forge-run-memory; there are only " in done.stdout
     assert attempt["outcome"] == "oom", attempt["reason"]
     assert attempt["evidence"]["scope"] == "outside"
     where = attempt["evidence"]["where"]  # not known if the kernel wrote too many such lines just before

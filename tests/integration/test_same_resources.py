@@ -98,7 +98,7 @@ def test_all_are_named_at_once_before_anything_runs(tmp_path: Path) -> None:
     assert "3 rules cannot run as they are:" in result.output
     assert f"Rule plain (Snakefile:8): mem_mb={HUGE} is more than" in result.output
     assert f"Rule large (Snakefile:16): mem_mb={HUGE} is more than" in result.output
-    assert "Rule small (Snakefile:12): disk_mb=-1 must be above zero" in result.output
+    assert "Rule small (Snakefile:12): disk_mb=-1 is below zero" in result.output
     (paste,) = re.findall(r"(--set-resources (?:\w+:mem_mb=\d+ ?)+)\n", result.output)
     assert set(re.findall(r"(\w+):", paste)) == {"plain", "large"}
     assert {(a["rule"], a["wildcards"].get("s"), a["outcome"], a["cause"]) for a in result.attempts()} == {

@@ -169,6 +169,9 @@ def test_limits_come_from_the_runtime_then_a_flag_then_the_defaults(place: Path)
     assert (flagged.memory_bytes, flagged.pids, flagged.network) == (5, 7, Network.OFF)
     small = for_runtime(flagged, catalog.runtimes["small"])
     assert (small.memory_bytes, small.pids, small.disk_bytes) == (100_000_000, 7, 10**9)
+    small_s, defaults = "{} of runtime small in forge.yaml", "{} under defaults: of forge.yaml"
+    assert small.limits_from == {"mem_mb": small_s.format("memory"), "pids": "--forge-pids",
+                                 "runtime": defaults.format("wall"), "disk_mb": small_s.format("disk")}  # fmt: skip
     assert for_runtime(plain, catalog.runtimes["genomics"]).network is Network.OFF
     assert with_defaults(Config(), Catalog()) == Config()
 

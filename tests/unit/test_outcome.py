@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from snakemake_executor_plugin_forge.spec.catalog import Allowance, Catalog, with_defaults
 from snakemake_executor_plugin_forge.spec.job import Config, LaunchSpec
 from snakemake_executor_plugin_forge.spec.outcome import judge, killed_for_memory
 from snakemake_executor_plugin_forge.spec.plan import plan
@@ -25,7 +26,7 @@ from snakemake_executor_plugin_forge.spec.verdict import (
     Verdict,
 )
 
-from .test_plan import HOST, REQUEST, RUN
+from .test_plan import GIB, HOST, REQUEST, RUN
 
 SPEC: LaunchSpec = plan(REQUEST, 1, "", "", Config(), HOST, RUN)
 
@@ -83,6 +84,19 @@ def test_a_soft_limit_is_called_that() -> None:
     assert "more than 512.0 MiB when Forge looked, 600.0 MiB" in reason and "polled" in reason
     unlimited = replace(soft, limits=replace(soft.limits, memory_bytes=None))
     assert "--forge-run-memory" in judge(Evidence(None, 9, None, oom_kills=1), unlimited, usage, "", 1.0).reason
+
+
+def test_a_limit_that_the_rule_does_not_set_names_what_sets_it() -> None:
+    config = with_defaults(Config(wall_seconds=90, memory_bytes=GIB), Catalog(allowance=Allowance(disk_bytes=GIB)))
+    spec = plan(replace(REQUEST, resources={"mem_mb": 512}), 1, "", "", config, HOST, RUN)
+    late = judge(Evidence(None, 9, None, timed_out=True), spec, Usage(), "", 90.0)
+    assert late.reason == ("timed out after 1 min 30 s (from --forge-wall); raise --forge-wall, "
+                           "or give rule call a runtime of its own")  # fmt: skip
+    assert late.evidence["limit_from"] == "--forge-wall"
+    full = judge(Evidence(1, None, None, full_file="a"), spec, Usage(), "", 1.0)
+    assert "of disk_mb (from disk under defaults: of forge.yaml); raise disk under defaults: of forge.yaml" in full.reason
+    own = judge(Evidence(1, None, None, oom_kills=1, oom=Oom(OomScope.JOB)), spec, Usage(), "", 1.0)
+    assert "raise the rule's mem_mb" in own.reason and "limit_from" not in own.evidence
 
 
 @pytest.mark.parametrize(("evidence", "outcome", "words"), TABLE)

@@ -53,6 +53,9 @@ def test_the_line_of_a_run_names_what_is_missing_and_who_knows_more() -> None:
     assert isolation_line(soft, Network.ON, FilePolicy.GUARD) == (
         "Forge: soft limits (memory and processes polled, none of CPU, 7.0 GiB for each job); subreaper (no namespaces); "
         "files open (guard cannot be had: no namespaces); network on; more: snakemake-forge doctor.")
+    too_much = replace(HOST, memory_bytes=2 * GIB)
+    assert "7.0 GiB (--forge-run-memory; there are only 2.0 GiB) for all jobs together" in isolation_line(
+        too_much, Network.ON, FilePolicy.GUARD)
     assert "but not of cpu" in isolation_line(replace(HOST, not_enforced=("cpu",)), Network.ON, FilePolicy.OPEN)
 
 
@@ -105,7 +108,7 @@ def test_values_that_are_not_known_yet_are_not_judged(value: object) -> None:
 
 @pytest.mark.parametrize(("resources", "words"), [
     ({"mem_mb": 1}, "mem_mb=1 is less than the 4 MB"), ({"mem_mb": -1}, "mem_mb=-1"), ({"disk_mb": -1}, "disk_mb=-1"),
-    ({"mem_mb": 99999999}, "mem_mb=99999999 is more than .*--set-resources r:mem_mb=1024, .* --resources mem_mb=1024; or raise --forge-run-memory"), ({"runtime": -5}, "runtime=-5 must be above zero"),
+    ({"mem_mb": 99999999}, "mem_mb=99999999 is more than .*--set-resources r:mem_mb=1024, .* --resources mem_mb=1024; or raise --forge-run-memory"), ({"runtime": -5}, "runtime=-5 is below zero. It counts minutes; 0 means the same as no runtime at all"),
     ({"forge_network": "of"}, "forge_network='of' is not one of on, off"),
     ({"forge_nice": -5}, "resource forge_nice=-5 must be a whole number between 0 and 19")])
 def test_absurd_values_are_refused(resources: dict[str, object], words: str) -> None:

@@ -28,7 +28,8 @@ def amend(verdict: Verdict, spec: LaunchSpec, around: StepCgroup | None, elapsed
     wall = spec.limits.wall_seconds
     if needs_state(verdict) and wall is not None and elapsed_seconds >= wall - _NEAR_SECONDS:
         facts: dict[str, object] = {"seconds": verdict.seconds, "limit_seconds": wall}
-        return revised(verdict, Outcome.TIMEOUT, Cause.SLURM_LIMIT, words.slurm_time_limit(wall), facts)
+        facts |= {"limit_from": origin} if (origin := spec.limits_from.get("runtime")) else {}
+        return revised(verdict, Outcome.TIMEOUT, Cause.SLURM_LIMIT, words.slurm_time_limit(wall, spec), facts)
     if around is not None and _ran_out(verdict, around):
         limit, process = around.memory_limit_bytes, verdict.evidence.get("process")
         facts = {"process": process, "oom_kills": around.oom_kills} | dict(verdict.evidence)
