@@ -38,11 +38,12 @@ def run(number):
         workflow = api.workflow(resource_settings=resources, snakefile=Path("Snakefile"), workdir=directory)
         workflow.dag().execute_workflow(executor="forge", executor_settings=ExecutorSettings() if number else None)
 
-def state(): return [signal.getsignal(signal.SIGCHLD), signal.pthread_sigmask(signal.SIG_BLOCK, ()), gc.get_freeze_count()]
+def state(): return [signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGHUP), signal.pthread_sigmask(signal.SIG_BLOCK, ()), gc.get_freeze_count()]
 
 async def run_in_thread(number):
     await asyncio.get_running_loop().run_in_executor(None, run, number)
 
+signal.signal(signal.SIGHUP, reap)
 for number in range(4):
     if number == 1:
         logging.getLogger().addHandler(Kept())
