@@ -165,12 +165,11 @@ class LogHandler(LogHandlerBase):  # type: ignore[misc]
 
     def _conclude(self) -> None:
         from snakemake_executor_plugin_forge.spec.progress import sentence
-        from snakemake_executor_plugin_forge.spec.units import show_seconds
 
         with self._mutex:
             parts, now = self._loaded(), time.time()
             reached = parts.watched.progress(parts.known, now)
-            last = f"[{time.asctime()}] {sentence(reached, ended=True)} in {show_seconds(reached.elapsed)}\n"
+            last = f"[{time.asctime()}] {sentence(reached, ended=True)}\n"
             self._write(parts.screen.close, last)
 
     def _watch(self) -> None:

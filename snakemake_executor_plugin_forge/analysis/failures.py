@@ -29,8 +29,8 @@ class Failures:
         self._found: dict[Hashable, Verdict | str] = {}  # of most only the directory, which takes less memory
 
     def add(self, job: Hashable, verdict: Verdict) -> None:
-        """Note that a job failed. A cancelled job is none: another one failed, or the user stopped the run."""
-        if verdict.outcome is Outcome.CANCELLED:
+        """Note that a job failed. One that the user stopped, or Forge because another one failed, is none."""
+        if verdict.outcome is Outcome.CANCELLED and verdict.ended_by in (EndedBy.USER, EndedBy.FORGE):
             self._cancelled += verdict.ended_by is EndedBy.USER
             return
         with self._lock:

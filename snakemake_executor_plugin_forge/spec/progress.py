@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .units import show_seconds
+
 _MOST_DRIFT = 100.0
 _SHOWN_RULES = 8
 
@@ -210,4 +212,5 @@ def sentence(progress: Progress, *, ended: bool = False) -> str:
     count, eta, failed, running, share, rules = pieces(progress)
     at_work = f"{running} ({rules})" if rules else ""
     done = f"{count.replace('/', ' of ')} jobs ({share}) done"
+    done += f" in {show_seconds(progress.elapsed)}" if ended else ""
     return ", ".join(part for part in ((done, failed) if ended else (done, at_work, failed, eta)) if part)

@@ -356,7 +356,7 @@ def _undeclared(outcome: Outcome, evidence: Evidence, spec: LaunchSpec) -> Itera
         return
     dropped = spec.files.undeclared is Undeclared.DISCARD
     if evidence.undeclared:
-        fate = "were dropped" if dropped else "were kept"
+        fate = "Forge dropped" if dropped else "Forge kept"
         declared = _declaration(evidence.undeclared, spec.wildcards, directories=evidence.directories)
         add = f"; add to rule {spec.rule}: {declared}" if declared else ""
         yield f"wrote {few(evidence.undeclared)}, which it does not declare and which {fate}{add}"

@@ -35,6 +35,12 @@ def ignored(directories: Collection[str], layers: Collection[str], outputs: Iter
     return ()
 
 
+def ignored_in_scratch(scratch: str) -> tuple[Refusal, ...]:
+    """Return the file system of the scratch, if it is full and a temporary file of a succeeded job may be cut."""
+    full = tuple(full_file_systems((scratch,)))
+    return full if full and _may_be_cut_below(scratch) else ()
+
+
 def _may_be_cut(status: os.stat_result) -> bool:
     """Whether a file may lack its end because the file system was full.
 

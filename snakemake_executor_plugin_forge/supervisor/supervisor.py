@@ -36,7 +36,7 @@ from .prepared import PreparedAttempt, Tools, prepare
 from .process_group import Processes
 from .recording import keep, not_started, unrecorded, write
 from .refusals import cut_off, find
-from .space import full_by, full_file_systems, ignored
+from .space import full_by, full_file_systems, ignored, ignored_in_scratch
 
 _LAST_WALK_SECONDS = 0.5
 _KERNEL_LOG_BYTES = 1 << 16
@@ -321,7 +321,8 @@ class _EndedAttempt:
         if not verdict.ok:
             return ended, verdict
         layers = [layer.upper for layer in self.prepared.inside.layers]
-        if full := ignored(self._staged_at(), layers, (move.source for move in self.files.found.outputs)):
+        full = ignored(self._staged_at(), layers, (move.source for move in self.files.found.outputs))
+        if full := full or ignored_in_scratch(self.prepared.inside.scratch.root):
             ended = replace(self, evidence=replace(self.evidence, refusals=full))
             return ended, ended._judge(ended.evidence)
         if held := self.files.held(self.frozen):

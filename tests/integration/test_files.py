@@ -212,7 +212,7 @@ CASES = [
                     lambda _, attempt: attempt["undeclared_writes"] == ["Rplots.pdf", "tmpdir_x"],
                     lambda result, _: (result.directory / "tmpdir_x/y/z").exists())),
     Case("undeclared_dropped", "succeeded", "touch {output} dropped.txt", directives="resources: forge_undeclared='discard'",
-         check=_all(_gone("dropped.txt"), _says("dropped.txt", "were dropped"))),
+         check=_all(_gone("dropped.txt"), _says("dropped.txt", "Forge dropped"))),
     Case("undeclared_refused", "violation", "touch {output} forbidden.txt", directives="resources: forge_undeclared='fail'",
          check=_all(_gone("forbidden.txt"), _says("forbidden.txt", "wrote outside its outputs"))),
     Case("undeclared_of_failure", "failed", "touch {output} rest.txt; exit 1", check=_gone("rest.txt")),

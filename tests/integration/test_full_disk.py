@@ -24,6 +24,7 @@ RULES = {
     "python": 'output: "python.txt"\n    run:\n        open(output[0], "wb").write(bytes(100 << 20))',
     "script": 'output: "script.txt"\n    script: "script.py"',
     "scratch": 'output: "scratch.txt"\n    shell: "head -c 100M /dev/zero > $TMPDIR/x; mv $TMPDIR/x {output}"',
+    "spill": 'output: "spill.txt"\n    shell: "head -c 100M /dev/zero > $TMPDIR/x || true; echo new > {output}"',
     "silent": 'output: "silent.txt"\n    shell: "head -c 100M /dev/zero > {output} 2>/dev/null || true"',
     "inodes": 'output: "inodes.txt"\n    shell: "mkdir d; touch d/{{1..4000}}; echo x > {output}"',
     "fits": 'output: "fits.txt"\n    shell: "head -c 5M /dev/zero > {output}"',

@@ -37,6 +37,9 @@ RULES = r"""
     rule missing:
         output: "missing.out"
         shell: "touch missing.outt"
+    rule killed:
+        output: "killed.out"
+        shell: "kill -9 $$"
     rule kind:
         output: "kind.out"
         shell: "mkfifo {output}"

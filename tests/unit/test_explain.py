@@ -107,7 +107,8 @@ def test_the_end_of_a_run_names_ten_and_counts_the_rest(tmp_path: Path, monkeypa
     for number in range(MOST_FAILURES + 3):
         directory = str(tmp_path / f"{number:05d}-call{number}")
         failures.add(number, Verdict(Outcome.FAILED, "exit code 1", 1, None, Usage(), "", 1.0, directory=directory))
-    failures.add("cancelled", Verdict(Outcome.CANCELLED, "cancelled", None, None, Usage(), "", 1.0))
+    for by in (EndedBy.FORGE, EndedBy.USER):
+        failures.add(by, Verdict(Outcome.CANCELLED, "cancelled", None, None, Usage(), "", 1.0, ended_by=by))
     failures.discard(MOST_FAILURES + 2)
     text = failures.text()
     assert text.startswith("Forge: 12 job(s) failed.")
@@ -131,6 +132,12 @@ def test_failures_that_are_alike_are_one_block(tmp_path: Path, monkeypatch: pyte
     assert lines[2] == "jobs      40 × call, alike: s=0, s=1, s=2, s=3, s=4 and 35 more"
     assert [line for line in lines if line.startswith("stderr")] == ["stderr    Error: bad read group in 0.bam", "stderr    Error: other"]
     assert lines[-1] == "next      after the change: snakemake-forge resume; these lines again: snakemake-forge why RULE WILDCARD=VALUE"
+
+
+def test_a_job_whose_starter_was_killed_is_a_failure(tmp_path: Path) -> None:
+    failures = Failures(str(tmp_path))
+    failures.add(1, Verdict(Outcome.CANCELLED, "its starter died", None, None, Usage(), "", 1.0, directory="/x/00001-call", ended_by=EndedBy.CONTROLLER))
+    assert failures.text().startswith("Forge: 1 job(s) failed.") and "its starter died" in failures.text()
 
 
 def test_a_job_that_succeeds_in_the_end_is_no_failure(tmp_path: Path) -> None:
