@@ -10,7 +10,7 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -59,6 +59,15 @@ def default_handlers() -> None:
     for number in DEFAULT_SIGNALS:
         if signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL):
             signal.signal(number, signal.SIG_DFL)
+
+
+def handle(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have signals handled, but those that are ignored, and return their handlers of before by number."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, previous in before.items():
+        if previous is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    return {number: previous for number, previous in before.items() if callable(previous)}
 
 
 def keep_memory_shared() -> None:

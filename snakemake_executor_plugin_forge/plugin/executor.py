@@ -313,11 +313,10 @@ class Executor(_InnerSnakemake):
 
         parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            from ..kernel.inherited import handle
+
+            self._handlers = handle((signal.SIGTERM, signal.SIGHUP), self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
         del frame
@@ -363,8 +362,7 @@ class Executor(_InnerSnakemake):
         run.plan.close()
         run.engine.close()
         for number, handler in self._handlers.items():
-            if callable(handler):  # of a program around Snakemake, or the scheduler's
-                signal.signal(number, handler)
+            signal.signal(number, handler)
         for line in self._notes.lines() if self._notes is not None else ():
             self.logger.warning(line)
         if leave_crate and run.crates is not None:

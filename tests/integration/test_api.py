@@ -9,7 +9,7 @@ from pathlib import Path
 from ..conftest import DEADLINE, residue, write_workflow
 
 PROGRAM = """
-import asyncio, gc, logging, os, signal, socket, sys
+import asyncio, gc, logging, os, signal, socket, sys, threading
 from pathlib import Path
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import OutputSettings, Quietness, ResourceSettings
@@ -39,6 +39,12 @@ def run(number):
         workflow.dag().execute_workflow(executor="forge", executor_settings=ExecutorSettings() if number else None)
 
 def state(): return [signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGHUP), signal.pthread_sigmask(signal.SIG_BLOCK, ()), gc.get_freeze_count()]
+
+def at_end(*_):
+    if os.getpid() != Kept.process: os.write(2, b"by a hook of the program")
+
+threading._register_atexit(at_end)
+gc.callbacks.append(at_end)
 
 async def run_in_thread(number):
     await asyncio.get_running_loop().run_in_executor(None, run, number)
