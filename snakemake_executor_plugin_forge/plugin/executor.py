@@ -314,9 +314,7 @@ class Executor(_InnerSnakemake):
         parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
         if threading.current_thread() is threading.main_thread():
-            from ..kernel.inherited import handle
-
-            self._handlers = handle((signal.SIGTERM, signal.SIGHUP), self._on_signal)
+            self._handlers = parts.handle((signal.SIGTERM, signal.SIGHUP), self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
         del frame
