@@ -163,7 +163,7 @@ _NO_CAPABILITIES: tuple[str, Check | None] = ("succeeded", _out("000000000000000
 def _page_cache(result: Result, attempt: dict[str, Any]) -> None:
     usage = attempt["usage"]
     assert usage["memory_peak_bytes"] <= attempt["limits"]["memory_bytes"]
-    assert usage["memory_anon_peak_bytes"] < 30 * 1024**2
+    assert usage["memory_anon_peak_bytes"] < 50 * 1024**2  # without a cgroup, processes that share pages are summed
 
 
 def _scratch_excess(result: Result, attempt: dict[str, Any]) -> None:

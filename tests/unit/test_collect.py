@@ -12,6 +12,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -416,7 +417,7 @@ def test_the_ledger_is_shortened_when_it_has_doubled(place: Place, monkeypatch: 
         path = f"{place.root}/d/{number}"
         Owners(str(place.root), state, ()).note([entry_of(path, path)])
         inodes.append(ledger.stat().st_ino)
-    assert 2 < len(set(inodes)) < 10
+    assert 2 < sum(old != new for old, new in pairwise(inodes)) < 10  # the kernel gives numbers of removed files again
     assert all(Owners(str(place.root), state, ()).is_left(f"{place.root}/d/{number}") for number in range(200))
     for number in range(150):
         os.unlink(place.root / f"d/{number}")
