@@ -49,11 +49,12 @@ def disown() -> None:
 class InterpreterEnd:
     """The end of a job's code. Make it when the code is about to begin."""
 
-    def __init__(self, namespace: dict[str, Any]) -> None:
+    def __init__(self, namespace: dict[str, Any], *, collects: bool) -> None:
         self._namespace = namespace
         self._before = dict(namespace)
         gc.freeze()  # what there is belongs to this process's parents: no collection copies it, none deletes it
-        gc.enable()
+        if collects:
+            gc.enable()
 
     def come(self) -> None:
         """Wait for threads, call exit handlers, delete what the code has made, write buffers.

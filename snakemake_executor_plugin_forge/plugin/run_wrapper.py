@@ -6,6 +6,7 @@ Snakemake's. Objects that every forked process has already (the workflow, its ru
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -141,6 +142,7 @@ class CallRunner:
         """
         self._workflow = workflow
         self._unseeded = unseeded
+        self._collects = gc.isenabled()  # the nursery does not
         self._path = sys.path[:]  # the nursery has one of its own: see kernel/imports.py
 
     def prepare(self) -> None:
@@ -227,7 +229,7 @@ class CallRunner:
 
     def _call(self, arguments: tuple[Any, ...], scratch: str) -> dict[str, object]:
         set_tmpdir(arguments, scratch)
-        end = InterpreterEnd(argument(arguments, "job_rule").run_func.__globals__)
+        end = InterpreterEnd(argument(arguments, "job_rule").run_func.__globals__, collects=self._collects)
         result: dict[str, object]
         try:
             run_wrapper(*arguments)

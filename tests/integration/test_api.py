@@ -9,7 +9,7 @@ from pathlib import Path
 from ..conftest import DEADLINE, residue, write_workflow
 
 PROGRAM = """
-import asyncio, gc, logging, os, signal, socket, sys, threading
+import asyncio, gc, logging, os, resource, signal, socket, sys, threading
 from pathlib import Path
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import OutputSettings, Quietness, ResourceSettings
@@ -18,6 +18,8 @@ from snakemake_executor_plugin_forge import ExecutorSettings
 kept = [socket.socketpair() for _ in range(15)]  # with numbers that Forge's own files would get in its processes
 for end in (end for pair in kept for end in pair):
     logging.getLogger().addHandler(logging.StreamHandler(end.makefile("w")))
+resource.setrlimit(resource.RLIMIT_NOFILE, (600, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+kept += [(open("Snakefile"), open("/dev/null", "w")) for _ in range(200)]
 
 class Kept(logging.Handler):
     process = os.getpid()
@@ -84,6 +86,7 @@ def test_a_run_leaves_the_program_as_it_was_and_its_jobs_have_nothing_of_it(work
             output: "b.txt"
             run:
                 import logging
+                kept = [open("/dev/null") for _ in range(300)]  # of 600, of which the program has 400
                 with open(output[0], "w") as file:
                     file.write("b")
                     logging.warning("not into the output")
