@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -85,6 +86,21 @@ def open_streams() -> None:
             os.close(fd)
             return
         os.set_inheritable(fd, True)
+
+
+def take_stream(number: int) -> None:
+    """Give Python a stream of its own at descriptor 0, 1 or 2, in the encoding of the interpreter's first one.
+
+    In the locale C that one takes any text, as ``surrogateescape``; a new one would not.
+    """
+    name = ("stdin", "stdout", "stderr")[number]
+    had = getattr(sys, f"__{name}__")
+    errors = getattr(had, "errors", None) or ("backslashreplace" if number == 2 else None)
+    encoding = getattr(had, "encoding", None)
+    mode = "w" if number else "r"
+    stream = open(number, mode, buffering=1, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def close_beyond(limit: int) -> None:

@@ -26,6 +26,7 @@ from snakemake.logging import logger
 from snakemake.rules import Rule
 from snakemake.shell import shell
 
+from ..kernel.inherited import take_stream
 from ..kernel.syscalls import set_process_name
 from ..software.activation import Activation, which
 from ..spec.errors import UsageError
@@ -311,11 +312,8 @@ def _has_text(record: logging.LogRecord) -> bool:
 def _rebind_streams() -> None:
     """Bind Python's streams to descriptors 0 to 2, whatever the program that called Snakemake had made of them."""
     SHELL_MODULE["STDOUT"] = None  # which makes it inherit descriptor 1: it keeps the stdout of its import otherwise
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        errors = "backslashreplace" if number == 2 else None
-        stream = open(number, mode, buffering=1, closefd=False, errors=errors)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+    for number in range(3):
+        take_stream(number)
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)

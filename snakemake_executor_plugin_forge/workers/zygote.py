@@ -127,10 +127,7 @@ def _take_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
         _inherited.extend((getattr(sys, name), getattr(sys, f"__{name}__")))
-        errors = "backslashreplace" if number == 2 else None
-        stream = open(number, "w" if number else "r", buffering=1, errors=errors, closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+        inherited.take_stream(number)
 
 
 class _Zygote(Pool):

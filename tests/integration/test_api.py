@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,8 @@ def test_a_run_leaves_the_program_as_it_was_and_its_jobs_have_nothing_of_it(work
         rule b:
             output: "b.txt"
             run:
-                import logging
+                import logging, sys
+                assert sys.stdout.errors == "surrogateescape", "a new Python takes any text in the locale C"
                 kept = [open("/dev/null") for _ in range(300)]  # of 600, of which the program has 400
                 with open(output[0], "w") as file:
                     file.write("b")
@@ -93,7 +95,7 @@ def test_a_run_leaves_the_program_as_it_was_and_its_jobs_have_nothing_of_it(work
         """)
     (workdir / "Large").write_text('rule a:\n    output: "x"\n    resources: mem_mb=10**9\n    shell: "true"\n')
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=workdir, capture_output=True, text=True, check=False,
-                          stdin=subprocess.DEVNULL, timeout=DEADLINE)
+                          stdin=subprocess.DEVNULL, timeout=DEADLINE, env=os.environ | {"LC_ALL": "C"})
     assert done.returncode == 0, done.stderr
     assert not set(done.stderr.splitlines()) - {"WARNING:root:not into the output"}, done.stderr
     for number in range(4):
