@@ -94,7 +94,7 @@ demo-lab: $(LAB_STAMP) ## four analyses and a hostile one beside a database; min
 	$(BIN)/python workflows/lab/lab.py build/lab $(BIN) $(LAB)
 
 test: $(STAMP) ## all tests: also in a guest with cgroup v2, on a Slurm cluster, Snakemake's own (root: installs what they need)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)  # one of them waits for the Slurm cluster for ten minutes
 
 test-fast: $(STAMP) ## the tests that need no other host (guest, cluster), but for those that take long
 	$(BIN)/python -m pytest -n 2 -m 'not host and not busy and not slow' $(ARGS)

@@ -10,7 +10,8 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -61,6 +62,15 @@ def default_handlers() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def handle(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have signals handled, but those that are ignored, and return their handlers of before by number."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, previous in before.items():
+        if previous is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    return {number: previous for number, previous in before.items() if callable(previous)}
+
+
 def keep_memory_shared() -> None:
     """Keep the garbage collector from writing to the memory that this process will share with its forks."""
     gc.collect()
@@ -76,6 +86,21 @@ def open_streams() -> None:
             os.close(fd)
             return
         os.set_inheritable(fd, True)
+
+
+def take_stream(number: int) -> None:
+    """Give Python a stream of its own at descriptor 0, 1 or 2, in the encoding of the interpreter's first one.
+
+    In the locale C that one takes any text, as ``surrogateescape``; a new one would not.
+    """
+    name = ("stdin", "stdout", "stderr")[number]
+    had = getattr(sys, f"__{name}__")
+    errors = getattr(had, "errors", None) or ("backslashreplace" if number == 2 else None)
+    encoding = getattr(had, "encoding", None)
+    mode = "w" if number else "r"
+    stream = open(number, mode, buffering=1, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def close_beyond(limit: int) -> None:

@@ -135,6 +135,7 @@ class Executor(_InnerSnakemake):
         self._reads: dict[str, set[str]] = {}  # rule to the files that its jobs read without declaring them
         self._choosing: ChoosingTime | None = None  # from the first job on
         self._stopped_by = "Ctrl-C"
+        self._handlers: dict[int, Any] = {}  # of signals, before this run
         try:
             if len(self.dag):
                 self._start()
@@ -312,11 +313,8 @@ class Executor(_InnerSnakemake):
 
         parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = parts.handle((signal.SIGTERM, signal.SIGHUP), self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
         del frame
@@ -361,6 +359,8 @@ class Executor(_InnerSnakemake):
         run.threads.shutdown()
         run.plan.close()
         run.engine.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         for line in self._notes.lines() if self._notes is not None else ():
             self.logger.warning(line)
         if leave_crate and run.crates is not None:

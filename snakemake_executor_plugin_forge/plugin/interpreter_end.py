@@ -23,7 +23,7 @@ from ..kernel.syscalls import flush_c_streams
 
 _LOWER = (io.BufferedWriter, io.BufferedRandom, io.BufferedReader, io.BufferedRWPair)
 _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_THREADS = (("concurrent.futures.thread", "_threads_queues"), ("concurrent.futures.process", "_threads_wakeups"))
+_EXECUTORS = (("concurrent.futures.thread", "_threads_queues"), ("concurrent.futures.process", "_threads_wakeups"))
 
 
 def disown() -> None:
@@ -34,9 +34,13 @@ def disown() -> None:
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
-    for module, threads in _THREADS:  # they would be waited for, and one of them may be what this process has become
-        if module in sys.modules:
-            getattr(sys.modules[module], threads).clear()
+    threading._threading_atexits.clear()  # type: ignore[attr-defined]
+    for name, threads in _EXECUTORS:
+        module = sys.modules.get(name)
+        if module is not None:  # they would be waited for, and one of them may be what this process has become
+            getattr(module, threads).clear()
+            threading._register_atexit(module._python_exit)  # type: ignore[attr-defined]
+    gc.callbacks.clear()
     process = sys.modules.get("multiprocessing.process")
     if process is not None:  # each job would end them, and fail because they are not its own
         process._children.clear()
@@ -45,11 +49,12 @@ def disown() -> None:
 class InterpreterEnd:
     """The end of a job's code. Make it when the code is about to begin."""
 
-    def __init__(self, namespace: dict[str, Any]) -> None:
+    def __init__(self, namespace: dict[str, Any], *, collects: bool) -> None:
         self._namespace = namespace
         self._before = dict(namespace)
         gc.freeze()  # what there is belongs to this process's parents: no collection copies it, none deletes it
-        gc.enable()
+        if collects:
+            gc.enable()
 
     def come(self) -> None:
         """Wait for threads, call exit handlers, delete what the code has made, write buffers.

@@ -11,6 +11,7 @@ from ..analysis import explain
 from ..analysis.crates import check_store, leave_crate
 from ..analysis.failures import Failures
 from ..analysis.notes import Notes
+from ..kernel.inherited import handle
 from ..run.engine import Engine, RunRequest
 from ..run.resource_checks import RefusedError
 from ..spec.catalog import with_defaults
@@ -45,6 +46,7 @@ __all__ = [
     "check_store",
     "explain",
     "forget_failures",
+    "handle",
     "leave_crate",
     "leave_dry_runs",
     "left_modules",

@@ -6,6 +6,7 @@ Snakemake's. Objects that every forked process has already (the workflow, its ru
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -25,6 +26,7 @@ from snakemake.logging import logger
 from snakemake.rules import Rule
 from snakemake.shell import shell
 
+from ..kernel.inherited import take_stream
 from ..kernel.syscalls import set_process_name
 from ..software.activation import Activation, which
 from ..spec.errors import UsageError
@@ -141,6 +143,7 @@ class CallRunner:
         """
         self._workflow = workflow
         self._unseeded = unseeded
+        self._collects = gc.isenabled()  # the nursery does not
         self._path = sys.path[:]  # the nursery has one of its own: see kernel/imports.py
 
     def prepare(self) -> None:
@@ -227,7 +230,7 @@ class CallRunner:
 
     def _call(self, arguments: tuple[Any, ...], scratch: str) -> dict[str, object]:
         set_tmpdir(arguments, scratch)
-        end = InterpreterEnd(argument(arguments, "job_rule").run_func.__globals__)
+        end = InterpreterEnd(argument(arguments, "job_rule").run_func.__globals__, collects=self._collects)
         result: dict[str, object]
         try:
             run_wrapper(*arguments)
@@ -309,11 +312,8 @@ def _has_text(record: logging.LogRecord) -> bool:
 def _rebind_streams() -> None:
     """Bind Python's streams to descriptors 0 to 2, whatever the program that called Snakemake had made of them."""
     SHELL_MODULE["STDOUT"] = None  # which makes it inherit descriptor 1: it keeps the stdout of its import otherwise
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        errors = "backslashreplace" if number == 2 else None
-        stream = open(number, mode, buffering=1, closefd=False, errors=errors)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+    for number in range(3):
+        take_stream(number)
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)

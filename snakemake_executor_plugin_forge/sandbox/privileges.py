@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -67,12 +68,15 @@ def replace_descriptors(keep: tuple[int, ...]) -> None:
 
     Files and handlers of Python's logging that this process has inherited still write to those numbers. A file or
     socket that was opened later would get one of these, and then what they write. No executed program gets them.
-    Descriptors that this program was started with are inheritable, and no such object has them.
+    Descriptors that this program was started with are inheritable, and no such object has them. Nothing writes to files
+    that were opened to be read; and of many, the lowest have to do, because jobs need numbers, too.
     """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in sorted({int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, null, *keep}):
         with suppress(OSError):  # listdir itself had one, which is closed by now
-            if not os.get_inheritable(fd):
+            is_written = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+            if is_written and len(_stand_ins) < most and not os.get_inheritable(fd):
                 _stand_ins.add(os.dup2(null, fd, inheritable=False))
     close_descriptors(keep)
 

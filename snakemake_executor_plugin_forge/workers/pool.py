@@ -206,14 +206,18 @@ class Pool:
         for frame in self.upward.receive():
             self.handle(frame)
         if self.upward.closed:
-            self.unwatch(self.upward.fileno())
-            order = Order(EndedBy.CONTROLLER, "Snakemake died", grace=False)
-            for frame in (
-                Frame(FrameKind.QUIT),
-                Frame(FrameKind.LEAVE),
-                Frame(FrameKind.END, body=pickle.dumps(order)),
-            ):
-                self.handle(frame)
+            self.orphaned()
+
+    def orphaned(self) -> None:
+        """End, with all jobs but those that continue, because the process above has died or closed its channel."""
+        self.unwatch(self.upward.fileno())
+        order = Order(EndedBy.CONTROLLER, "Snakemake died", grace=False)
+        for frame in (
+            Frame(FrameKind.QUIT),
+            Frame(FrameKind.LEAVE),
+            Frame(FrameKind.END, body=pickle.dumps(order)),
+        ):
+            self.handle(frame)
 
     def _from_worker(self, worker: Worker) -> None:
         for frame in worker.channel.receive():

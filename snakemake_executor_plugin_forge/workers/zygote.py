@@ -69,10 +69,14 @@ class ZygoteSetup:
     scratch: str | None = None  # the directory for temporary files; None: the jobs need no home of the workflow
 
 
-def run(setup: ZygoteSetup, sock: socket.socket, mailbox: Mailbox) -> NoReturn:
-    """Live as the nursery process; called right after the fork."""
-    keep = (sock.fileno(), mailbox.fileno())
-    live_beside("forge-nursery", keep, setup.prepare, lambda: _Zygote(setup, Channel(sock), mailbox).live())
+def run(setup: ZygoteSetup, sock: socket.socket, mailbox: Mailbox, parent: int) -> NoReturn:
+    """Live as the nursery process; called right after the fork.
+
+    Args:
+        parent: a pidfd of Snakemake. Its end of the channel stays open where it has forked processes that outlive it.
+    """
+    keep = (sock.fileno(), mailbox.fileno(), parent)
+    live_beside("forge-nursery", keep, setup.prepare, lambda: _Zygote(setup, Channel(sock), mailbox, parent).live())
 
 
 def live_beside(name: str, keep: tuple[int, ...], prepare: Callable[[], None], live: Callable[[], None]) -> NoReturn:
@@ -123,17 +127,15 @@ def _take_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
         _inherited.extend((getattr(sys, name), getattr(sys, f"__{name}__")))
-        errors = "backslashreplace" if number == 2 else None
-        stream = open(number, "w" if number else "r", buffering=1, errors=errors, closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+        inherited.take_stream(number)
 
 
 class _Zygote(Pool):
     """A pool of supervisors with the workflow in memory, and a launcher for the jobs that do not need it."""
 
-    def __init__(self, setup: ZygoteSetup, upward: Channel, mailbox: Mailbox) -> None:
+    def __init__(self, setup: ZygoteSetup, upward: Channel, mailbox: Mailbox, parent: int) -> None:
         super().__init__(upward, mailbox, setup.execute)
+        self._parent = parent
         self._setup = setup
         self._launcher: tuple[subprocess.Popen[bytes], Channel] | None = None
         self._private_tmp = False  # known after the probe
@@ -146,6 +148,7 @@ class _Zygote(Pool):
         except HostError as error:
             self.mailbox.send(Frame(FrameKind.REFUSED, body=str(error).encode("utf-8", "backslashreplace")))
             return
+        self.watch(self._parent, self.orphaned)
         reached("probed")
         self.mailbox.send(Frame(FrameKind.READY, body=pickle.dumps(host)))
         self.serve()
@@ -173,6 +176,10 @@ class _Zygote(Pool):
         self.enclose(Enclosure(probe.group, host.namespaces, host.gpus, setup.declared, files, beside, home, removed))
         self._private_tmp = host.namespaces != "none" and "/tmp" in private_directories()  # noqa: S108
         return host
+
+    def orphaned(self) -> None:
+        self.unwatch(self._parent)
+        super().orphaned()
 
     def own_children(self) -> set[int]:
         own = {self._launcher[0].pid} if self._launcher is not None else set[int]()

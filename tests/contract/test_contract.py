@@ -31,6 +31,8 @@ from tests.conftest import DEADLINE, wait_until, written
 from tests.contract.fake import FakeBackend, Scripted
 from tests.slurm.cluster import Cluster
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = ["local", "queued", "adopting", pytest.param("slurm", marks=pytest.mark.host), "fake"]
 ORDER = Order(EndedBy.USER, "the test says so")
 RUN = "20260101-000000-1-cafe"

@@ -26,6 +26,8 @@ from snakemake_executor_plugin_forge.staging import pending
 from ..conftest import DEADLINE, FORGE, Result, command, ending, forge, residue, run, wait_until, written
 from .test_resume import on_an_overlay, prepare, resume, started
 
+pytestmark = pytest.mark.slow
+
 FINISH = ("--forge-on-disconnect", "finish")
 
 # What starts is noted outside of the working directory. While there is no file "go", slow jobs stay half-written.

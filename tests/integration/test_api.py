@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..conftest import DEADLINE, residue, write_workflow
 
 PROGRAM = """
-import asyncio, gc, logging, os, signal, socket, sys
+import asyncio, gc, logging, os, resource, signal, socket, sys, threading
 from pathlib import Path
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import OutputSettings, Quietness, ResourceSettings
@@ -18,6 +19,8 @@ from snakemake_executor_plugin_forge import ExecutorSettings
 kept = [socket.socketpair() for _ in range(15)]  # with numbers that Forge's own files would get in its processes
 for end in (end for pair in kept for end in pair):
     logging.getLogger().addHandler(logging.StreamHandler(end.makefile("w")))
+resource.setrlimit(resource.RLIMIT_NOFILE, (600, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+kept += [(open("Snakefile"), open("/dev/null", "w")) for _ in range(200)]
 
 class Kept(logging.Handler):
     process = os.getpid()
@@ -38,11 +41,18 @@ def run(number):
         workflow = api.workflow(resource_settings=resources, snakefile=Path("Snakefile"), workdir=directory)
         workflow.dag().execute_workflow(executor="forge", executor_settings=ExecutorSettings() if number else None)
 
-def state(): return [signal.getsignal(signal.SIGCHLD), signal.pthread_sigmask(signal.SIG_BLOCK, ()), gc.get_freeze_count()]
+def state(): return [signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGHUP), signal.pthread_sigmask(signal.SIG_BLOCK, ()), gc.get_freeze_count()]
+
+def at_end(*_):
+    if os.getpid() != Kept.process: os.write(2, b"by a hook of the program")
+
+threading._register_atexit(at_end)
+gc.callbacks.append(at_end)
 
 async def run_in_thread(number):
     await asyncio.get_running_loop().run_in_executor(None, run, number)
 
+signal.signal(signal.SIGHUP, reap)
 for number in range(4):
     if number == 1:
         logging.getLogger().addHandler(Kept())
@@ -76,14 +86,16 @@ def test_a_run_leaves_the_program_as_it_was_and_its_jobs_have_nothing_of_it(work
         rule b:
             output: "b.txt"
             run:
-                import logging
+                import logging, sys
+                assert sys.stdout.errors == "surrogateescape", "a new Python takes any text in the locale C"
+                kept = [open("/dev/null") for _ in range(300)]  # of 600, of which the program has 400
                 with open(output[0], "w") as file:
                     file.write("b")
                     logging.warning("not into the output")
         """)
     (workdir / "Large").write_text('rule a:\n    output: "x"\n    resources: mem_mb=10**9\n    shell: "true"\n')
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=workdir, capture_output=True, text=True, check=False,
-                          stdin=subprocess.DEVNULL, timeout=DEADLINE)
+                          stdin=subprocess.DEVNULL, timeout=DEADLINE, env=os.environ | {"LC_ALL": "C"})
     assert done.returncode == 0, done.stderr
     assert not set(done.stderr.splitlines()) - {"WARNING:root:not into the output"}, done.stderr
     for number in range(4):

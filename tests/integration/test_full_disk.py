@@ -16,7 +16,7 @@ import pytest
 from .. import ordinary
 from ..conftest import DEADLINE, FORGE, command, write_workflow
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.security, pytest.mark.slow]
 
 RULES = {
     "output": 'output: "output.txt"\n    shell: "dd if=/dev/zero of={output} bs=1M count=100"',

@@ -12,7 +12,7 @@ from ..conftest import DEADLINE, Result, command, ending, residue, wait_until
 from ..ordinary import given_to
 from ..side_by_side import USERS
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.security, pytest.mark.slow]
 
 CATALOG = """
 version: 1

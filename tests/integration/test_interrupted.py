@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from ..conftest import run, write_workflow
 from ..killer import environment
+
+pytestmark = pytest.mark.slow
 
 WORKFLOW = """
 rule all:

@@ -12,7 +12,7 @@ from .. import ordinary
 from ..conftest import run
 from ..side_by_side import USERS
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.security, pytest.mark.slow]
 
 RULES = """
 rule made:

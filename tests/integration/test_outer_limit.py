@@ -13,6 +13,8 @@ import pytest
 
 from ..conftest import DEADLINE, Result, command, residue, write_workflow
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 
 

@@ -17,7 +17,7 @@ from .. import ordinary
 from ..conftest import DEADLINE, Result, residue, run, write_workflow
 from .test_containment import RUNGS
 
-pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user]
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user, pytest.mark.slow]
 
 SECONDS = 0.3  # of CPU time, of the one that gets more
 SPIN = """

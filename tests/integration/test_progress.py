@@ -17,6 +17,8 @@ import pytest
 from ..conftest import command, ending, forge, run, wait_until, write_workflow
 from ..unit.test_progress import BAR
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = 70
 WORKFLOW = """
 rule all:

@@ -11,6 +11,8 @@ import pytest
 from .. import ordinary
 from ..conftest import Result, residue, run, write_workflow
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 HOLD = "import sys, time; held = bytearray(int(sys.argv[1]) << 20); time.sleep(float(sys.argv[2]))"
 CHECKPOINTS = ".snakemake/forge/checkpoints"

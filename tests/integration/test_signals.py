@@ -27,13 +27,23 @@ rule stubborn:
     output: "stubborn.out"
     shell: "trap '' TERM INT HUP; echo half > {output}; sleep 1003; sleep 1003"
 """
+FORK = """
+import os, time
+onstart:
+    over = os.path.abspath("over")
+    if os.fork() == 0:  # it has Snakemake's descriptors, and outlives it
+        os.chdir("/")
+        while not os.path.exists(over):
+            time.sleep(0.1)
+        os._exit(0)
+"""
 OUTPUTS = ("0.out", "1.out", "2.out", "stubborn.out")
 
 
 @contextmanager
-def started(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(directory: Path, *arguments: str, head: str = "") -> Iterator[subprocess.Popen[str]]:
     """A run whose slow jobs have all written half of their outputs, and whose jobs are all on record."""
-    write_workflow(directory, WORKFLOW)
+    write_workflow(directory, head + WORKFLOW)
     with (directory / "log.txt").open("w") as log:
         process = subprocess.Popen(
             command("forge", "-j8", "--forge-grace", "1s", *arguments),
@@ -92,9 +102,12 @@ def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:
 @pytest.mark.v2
 @pytest.mark.kernel
 def test_killed_snakemake_takes_its_jobs_with_it(workdir: Path) -> None:
-    with started(workdir) as process:
+    with started(workdir, head=FORK) as process:
         process.kill()
-        wait_until(lambda: not residue(workdir))
+        try:
+            wait_until(lambda: not residue(workdir))
+        finally:
+            (workdir / "over").touch()
     outcomes = {a["rule"]: a["outcome"] for a in Result(1, "", workdir).attempts()}
     assert outcomes == {"quick": "succeeded", "slow": "cancelled", "stubborn": "cancelled"}
 

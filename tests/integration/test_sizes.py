@@ -12,6 +12,8 @@ from .. import ordinary
 from ..conftest import run
 from ..side_by_side import USERS
 
+pytestmark = pytest.mark.slow
+
 WORKFLOW = """
 rule all:
     input: "inputs.txt", expand("{{i}}.done", i=["dirs", "files"])

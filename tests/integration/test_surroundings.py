@@ -16,7 +16,7 @@ from .. import ordinary
 from ..conftest import DEADLINE, FORGE, command, write_workflow
 from ..side_by_side import USERS
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.security, pytest.mark.slow]
 
 WORKFLOW = """
 rule all:

@@ -54,10 +54,12 @@ class LocalBackend:
         # Snakemake takes 70 ms.
         self._was_frozen = gc.get_freeze_count() > 0
         gc.freeze()
+        itself = os.pidfd_open(os.getpid())
         self._pid = _fork()
         if self._pid == 0:
             ours.close()
-            zygote.run(setup, theirs, writers)
+            zygote.run(setup, theirs, writers, itself)
+        os.close(itself)
         theirs.close()
         writers.close()
         self._channel = Channel(ours)
