@@ -93,8 +93,9 @@ $(LAB_STAMP): pyproject.toml
 demo-lab: $(LAB_STAMP) ## four analyses and a hostile one beside a database; minutes, the first time more (it builds venvs)
 	$(BIN)/python workflows/lab/lab.py build/lab $(BIN) $(LAB)
 
+# One worker of three waits for the Slurm cluster for ten minutes.
 test: $(STAMP) ## all tests: also in a guest with cgroup v2, on a Slurm cluster, Snakemake's own (root: installs what they need)
-	$(BIN)/python -m pytest -n 3 $(ARGS)  # one of them waits for the Slurm cluster for ten minutes
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 test-fast: $(STAMP) ## the tests that need no other host (guest, cluster), but for those that take long
 	$(BIN)/python -m pytest -n 2 -m 'not host and not busy and not slow' $(ARGS)

@@ -73,7 +73,8 @@ class OwnImports:
         self._names = modules_in([entry for entry in self._path if entry not in own])
         self._names.pop(__name__.partition(".")[0], None)
         self._known = frozenset(sys.modules)
-        self._hidden = {name: module for name, module in sys.modules.items() if self._is_hidden(name, module)}
+        loaded = sys.modules.copy()  # a thread of a logger plugin may import meanwhile
+        self._hidden = {name: module for name, module in loaded.items() if self._is_hidden(name, module)}
         for name in self._hidden:
             del sys.modules[name]
 
