@@ -30,6 +30,7 @@ part                                                versions     what Forge does
 ``Conda`` in ``snakemake.shell``                    until 9.16   replaces ``snakemake.deployment.conda.Conda`` only
 ``Rule._group``, ``DAG.toposorted``,                all          fails at the start of a run with groups in Slurm
 ``GroupResources.basic_layered``
+``os.walk`` in ``Job.prepare``                      all          ``shadow: "full"`` beside "shallow" waits for it
 ``.snakemake/scripts``                              all          ``--skip-script-cleanup`` keeps nothing
 ``PythonScript._get_python_version``                all          Snakemake starts the environment's Python
 ==================================================  ===========  ===================================================

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pickle import PicklingError
@@ -105,7 +105,8 @@ class Submitter:
         if staged and request is not None:
             absent = [path for path in inside_outputs(request.targets) if not os.path.lexists(path)]
             keep_until_success(job, absent)
-        arguments = LocalExecutor.job_args_and_prepare(self._executor, job)
+        with _short_walks() if job.is_shadow and job.rule.shadow_depth == "full" else nullcontext():
+            arguments = LocalExecutor.job_args_and_prepare(self._executor, job)
         for path in absent:  # if Forge were killed now, the next run would take it for the output
             _remove_empty(path)
         return PreparedJob(request or self._translator.request(job), staged, arguments)
@@ -238,3 +239,25 @@ def _drop_shadow(job: Any) -> bool:
     remove_tree(job.shadow_dir)
     job.shadow_dir = None
     return True
+
+
+@contextmanager
+def _short_walks() -> Iterator[None]:
+    """Keep walks through the working directory out of .snakemake, meanwhile.
+
+    Snakemake follows links there for ``shadow: "full"``, and drops what it finds. Each directory of a running job with
+    ``shadow: "shallow"`` has a link to .snakemake: with two of them, the walk takes longer than the run.
+    """
+    original = os.walk
+
+    def short(top: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+        for directory, names, files in original(top, *args, **kwargs):
+            if directory == os.getcwd() and ".snakemake" in names:
+                names.remove(".snakemake")
+            yield directory, names, files
+
+    os.walk = short
+    try:
+        yield
+    finally:
+        os.walk = original
