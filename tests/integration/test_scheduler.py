@@ -145,3 +145,27 @@ def test_a_scheduler_that_takes_more_than_a_tenth_of_the_time_is_named(choosing:
     line = _slow_choices(scheduler, time)
     assert bool(line) == said
     assert not said or ("ilp took 11% of this run's time" in line and "--scheduler forge" in line)
+
+
+
+def test_a_full_shadow_directory_is_made_while_shallow_ones_link_to_each_other(workdir: Path) -> None:
+    write_workflow(workdir, """
+        rule all:
+            input: "a.txt", "b.txt", "full.txt"
+        rule shallow:
+            output: "{x}.txt"
+            wildcard_constraints: x="[ab]"
+            shadow: "shallow"
+            shell: "sleep 3; touch {output}"
+        rule first:
+            output: "first.txt"
+            shell: "touch {output}"
+        rule full:
+            input: "first.txt"
+            output: "full.txt"
+            shadow: "full"
+            shell: "ls -A > {output}"
+        """)
+    result = run(workdir, "-j3")
+    assert result.code == 0, result.output
+    assert {"Snakefile", "first.txt"} <= set(result.read("full.txt").split())

@@ -145,26 +145,3 @@ def test_a_process_that_waited_is_used_only_where_it_fits(tmp_path_factory: pyte
                           cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "forge-run" not in done.stdout
-
-
-def test_a_full_shadow_directory_is_made_while_shallow_ones_link_to_each_other(workdir: Path) -> None:
-    write_workflow(workdir, """
-        rule all:
-            input: "a.txt", "b.txt", "full.txt"
-        rule shallow:
-            output: "{x}.txt"
-            wildcard_constraints: x="[ab]"
-            shadow: "shallow"
-            shell: "sleep 3; touch {output}"
-        rule first:
-            output: "first.txt"
-            shell: "touch {output}"
-        rule full:
-            input: "first.txt"
-            output: "full.txt"
-            shadow: "full"
-            shell: "ls -A > {output}"
-        """)
-    result = run(workdir, "-j3")
-    assert result.code == 0, result.output
-    assert {"Snakefile", "first.txt"} <= set(result.read("full.txt").split())
