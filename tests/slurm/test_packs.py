@@ -89,8 +89,14 @@ def test_the_process_of_a_pack_dies_with_one_job_and_no_other(session: Session) 
         attempts = session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*.*")
         return [str(attempt) for attempt in attempts if fence.latest(str(attempt)) > 0 and fence.holder(str(attempt)) is None]
 
-    session.wait(lambda: len(running()) == 1)
-    process = fence.process_of(running()[0], 1)
+    alone: list[str] = []  # job 2, which waits; those of the other pack begin and end beside it
+
+    def is_alone() -> bool:
+        alone[:] = running()
+        return len(alone) == 1
+
+    session.wait(is_alone)
+    process = fence.process_of(alone[0], 1)
     assert process is not None
     os.kill(process, signal.SIGKILL)
     done = session.finish()
