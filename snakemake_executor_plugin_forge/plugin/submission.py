@@ -248,11 +248,11 @@ def _short_walks() -> Iterator[None]:
     Snakemake follows links there for ``shadow: "full"``, and drops what it finds. Each directory of a running job with
     ``shadow: "shallow"`` has a link to .snakemake: with two of them, the walk takes longer than the run.
     """
-    original = os.walk
+    original, workdir = os.walk, os.getcwd()
 
     def short(top: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[Any, list[Any], list[Any]]]:
         for directory, names, files in original(top, *args, **kwargs):
-            if directory == os.getcwd() and ".snakemake" in names:
+            if directory == workdir and ".snakemake" in names:
                 names.remove(".snakemake")
             yield directory, names, files
 

@@ -8,6 +8,7 @@ import pickle
 import queue
 import select
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -124,7 +125,8 @@ class LocalBackend:
         os.close(self._wake_read)
         wake_write, self._wake_write = self._wake_write, -1  # a late caller must not write into another file
         os.close(wake_write)
-        if not self._was_frozen:  # else no later workflow of this process would ever free this one
+        # A program frees this workflow before it runs the next one. The command line ends: frozen, in 0.15 s less.
+        if not self._was_frozen and "snakemake.cli" not in sys.modules:
             gc.unfreeze()
         self._restore_signals()
 
