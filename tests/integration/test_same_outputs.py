@@ -41,6 +41,29 @@ CASES = [
             output: "@/out", directory("@/d")
             shell: "echo > $TMPDIR/x; ln -s $TMPDIR/x {output[0]}; mkdir {output[1]}; ln -s ../out {output[1]}/inner; ln -s $TMPDIR/x {output[1]}/outer"
         """, outcome="failed", says=("lost/out is a link to ", "lost/d/outer is a link to ", "which goes with the job")),
+    Case("nowhere", """
+        rule @:
+            output: "@/a", "@/b"
+            shell: "[ {config[version]} = 1 ] || ln -s none {output[0]}; echo {config[version]} | tee {output[1]} > @/b.side; [ -L {output[0]} ] || cp {output[1]} {output[0]}"
+        """, outcome="failed", says=("nowhere/a is a link to none, which would not exist",),
+        check=lambda forge, _: [(forge.directory / f"nowhere/{name}").read_text() for name in ("a", "b", "b.side")] == ["1\n"] * 3),
+    Case("shadowed", """
+        rule @:
+            output: "@/good", "@/bad", "@/own"
+            shadow: "minimal"
+            shell: "echo > {output[2]}; ln -s own {output[0]}; echo > @/side; ln -s side {output[1]}"
+        """, outcome="failed", says=("shadowed/bad is a link to side, which would not exist outside of the shadow directory",)),
+    Case("piped", """
+        rule @_out:
+            output: pipe("@/{name}.pipe")
+            resources: forge_files="strict"
+            shell: "echo {config[version]} > {output}"
+        rule @:
+            input: "@/a.pipe"
+            output: "@/out"
+            resources: forge_files="strict"
+            shell: "cat {input} > {output}"
+        """),
     Case("private", """
         rule @:
             output: "@/out"
