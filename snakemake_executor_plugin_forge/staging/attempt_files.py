@@ -25,7 +25,7 @@ from ..spec.job import LaunchSpec, Product, TargetKind, Undeclared
 from ..spec.verdict import Outcome
 from . import salvage
 from .checks import Inspection, inspect
-from .collect import Collected, collect, discarded, publish_logs, undeclared_reads
+from .collect import Collected, collect, discarded, publish_logs, undeclared_reads, unfit_link
 from .declared import DECLARED, Declared
 from .file_version import FileVersion, file_version, input_version
 from .journal import Move
@@ -140,24 +140,25 @@ class FilesBefore:
         scene = self._scene(appended, begun, renamed.times, locks=locks)
         found.undeclared = decide(scene)
         if not failed:
-            found.rejected += self._leading_nowhere(found)
+            found.rejected += self._unfit_links(found)
             found.rejected += self._shadowed_nowhere()
         found.undeclared.left_out.extend(discarded(layers))
         found.undeclared.left_out += [in_words(self._place_of(path)) for path in found.private]
         return WrittenFiles(self, found, scene, frozenset(renamed.links))
 
-    def _leading_nowhere(self, found: Collected) -> Iterator[str]:
-        """Yield, in sentences, the outputs that would be links to nothing."""
+    def _unfit_links(self, found: Collected) -> Iterator[str]:
+        """Yield, in sentences, the outputs that are links to nothing, or to what their rule does not promise."""
         files, decided = self.spec.files, found.undeclared
         kept = files.undeclared in (Undeclared.KEEP, Undeclared.ALLOW)
         gone = [move.source for move in decided.removals] if kept else ()
         after = Afterwards([*(found.extra if kept else ()), *found.outputs, *self.carried()], gone)
         for target in files.targets:
-            if target.kind is not TargetKind.LOG and (text := after.leads_nowhere(target.path)) is not None:
-                yield f"{target.name} is a link to {text}, which would not exist"
+            text = None if target.kind is TargetKind.LOG else after.text_at(target.path)
+            if text is not None and (problem := unfit_link(target, text, after.behind(target.path))) is not None:
+                yield f"{target.name} is {problem}"
 
     def _shadowed_nowhere(self) -> Iterator[str]:
-        """Yield the same for the outputs that Snakemake moves from the shadow directory."""
+        """Yield, in sentences, the outputs that are links to nothing once Snakemake has moved them to their places."""
         shadow = self.spec.checks.shadow
         if shadow is None:
             return
@@ -170,7 +171,8 @@ class FilesBefore:
                 found[name] = Move.of(path, place)
         after = Afterwards(found.values(), shadow=shadow)
         for name, move in found.items():
-            if (text := after.leads_nowhere(move.place)) is not None:
+            if after.behind(move.place) is None:
+                text = after.text_at(move.place)
                 yield f"{name} is a link to {text}, which would not exist outside of the shadow directory"
 
     def carried(self) -> list[Move]:

@@ -122,17 +122,15 @@ class Afterwards:
         self._gone = {*gone, shadow}
         self._shadow = shadow
 
-    def leads_nowhere(self, place: str) -> str | None:
-        """Return the text of a link that leads to nothing: Snakemake would miss it, and delete all outputs of the job.
+    def text_at(self, place: str) -> str | None:
+        """Return the text of a link that will be there; None if that is no link.
 
         Args:
             place: of an output, with no link in its directory.
         """
-        try:
-            text = self._link_at(place)
-        except OSError:  # it is missing
-            return None
-        return None if text is None or self._exists(place) else text
+        with suppress(OSError):  # it is missing
+            return self._link_at(place)
+        return None
 
     def _link_at(self, place: str) -> str | None:
         """The text of what is there, if that is a link. Snakemake makes absolute links in a shadow directory relative.
@@ -147,27 +145,28 @@ class Afterwards:
         is_moved = self._shadow is not None and place in self._sources
         return os.path.relpath(text, self._shadow) if is_moved and os.path.isabs(text) else text
 
-    def _exists(self, path: str) -> bool:
-        """Whether a path leads to something: path_resolution(7)."""
+    def behind(self, path: str) -> str | None:
+        """Return the present path of what a path will lead to, None if that is nothing: path_resolution(7)."""
         here, left, links = "", path.split("/")[::-1], 0
-        while left:
-            part = left.pop()
-            if part in ("", "."):
-                continue
-            here = os.path.dirname(here).rstrip("/") if part == ".." else f"{here}/{part}"
-            if here in ("/dev", "/proc"):  # links that lead to open files: proc(5)
-                return os.path.exists("/".join((here, *left[::-1])))
-            try:
+        try:
+            while left:
+                part = left.pop()
+                if part in ("", "."):
+                    continue
+                here = os.path.dirname(here).rstrip("/") if part == ".." else f"{here}/{part}"
+                if here in ("/dev", "/proc"):  # links that lead to open files: proc(5)
+                    found = "/".join((here, *left[::-1]))
+                    return found if os.path.exists(found) else None
                 text = self._link_at(here) if here else None
-            except OSError:
-                return False
-            if text is not None:
-                links += 1
-                if links > _MOST_LINKS:
-                    return False
-                here = "" if os.path.isabs(text) else os.path.dirname(here).rstrip("/")
-                left += text.split("/")[::-1]
-        return True
+                if text is not None:
+                    links += 1
+                    if links > _MOST_LINKS:
+                        return None
+                    here = "" if os.path.isabs(text) else os.path.dirname(here).rstrip("/")
+                    left += text.split("/")[::-1]
+            return self._source(here or "/")
+        except OSError:
+            return None
 
     def _source(self, place: str) -> str:
         """The present path of what will be there.

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .. import ordinary
-from ..conftest import run, write_workflow
+from ..conftest import Result, run, write_workflow
 from ..side_by_side import USERS, Both, Case
 
 pytestmark = pytest.mark.slow  # each case beside local
+
+
+def _first_version(name: str) -> Callable[[Result, list[dict[str, Any]]], bool]:
+    """All files of the first run are there, although Snakemake would have noticed the second run's output only when they were gone."""
+
+    def check(forge: Result, _: object) -> bool:
+        place = forge.directory / name
+        return [(place / file).read_text() for file in ("b", "side")] == ["1\n"] * 2 and not (place / "a").is_symlink()
+
+    return check
+
 
 CASES = [
     Case("inside", """
@@ -41,12 +54,19 @@ CASES = [
             output: "@/out", directory("@/d")
             shell: "echo > $TMPDIR/x; ln -s $TMPDIR/x {output[0]}; mkdir {output[1]}; ln -s ../out {output[1]}/inner; ln -s $TMPDIR/x {output[1]}/outer"
         """, outcome="failed", says=("lost/out is a link to ", "lost/d/outer is a link to ", "which goes with the job")),
-    Case("nowhere", """
+    *(Case(name, f"""
         rule @:
-            output: "@/a", "@/b"
-            shell: "[ {config[version]} = 1 ] || ln -s none {output[0]}; echo {config[version]} | tee {output[1]} > @/b.side; [ -L {output[0]} ] || cp {output[1]} {output[0]}"
-        """, outcome="failed", says=("nowhere/a is a link to none, which would not exist",),
-        check=lambda forge, _: [(forge.directory / f"nowhere/{name}").read_text() for name in ("a", "b", "b.side")] == ["1\n"] * 3),
+            output: {output}, "@/b"
+            shell: "[ {{config[version]}} = 1 ] || {{{{ mkdir @/dir; : > @/empty; ln -s {target} @/a; }}}}; echo {{config[version]}} | tee @/b > @/side; "
+                   "[ -L @/a ] || {good}"
+        """, outcome="failed", says=(f"{name}/a is {words}",),
+        check=_first_version(name))
+      for name, output, target, good, words in (
+          ("nowhere", '"@/a"', "none", "echo > @/a", "a link to none, which would not exist"),
+          ("to_directory", '"@/a"', "dir", "echo > @/a", "a link to a directory, but the rule does not say directory()"),
+          ("to_file", 'directory("@/a")', "b", "mkdir @/a", "a link to a file, but the rule says directory()"),
+          ("to_empty", 'ensure("@/a", non_empty=True)', "empty", "echo > @/a", "empty, but the rule says ensure(non_empty=True)"),
+          ("to_other", 'ensure("@/a", sha256="01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b")', "b", "echo > @/a", "not what ensure() says"))),
     Case("shadowed", """
         rule @:
             output: "@/good", "@/bad", "@/own"

@@ -61,14 +61,14 @@ def test_a_link_leads_to_what_will_be_at_its_place(tmp_path: Path) -> None:
         (staged / name).symlink_to(text.format(str(work) if text[0] == "{" else "work"))
     moves = [Move.of(str(path), str(work / path.name)) for path in staged.iterdir()]
     after = Afterwards(moves, [str(work / "deleted"), str(work / "olddir")])
-    found = {name for name in LINKS if after.leads_nowhere(str(work / name)) is not None}
+    found = {name for name in LINKS if after.behind(str(work / name)) is None}
     (work / "deleted").unlink()
     (work / "olddir/gone").unlink()
     (work / "olddir").rmdir()
     for move in moves:
         os.rename(move.source, move.place)
     assert found == {name for name in LINKS if not (work / name).exists()} >= {"to_nothing", "to_deleted", "replaced"}
-    assert after.leads_nowhere(str(work / "missing")) is None
+    assert after.text_at(str(work / "missing")) is None
 
 
 def test_an_absolute_link_in_a_shadow_directory_becomes_a_relative_one(tmp_path: Path) -> None:
@@ -80,4 +80,5 @@ def test_an_absolute_link_in_a_shadow_directory_becomes_a_relative_one(tmp_path:
         (shadow / f"to_{name}").symlink_to(shadow / name)
     moves = [Move.of(str(shadow / name), str(tmp_path / name)) for name in ("declared", "to_declared", "to_undeclared")]
     after = Afterwards(moves, shadow=str(shadow))
-    assert [after.leads_nowhere(str(tmp_path / f"to_{name}")) for name in ("declared", "undeclared")] == [None, "undeclared"]
+    assert after.behind(str(tmp_path / "to_declared")) == str(shadow / "declared")
+    assert (after.behind(str(tmp_path / "to_undeclared")), after.text_at(str(tmp_path / "to_undeclared"))) == (None, "undeclared")
