@@ -23,7 +23,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecMode
 
-from ..spec.errors import ForgeError
+from ..spec.errors import ForgeError, UsageError
 
 if TYPE_CHECKING:
     from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime
@@ -217,7 +217,12 @@ class Executor(_InnerSnakemake):
             group = Group(run.submitter, job, partial(self._conclude_group, info))
             run.group_threads.submit(group.start)  # not here: it may have to wait for a service
             return
-        prepared = run.submitter.prepare(job)
+        try:
+            prepared = run.submitter.prepare(job)
+        except UsageError as error:
+            self.report_job_submission(info, register_job=False)
+            self.report_job_error(info, msg=str(error))
+            return
         # Staged outputs are never half-written at their places, and need no mark for that; but not every node of a
         # cluster can stage.
         self.report_job_submission(info, register_job=not prepared.staged or run.submitter.runs_elsewhere(job))

@@ -57,7 +57,7 @@ class Translator:
             outputs=outputs,
             logs=logs,
             benchmark=str(job.benchmark) if job.benchmark else None,
-            linked=self._links.targets((*inputs, *outputs, *logs)),
+            linked=(*self._links.targets(inputs), *self._links.targets_on_the_way((*outputs, *logs))),
             links=self._links.links(inputs),
             targets=tuple(self._targets(job)),
             products=tuple(_products(job, place)),

@@ -92,7 +92,11 @@ class Submitter:
         return self._engine.has_remote and not is_local(self._workflow, job.rule)
 
     def prepare(self, job: Any) -> PreparedJob:
-        """Prepare a job as the local executor does; but present versions of staged outputs stay until it succeeds."""
+        """Prepare a job as the local executor does; but present versions of staged outputs stay until it succeeds.
+
+        Raises:
+            UsageError: if its shadow directory cannot be made: with ``local`` that ends the job's own Snakemake alone.
+        """
         request, staged = None, False
         if has_script(job.rule):  # so that it is there, empty or not, as with the local executor
             os.makedirs(SCRIPTS, exist_ok=True)
@@ -105,8 +109,16 @@ class Submitter:
         if staged and request is not None:
             absent = [path for path in inside_outputs(request.targets) if not os.path.lexists(path)]
             keep_until_success(job, absent)
-        with _short_walks() if job.is_shadow and job.rule.shadow_depth == "full" else nullcontext():
-            arguments = LocalExecutor.job_args_and_prepare(self._executor, job)
+        try:
+            with _short_walks() if job.is_shadow and job.rule.shadow_depth == "full" else nullcontext():
+                arguments = LocalExecutor.job_args_and_prepare(self._executor, job)
+        except Exception as error:
+            if not job.is_shadow:
+                raise
+            if job.shadow_dir is not None:
+                remove_tree(job.shadow_dir)
+                job.shadow_dir = None
+            raise UsageError(f"its shadow directory cannot be made: {error}") from error
         for path in absent:  # if Forge were killed now, the next run would take it for the output
             _remove_empty(path)
         return PreparedJob(request or self._translator.request(job), staged, arguments)

@@ -23,6 +23,14 @@ class Links:
             found += self._rewritten(whole, _PATIENCE)[1:]
         return tuple(found)
 
+    def targets_on_the_way(self, paths: Iterable[str]) -> tuple[str, ...]:
+        """The same, of the links in their directories only: for outputs, which a job replaces where they are links."""
+        found: list[str] = []
+        for path in paths:
+            parent, _, name = (path if path.startswith("/") else f"{self._workdir}/{path}").rpartition("/")
+            found += (f"{directory}/{name}" for directory in self._directory(parent, _PATIENCE)[1:])
+        return tuple(found)
+
     def links(self, paths: Iterable[str]) -> tuple[str, ...]:
         """The links themselves on the way to ``paths``, as whole paths without other links before them."""
         found: dict[str, None] = {}

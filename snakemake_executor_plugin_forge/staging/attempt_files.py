@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..kernel.tree import remove_tree
 from ..kernel.writers import held
@@ -24,7 +24,7 @@ from ..spec import words
 from ..spec.job import LaunchSpec, Product, TargetKind, Undeclared
 from ..spec.verdict import Outcome
 from . import salvage
-from .checks import Inspection, inspect
+from .checks import Inspection, empty, inspect
 from .collect import Collected, collect, discarded, publish_logs, undeclared_reads, unfit_link
 from .declared import DECLARED, Declared
 from .file_version import FileVersion, file_version, input_version
@@ -260,7 +260,10 @@ class WrittenFiles:
         Args:
             seconds: how long the job took, which bounds how long this takes.
         """
-        return inspect(self.before.spec.checks, self._places_of, seconds)
+        checks = self.before.spec.checks
+        found = inspect(checks, self._places_of, seconds)
+        made = [empty(product) for product in checks.outputs if product.path in self.found.untouched]
+        return replace(found, outputs=(*found.outputs, *made))
 
     def held(self, frozen: bool | None) -> tuple[str, ...]:
         """Return the files and directories that are to be published, and to which a process of another job can write.
@@ -298,11 +301,11 @@ class WrittenFiles:
             mark(self.found.benchmarks, self.before.spec.rule)  # Snakemake keeps no record of them
         match decided:
             case Disposal.PUBLISH:
-                scene = self._kept_scene()
+                scene, moves = self._kept_scene(), [*self._moves(), *self._removals()]
                 if scene is None:
-                    problems += publish(self._moves(), self._journal_directory())
+                    problems += publish(moves, self._journal_directory())
                 else:
-                    problems += publish(self._moves(), self._journal_directory(), merging(scene), lock=lock_of(scene))
+                    problems += publish(moves, self._journal_directory(), merging(scene), lock=lock_of(scene))
             case Disposal.STAGE:
                 self._stage()
             case Disposal.KEEP_BESIDE:
@@ -364,9 +367,19 @@ class WrittenFiles:
         """Return the moves of the outputs."""
         return [*self.found.outputs, *self.before.carried()]
 
+    def _removals(self) -> Iterator[Move]:
+        """Yield the removals of the ``touch()`` outputs of an earlier run: Snakemake would keep their content."""
+        for number, path in enumerate(self.found.untouched):
+            layer = layer_of(path, self.before.roots)
+            if layer is not None:
+                inode = os.lstat(path).st_ino
+                yield Move(path, f"{layer.trash}/t{number}", inode, merge=True, is_deletion=True)
+
     def _places_of(self, product: Product) -> list[str]:
         """Return where an output may be before it is published: in its layer, the scratch, or at its place."""
         before = self.before
+        if product.path in self.found.untouched:
+            return []
         inner = before.scratch.inner_path(product.path) if product.path in before.spec.carried else None
         return [path for path in (before.staged(product.path), inner, product.path) if path is not None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,3 +98,9 @@ def _described(
             "covers": covers if checksum is not None else None,
             "temporary": product.temporary,
         }
+
+
+def empty(product: Product) -> dict[str, object]:
+    """Describe a file that Snakemake makes itself, for ``touch()``."""
+    described: dict[str, object] = {"path": product.name, "kind": "file", "bytes": 0, "mtime_ns": time.time_ns()}
+    return {**described, "checksum": None, "covers": None, "temporary": product.temporary}

@@ -38,6 +38,7 @@ class Collected:
     logs: list[Move] = field(default_factory=list)
     log_directories: list[str] = field(default_factory=list)  # which are outputs, too
     stale_logs: list[str] = field(default_factory=list)  # of an earlier attempt, and not written by this one
+    untouched: list[str] = field(default_factory=list)  # touch() outputs of an earlier run, and not written by this one
     missing: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)  # sentences
     private: list[str] = field(default_factory=list)  # names of Snakemake's and Forge's, in output directories
@@ -66,9 +67,9 @@ def collect(files: Files, layers: Iterable[Layer]) -> Collected:
     walk = _LayerWalk(found, targets, nested, files)
     for layer in layers:
         walk.directory(layer.upper, layer.root)
-    logs_inside = {target.path for inside in nested.values() for target in inside if target.kind is TargetKind.LOG}
+    inside_others = {target.path for inside in nested.values() for target in inside}
     for path, target in targets.items():
-        if path not in walk.met and path not in logs_inside:
+        if path not in walk.met and not (path in inside_others and (target.kind is TargetKind.LOG or target.optional)):
             _not_written(target, found)
     return found
 
@@ -85,7 +86,10 @@ def _not_written(target: Target, found: Collected) -> None:
     if target.kind is TargetKind.LOG:
         if os.path.lexists(target.path):
             found.stale_logs.append(target.path)
-    elif target.kind is TargetKind.BENCHMARK or target.optional:
+    elif target.optional:
+        if os.path.lexists(target.path):
+            found.untouched.append(target.path)
+    elif target.kind is TargetKind.BENCHMARK:
         pass
     elif not (target.update and os.path.lexists(target.path)):
         found.missing.append(target.name)

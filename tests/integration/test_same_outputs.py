@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ CASES = [
             resources: forge_files="strict"
             shell: "cat {input} > {output}"
         """),
+    Case("relinked", """
+        rule @:
+            output: "@/a"
+            resources: forge_files="strict"
+            shell: "echo {config[version]} > @/real; ln -s real {output}"
+        """),
+    Case("untouched", """
+        rule @:
+            output: touch("@/a"), touch("@/b"), directory("@/d"), touch("@/d/c"), "@/seen"
+            shell: "mkdir @/d; ls @ > @/seen; [ {config[version]} = 2 ] || for f in a d/c; do echo old > @/$f; done"
+        """),
     Case("private", """
         rule @:
             output: "@/out"
@@ -164,6 +176,26 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_files_are_those_of_local(both: Both, case: Case) -> None:
     both.check(case)
+
+
+def test_a_shadow_directory_that_cannot_be_made_fails_its_job_alone(tmp_path: Path) -> None:
+    write_workflow(tmp_path, """
+        rule all:
+            input: "a", "b"
+        rule a:
+            input: "directory"
+            output: "a"
+            log: "logs/a"
+            shadow: "copy-minimal"
+            shell: "echo > {output}"
+        rule b:
+            output: "b"
+            shell: "echo > {output}"
+        """)
+    (tmp_path / "directory").mkdir()
+    result = run(tmp_path, "-j1", "-k")
+    assert result.code == 1 and "its shadow directory cannot be made: [Errno 21]" in result.output, result.output
+    assert (tmp_path / "b").exists() and os.listdir(tmp_path / ".snakemake/shadow") == []
 
 
 @pytest.mark.parametrize("user", USERS)
