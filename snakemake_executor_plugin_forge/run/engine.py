@@ -24,7 +24,7 @@ from ..spec.backend import Done, RunsGroups
 from ..spec.catalog import Runtime, for_runtime, with_runtime
 from ..spec.errors import HostError, UsageError, located
 from ..spec.file_policy import PRIVATE_DIRECTORIES, below
-from ..spec.host import Host, check_requirement, isolation_line
+from ..spec.host import check_requirement, isolation_line
 from ..spec.job import Config, JobRequest, RunContext
 from ..spec.oom_retry import OomPolicy
 from ..spec.paths import STAGING, STATE
@@ -113,8 +113,12 @@ class Engine:
             self._start_metrics(config.metrics_file)
 
     def _start_metrics(self, path: str) -> None:
+        # Imported here: few runs want it, and it loads a library.
+        from ..analysis.metrics_file import MetricsFile, RunFacts
+
         try:
-            self._metrics = _metrics_file(path, self._run, self._places.local.host, self._cores, self._notice)
+            facts = RunFacts(self._run.run_id, self._run.workdir, self._places.local.host.cgroup_note, self._cores)
+            self._metrics = MetricsFile(path, self._notice, facts)
             self._attempts.observe = self._metrics.observe
         except UsageError:
             self.close()
@@ -322,13 +326,6 @@ def _open_backends(
         places.close()
         raise
     return places
-
-
-def _metrics_file(path: str, run: RunContext, host: Host, cores: int, notice: Callable[[str], None]) -> Any:
-    # Imported here: few runs want it, and it loads a library.
-    from ..analysis.metrics_file import MetricsFile, RunFacts
-
-    return MetricsFile(path, notice, RunFacts(run.run_id, run.workdir, host.cgroup_note, cores))
 
 
 def recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callable[[str], None]) -> bool:

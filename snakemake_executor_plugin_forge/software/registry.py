@@ -166,17 +166,12 @@ class Runtimes:
             return conda.replaced(self.store, state.manifest)
         return []
 
-    def health(self, runtime: Runtime, *, fully: bool = False) -> Health | None:
-        """Check every file; None if there is nothing to check.
+    def look(self, manifest: Manifest, *, fully: bool = False) -> Health:
+        """Check every file of an environment, which may be missing in the catalog.
 
         Args:
             fully: see :func:`.health.verify`.
         """
-        manifest = self.state(runtime).manifest
-        return self.look(manifest, fully=fully) if manifest is not None else None
-
-    def look(self, manifest: Manifest, *, fully: bool = False) -> Health:
-        """Check an environment that may be missing in the catalog."""
         ours = self.store.has(manifest)
         name = f"{manifest.identity}/verified.json" if ours else f"verified/{manifest.identity}.json"
         built = Built(manifest.packages, manifest.details.get("libc")) if ours else None
