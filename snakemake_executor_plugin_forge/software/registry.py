@@ -47,11 +47,7 @@ class Runtimes:
     """The runtimes of a catalog, for one run or one command."""
 
     def __init__(
-        self,
-        catalog: Catalog,
-        store: Store,
-        environment: Mapping[str, str],
-        declared: frozenset[str] = frozenset(),
+        self, catalog: Catalog, store: Store, environment: Mapping[str, str], declared: frozenset[str] = frozenset()
     ) -> None:
         """Check nothing yet.
 
@@ -115,7 +111,7 @@ class Runtimes:
             ]
         broken = [error for build in builds if isinstance(error := build.exception(), BrokenRuntimeError)]
         for build in builds:
-            if not broken or not isinstance(build.exception(), BrokenRuntimeError):
+            if not isinstance(build.exception(), BrokenRuntimeError):
                 build.result()
         if broken:
             raise BrokenRuntimeError("\n".join(map(str, broken)))
