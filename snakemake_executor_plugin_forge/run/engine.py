@@ -24,7 +24,7 @@ from ..spec.backend import Done, RunsGroups
 from ..spec.catalog import Runtime, for_runtime, with_runtime
 from ..spec.errors import HostError, UsageError, located
 from ..spec.file_policy import PRIVATE_DIRECTORIES, below
-from ..spec.host import check_requirement, isolation_line
+from ..spec.host import Host, check_requirement, isolation_line
 from ..spec.job import Config, JobRequest, RunContext
 from ..spec.oom_retry import OomPolicy
 from ..spec.paths import STAGING, STATE
@@ -113,12 +113,8 @@ class Engine:
             self._start_metrics(config.metrics_file)
 
     def _start_metrics(self, path: str) -> None:
-        # Imported here: few runs want it, and it loads a library.
-        from ..analysis.metrics_file import MetricsFile, RunFacts
-
         try:
-            facts = RunFacts(self._run.run_id, self._run.workdir, self._places.local.host.cgroup_note, self._cores)
-            self._metrics = MetricsFile(path, self._notice, facts)
+            self._metrics = _metrics_file(path, self._run, self._places.local.host, self._cores, self._notice)
             self._attempts.observe = self._metrics.observe
         except UsageError:
             self.close()
@@ -328,6 +324,13 @@ def _open_backends(
     return places
 
 
+def _metrics_file(path: str, run: RunContext, host: Host, cores: int, notice: Callable[[str], None]) -> Any:
+    # Imported here: few runs want it, and it loads a library.
+    from ..analysis.metrics_file import MetricsFile, RunFacts
+
+    return MetricsFile(path, notice, RunFacts(run.run_id, run.workdir, host.cgroup_note, cores))
+
+
 def recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callable[[str], None]) -> bool:
     """Complete what dead runs were publishing, remove what else is left of them, and say so.
 
@@ -365,7 +368,7 @@ def recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callabl
             "snakemake-forge resume"
         )
     if recovered.published:
-        notice(f"Forge: completed what an interrupted run was publishing: {', '.join(recovered.published)}")
+        notice(f"Forge: completed the publication of an interrupted run: {', '.join(recovered.published)}")
     return bool(recovered.published)
 
 
