@@ -1,4 +1,4 @@
-"""Messages with descriptors over a socket: cmsg(3), SCM_RIGHTS of unix(7).
+"""Descriptors: closed after use, and sent in messages over a socket: cmsg(3), SCM_RIGHTS of unix(7).
 
 ``socket.recv_fds`` passes none of its flags on (cpython, Lib/socket.py): it always waits, and what it receives is
 inherited by programs. Both of its functions need a module of their own (array), which a process just forked would copy.
@@ -6,11 +6,22 @@ inherited by programs. Both of its functions need a module of their own (array),
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 _BYTES = struct.calcsize("i")
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Give an open descriptor, and close it at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def send(to: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:

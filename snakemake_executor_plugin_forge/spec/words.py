@@ -304,16 +304,12 @@ def _ended(evidence: Evidence) -> str:
     return "" if evidence.exit_code is None else f"exit code {evidence.exit_code}"
 
 
-def notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, *, inputs_spoilt: bool) -> tuple[str, ...]:
+def notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, *, inputs_spoilt: bool) -> Iterator[str]:
     """Say what was odd and no failure.
 
     Args:
         inputs_spoilt: whether a change of the inputs makes the attempt fail.
     """
-    return (*_notes(outcome, evidence, spec, inputs_spoilt), *evidence.problems)
-
-
-def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, inputs_spoilt: bool) -> Iterator[str]:
     if evidence.writers and not evidence.truncated:
         yield (
             f"when its command had ended, {_writing(evidence.writers, 'still had open')}; Forge ended them. "
@@ -341,6 +337,7 @@ def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, inputs_spoilt
     if evidence.refusals and evidence.exit_code == 0 and not evidence.missing and outcome is not Outcome.DISK:
         first = evidence.refusals[0]
         yield f"the sandbox {refused(first, spec)}; {allowed_by(first, spec)}"
+    yield from evidence.problems
 
 
 def _lost(left: Sequence[tuple[str, int]]) -> str:

@@ -52,7 +52,7 @@ class EventLoop:
         if self._listener is not None:
             self._sources[inside.orders_fileno()] = self._meet_listener
         if reads is not None:
-            self._sources[reads.fileno()] = reads.read
+            self._sources[reads.fileno()] = reads.update
         if self._detached is not None:
             self._sources[self._detached.fileno()] = self._hear_signal
         self._sources[inside.pidfd] = self._reap

@@ -162,7 +162,7 @@ class _RunningAttempt:
         error, read, frozen = state.error, None, None
         try:
             if self._reads is not None:
-                self._reads.read()  # an event that waits holds its file open, and nothing could be frozen
+                self._reads.update()  # an event that waits holds its file open, and nothing could be frozen
             frozen = prepared.inside.freeze()
             files = prepared.written(failed=said.failed or error is not None)
             read = self._undeclared_reads(files)
@@ -194,7 +194,7 @@ class _RunningAttempt:
     def _undeclared_reads(self, files: WrittenFiles) -> tuple[str, ...] | None:
         if self._reads is None:
             return None
-        self._reads.read()
+        self._reads.update()
         if not self._reads.complete:
             self._prepared.problems.append("the list of undeclared reads is not complete: the kernel lost events")
         return files.undeclared_reads(self._reads.opened)

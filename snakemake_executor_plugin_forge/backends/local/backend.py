@@ -19,7 +19,7 @@ from typing import assert_never
 
 from ...kernel import inherited
 from ...kernel.failpoints import reached
-from ...kernel.shortage import REMEDY, Patience
+from ...kernel.shortage import REMEDY, patiently
 from ...spec.backend import Done
 from ...spec.errors import ZygoteError
 from ...spec.host import Host
@@ -56,10 +56,7 @@ class LocalBackend:
         self._was_frozen = gc.get_freeze_count() > 0
         gc.freeze()
         itself = os.pidfd_open(os.getpid())
-        self._pid = _fork()
-        if self._pid == 0:
-            ours.close()
-            zygote.run(setup, theirs, writers, itself)
+        self._pid = _fork(lambda: zygote.run(setup, theirs, writers, itself))
         os.close(itself)
         theirs.close()
         writers.close()
@@ -275,13 +272,8 @@ class LocalBackend:
             self._handle(partial(self._jobs.silent, time.monotonic() - begin))
 
 
-def _fork() -> int:
-    patience = Patience()
-    while True:
-        try:
-            return os.fork()
-        except OSError as error:
-            if not patience.waits(error):
-                raise ZygoteError(
-                    f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}."
-                ) from error
+def _fork(life: Callable[[], None]) -> int:
+    try:
+        return patiently(lambda: inherited.fork(life))
+    except OSError as error:
+        raise ZygoteError(f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}.") from error
