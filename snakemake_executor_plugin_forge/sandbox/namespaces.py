@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..kernel import process_tree, procfs, syscalls
+from ..kernel.descriptors import closing, is_readable
 from ..kernel.shortage import retold, told
 from .base import Base
 
@@ -42,14 +42,11 @@ class Holder:
         """Wait, after a kill, until all processes of its namespace are dead; return False if that takes too long."""
         if self.dead:
             return True
-        pidfd = os.pidfd_open(self.pid)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(timeout_seconds * 1000):
-            os.waitpid(self.pid, 0)
-            os.close(self.pipe)
-            self.dead = True
-        os.close(pidfd)
+        with closing(os.pidfd_open(self.pid)) as pidfd:
+            if is_readable(pidfd, seconds=timeout_seconds):
+                os.waitpid(self.pid, 0)
+                os.close(self.pipe)
+                self.dead = True
         return self.dead
 
 

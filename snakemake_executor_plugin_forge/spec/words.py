@@ -218,9 +218,7 @@ def _others(harms: Sequence[Harm], spec: LaunchSpec) -> Words:
     """Say what a job has done to files that other rules declare."""
     owners = dict.fromkeys((harm.kind, harm.owner) for harm in harms if harm.owner)
     groups = {(k, o): [h.path for h in harms if (h.kind, h.owner) == (k, o)] for k, o in owners}
-    said = [
-        f"{kind} {few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items() if owner
-    ]
+    said = [f"{kind} {few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items()]
     nobodys = [harm for harm in harms if not harm.owner and harm.kind in _MENDED_BY_ALLOWING]
     done = few(said, "; ") + (f"; {_done(nobodys)}" if nobodys else "")
     return Words(

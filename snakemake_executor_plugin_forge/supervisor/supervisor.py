@@ -8,13 +8,13 @@ sandbox (:class:`.prepared.PreparedAttempt`), its job runs (:class:`_RunningAtte
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from ..kernel import syscalls
+from ..kernel.descriptors import is_readable
 from ..kernel.failpoints import reached
 from ..kernel.shortage import Patience
 from ..record.attempt_dir import JobDirectory
@@ -106,7 +106,7 @@ def _start(
                 return prepared, begin, reads
         except OSError as error:
             pause = patience.pause(error)
-            if pause is None or select.select([tools.control.fileno()], [], [], pause)[0]:  # it shall end
+            if pause is None or is_readable(tools.control.fileno(), seconds=pause):  # it shall end
                 raise
             record.event("shortage", why=str(error))
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import assert_never
 
 from ...kernel import inherited
+from ...kernel.descriptors import is_readable
 from ...kernel.failpoints import reached
 from ...kernel.shortage import REMEDY, patiently
 from ...spec.backend import Done
@@ -138,9 +139,7 @@ class LocalBackend:
         self._mailbox.close()
 
     def _wait_for_mail(self, deadline: float) -> bool:
-        poll = select.poll()  # select(2) takes no descriptor above 1023
-        poll.register(self._mailbox, select.POLLIN)
-        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        return is_readable(self._mailbox.fileno(), seconds=max(0.0, deadline - time.monotonic()))
 
     def _decide(self, event: Callable[[], list[Instruction]]) -> list[Instruction]:
         with self._idle:

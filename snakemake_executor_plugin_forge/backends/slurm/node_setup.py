@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from ...kernel import syscalls
+from ...kernel.descriptors import is_readable
 from ...kernel.inherited import to_null
 from ...sandbox import gpus as gpu_nodes
 from ...sandbox.base import prepare
@@ -48,7 +48,7 @@ class Signals:
     @property
     def told(self) -> bool:
         """Whether SIGTERM has come, taken note of or not."""
-        return self._told or bool(select.select([self._ours], [], [], 0)[0])
+        return self._told or is_readable(self._ours.fileno())
 
     def fileno(self) -> int:
         return self._ours.fileno()

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from ...kernel import descriptors, inherited, syscalls
-from ...kernel.descriptors import closing
+from ...kernel.descriptors import closing, is_readable
 from ...kernel.tree import remove_tree
 from ...record.jsonfile import parse
 from ...spec.errors import SandboxError
@@ -131,7 +131,7 @@ class HeldHome:
         self.connection.close()
         if self.pid and wait:
             with closing(os.pidfd_open(self.pid)) as pidfd:
-                if select.select([pidfd], [], [], _LAST_SECONDS)[0]:
+                if is_readable(pidfd, seconds=_LAST_SECONDS):
                     os.waitpid(self.pid, 0)
 
 
