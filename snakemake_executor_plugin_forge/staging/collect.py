@@ -28,6 +28,8 @@ auxiliary benchmarks conda conda-archive forge incomplete iocache locks log meta
 scripts shadow singularity software source_cache storage tmp
 """
 
+_IN_THE_WAY = "to be a file, but a directory with files is at its place"
+
 
 @dataclass(slots=True)
 class Collected:
@@ -87,7 +89,9 @@ def _not_written(target: Target, found: Collected) -> None:
         if os.path.lexists(target.path):
             found.stale_logs.append(target.path)
     elif target.optional:
-        if os.path.lexists(target.path):
+        if _is_in_the_way(target):
+            found.rejected.append(f"{target.name} is {_IN_THE_WAY}")
+        elif os.path.lexists(target.path):
             found.untouched.append(target.path)
     elif target.kind is TargetKind.BENCHMARK:
         pass
@@ -153,11 +157,22 @@ class _LayerWalk:
         problem = unfit_target(target, status.st_mode, status.st_size, is_root=os.geteuid() == 0)
         if problem is None and target.checksum is not None and stat.S_ISREG(status.st_mode):
             problem = _wrong_checksum(target.checksum, path)
+        if problem is None and not stat.S_ISDIR(status.st_mode) and _is_in_the_way(target):
+            problem = _IN_THE_WAY
         if problem is None and stat.S_ISLNK(status.st_mode):
             problem = leads_to_own(os.readlink(path), target.path, self.files)
         if problem is not None:
             self.found.rejected.append(f"{target.name} is {problem}")
         return problem is None
+
+
+def _is_in_the_way(target: Target) -> bool:
+    """Whether a directory with files is at the place of a file. Snakemake does not remove it either."""
+    if target.directory or target.kind is not TargetKind.OUTPUT or os.path.islink(target.path):
+        return False
+    with suppress(OSError):  # a file, or nothing
+        return bool({*os.listdir(target.path)} - {TIMESTAMP})
+    return False
 
 
 def unfit_target(target: Target, mode: int, size: int, *, is_root: bool) -> str | None:

@@ -91,6 +91,13 @@ CASES = [
             resources: forge_files="strict"
             shell: "echo {config[version]} > @/real; ln -s real {output}"
         """),
+    Case("occupied", """
+        rule @:
+            output: "@/a", touch("@/b"), directory("@/c"), "@/d"
+            shell: "mkdir @/c; echo > @/d; echo > @/a"
+        """, before={"a/users": "x\n", "b/users": "x\n"}, outcome="failed",
+        says=("occupied/a is to be a file, but a directory with files is at its place", "occupied/b is to be a file"),
+        check=lambda forge, _: sorted(path.name for path in (forge.directory / "occupied").rglob("*")) == ["a", "b", "users", "users"]),
     Case("untouched", """
         rule @:
             output: touch("@/a"), touch("@/b"), directory("@/d"), touch("@/d/c"), "@/seen"
