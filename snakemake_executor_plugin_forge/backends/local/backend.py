@@ -21,15 +21,15 @@ from ...kernel import inherited
 from ...kernel.failpoints import reached
 from ...kernel.shortage import REMEDY, Patience
 from ...spec.backend import Done
-from ...spec.errors import ZygoteError
+from ...spec.errors import NurseryError
 from ...spec.host import Host
 from ...spec.job import LaunchSpec
 from ...spec.resources import check_resources
 from ...spec.verdict import Order, Verdict
 from ...supervisor.reaper import lost
-from ...workers import zygote
+from ...workers import nursery
 from ...workers.channel import Channel, FrameKind, Mailbox
-from ...workers.zygote import ZygoteSetup
+from ...workers.nursery import NurserySetup
 from .jobs import Instruction, LocalJob, LocalJobs, Send, Tell, TellLost
 
 _READY_SECONDS = 60.0
@@ -41,11 +41,11 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, setup: ZygoteSetup) -> None:
+    def __init__(self, setup: NurserySetup) -> None:
         """Fork the nursery. Call it while Snakemake has no threads.
 
         Raises:
-            ZygoteError: if the process from which jobs are forked does not get ready.
+            NurseryError: if the process from which jobs are forked does not get ready.
         """
         self._restore_signals = inherited.accept_signals()
         inherited.open_streams()
@@ -59,14 +59,14 @@ class LocalBackend:
         self._pid = _fork()
         if self._pid == 0:
             ours.close()
-            zygote.run(setup, theirs, writers, itself)
+            nursery.run(setup, theirs, writers, itself)
         os.close(itself)
         theirs.close()
         writers.close()
         self._channel = Channel(ours)
         try:
             self.host = self._await_ready()
-        except ZygoteError:  # it may hang, so it is not waited for
+        except NurseryError:  # it may hang, so it is not waited for
             self._channel.close()
             self._mailbox.close()
             raise
@@ -81,12 +81,12 @@ class LocalBackend:
 
     def _await_ready(self) -> Host:
         if not self._wait_for_mail(time.monotonic() + _READY_SECONDS):
-            raise ZygoteError(f"the nursery (pid {self._pid}) did not get ready within {_READY_SECONDS:.0f} s")
+            raise NurseryError(f"the nursery (pid {self._pid}) did not get ready within {_READY_SECONDS:.0f} s")
         frame = self._mailbox.receive()
         if frame is None:
-            raise ZygoteError(f"the nursery (pid {self._pid}) died while it probed this host; see its message above")
+            raise NurseryError(f"the nursery (pid {self._pid}) died while it probed this host; see its message above")
         if frame.kind is FrameKind.REFUSED:
-            raise ZygoteError(frame.body.decode())
+            raise NurseryError(frame.body.decode())
         host: Host = pickle.loads(frame.body)
         return host
 
@@ -282,6 +282,6 @@ def _fork() -> int:
             return os.fork()
         except OSError as error:
             if not patience.waits(error):
-                raise ZygoteError(
+                raise NurseryError(
                     f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}."
                 ) from error

@@ -53,7 +53,7 @@ Render = Callable[[bytes, str], Command | None]
 
 
 @dataclass(frozen=True, slots=True)
-class ZygoteSetup:
+class NurserySetup:
     """The facts of the run that the nursery needs."""
 
     run_id: str
@@ -69,14 +69,14 @@ class ZygoteSetup:
     scratch: str | None = None  # the directory for temporary files; None: the jobs need no home of the workflow
 
 
-def run(setup: ZygoteSetup, sock: socket.socket, mailbox: Mailbox, parent: int) -> NoReturn:
+def run(setup: NurserySetup, sock: socket.socket, mailbox: Mailbox, parent: int) -> NoReturn:
     """Live as the nursery process; called right after the fork.
 
     Args:
         parent: a pidfd of Snakemake. Its end of the channel stays open where it has forked processes that outlive it.
     """
     keep = (sock.fileno(), mailbox.fileno(), parent)
-    live_beside("forge-nursery", keep, setup.prepare, lambda: _Zygote(setup, Channel(sock), mailbox, parent).live())
+    live_beside("forge-nursery", keep, setup.prepare, lambda: _Nursery(setup, Channel(sock), mailbox, parent).live())
 
 
 def live_beside(name: str, keep: tuple[int, ...], prepare: Callable[[], None], live: Callable[[], None]) -> NoReturn:
@@ -130,10 +130,10 @@ def _take_streams() -> None:
         inherited.take_stream(number)
 
 
-class _Zygote(Pool):
+class _Nursery(Pool):
     """A pool of supervisors with the workflow in memory, and a launcher for the jobs that do not need it."""
 
-    def __init__(self, setup: ZygoteSetup, upward: Channel, mailbox: Mailbox, parent: int) -> None:
+    def __init__(self, setup: NurserySetup, upward: Channel, mailbox: Mailbox, parent: int) -> None:
         super().__init__(upward, mailbox, setup.execute)
         self._parent = parent
         self._setup = setup
