@@ -1,4 +1,4 @@
-"""A function run in a forked child of the test, as root or as an ordinary user, and what it returns."""
+"""Runs a function in a forked child of the test, as root or as an ordinary user, and returns its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 def in_child(function: Callable[[], Value], *, ordinary: bool = False) -> Value:
-    """Fork, run, and give back what it returned. An exception there is an assertion here; so is a signal."""
+    """Fork, run the function, and return its result. An exception or a signal in the child fails an assertion here."""
     answers, answer = os.pipe()
     pid = os.fork()
     if pid == 0:

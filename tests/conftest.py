@@ -1,4 +1,4 @@
-"""What all tests share: a way to run the real ``snakemake`` and to see that nothing is left of it."""
+"""Helpers that all tests share: they run the real ``snakemake`` and check that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from snakemake_executor_plugin_forge.kernel.process_tree import descendants
 from tests import mutations, warm
 from tests.slurm.cluster import Cluster, ClusterError
 
-# Root has other rungs of the ladder; these are run in the guest.
+# Root gets other rungs of the ladder; the guest runs these.
 collect_ignore = ["integration/test_ladder_user.py"] if os.geteuid() == 0 else []
-if "FORGE_GUEST" not in os.environ:  # it has a disk that tests may change
+if "FORGE_GUEST" not in os.environ:  # the guest has a disk that tests may change
     collect_ignore.append("integration/test_io_weight.py")
 
 
@@ -34,15 +34,15 @@ settings.register_profile("busy machine", deadline=None, suppress_health_check=[
 settings.load_profile("busy machine")
 
 FORGE = [sys.executable, "-m", "snakemake_executor_plugin_forge.cli.main"]
-_ATTEMPTS = ".snakemake/forge/runs/*/*"  # a directory changes with each file that is put into it
+_ATTEMPTS = ".snakemake/forge/runs/*/*"  # a directory's time changes with each file added to it
 
-# How many times longer than on a machine of its own everything may take: the guest sets it.
+# Everything may take this many times longer than on an idle machine: the guest sets it.
 PATIENCE = int(os.environ.get("FORGE_TEST_PATIENCE", "1"))
 DEADLINE = 300 * max(3, PATIENCE)  # seconds that only a hanging process takes, however busy the machine is
 
 
 def pytest_configure() -> None:
-    """Let tests be interrupted, and what they start: a shell that puts them into the background forbids that."""
+    """Let signals interrupt tests and their children, also if a shell started pytest in the background."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
@@ -56,7 +56,7 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Give each worker of xdist whole files, in our order; what uses the Slurm cluster goes to one worker."""
+    """Give each worker of xdist whole files, in our order; all tests on the Slurm cluster go to one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -69,7 +69,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out soaks that nobody asks for, and what this host cannot have: the closing line counts them as deselected."""
+    """Deselect soaks unless ``-m`` asks for them, and tests that this host cannot run; pytest's last line counts them."""
     markers = {"soak"} - {config.option.markexpr}
     if shutil.which("apptainer") is None:
         markers.add("apptainer")
@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _turn(item: pytest.Item) -> int:
-    """First what waits most of the time, as a guest is emulated meanwhile; last what wants to know how that went."""
+    """Order: tests that mostly wait come first, while the guest is emulated; tests that need its results come last."""
     if {"guest_reports", "upstream"} & set(getattr(item, "fixturenames", ())):
         return 3
     if item.get_closest_marker("busy") is not None:
@@ -98,7 +98,7 @@ class Result:
     _known: dict[tuple[tuple[str, int], ...], list[dict[str, Any]]] = field(default_factory=dict, compare=False)
 
     def attempts(self, rule: str | None = None) -> list[dict[str, Any]]:
-        """The records, as ``snakemake-forge jobs --json`` gives them; asked once for as long as they are what they are.
+        """The records that ``snakemake-forge jobs --json`` prints, cached until they change.
 
         Each start of a command takes seconds in the guest.
         """
@@ -106,7 +106,7 @@ class Result:
         if state not in self._known:
             self._known.clear()
             self._known[state] = json.loads(forge(self.directory, "jobs", "--json").stdout)
-            assert not [a["damaged"] for a in self._known[state] if a.get("damaged")], "Forge wrote what it does not read"
+            assert not [a["damaged"] for a in self._known[state] if a.get("damaged")], "Forge cannot read its own records"
         return [a for a in self._known[state] if rule is None or a["rule"] == rule]
 
     def attempt(self, rule: str) -> dict[str, Any]:
@@ -115,12 +115,12 @@ class Result:
         return found
 
     def event_names(self, rule: str) -> list[str]:
-        """What happened in that attempt."""
+        """The events of the rule's only attempt."""
         text = Path(self.attempt(rule)["directory"], "events.jsonl").read_text()
         return [json.loads(line)["event"] for line in text.splitlines()]
 
     def read(self, name: str) -> str:
-        """An output."""
+        """The content of an output."""
         return (self.directory / name).read_text()
 
 
@@ -131,23 +131,23 @@ def forge(
     env: dict[str, str] | None = None,
     before: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """``snakemake-forge WORDS`` in that directory, to its end."""
+    """Run ``snakemake-forge WORDS`` in that directory to its end."""
     return subprocess.run([*before, *FORGE, *words], cwd=directory, capture_output=True, stdin=subprocess.DEVNULL, text=True,
                           errors="surrogateescape", check=check, timeout=DEADLINE, env=os.environ | (env or {}))
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
-    """Poll until it holds. Only what hangs takes all of DEADLINE; a process that ends before fails the test at once."""
+    """Poll until the condition holds. It fails the test after DEADLINE, or at once if ``process`` ends before."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        assert process is None or process.poll() is None, "it ended before"
+        assert time.monotonic() < deadline, "the condition never held"
+        assert process is None or process.poll() is None, "the process ended before"
         time.sleep(0.02)
 
 
 @contextmanager
 def ending(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Whatever happens inside: the process is over after it."""
+    """Kill the process at the end of the block, whatever happens in it."""
     with process:
         try:
             yield
@@ -156,7 +156,7 @@ def ending(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 
 def end_at_once(process: subprocess.Popen[Any]) -> None:
-    """Kill Snakemake and all of Forge: stopped first, so that none sees another one end and clears up."""
+    """Kill Snakemake and all of Forge; SIGSTOP first, so that none sees another one end and clears up."""
     pids = [process.pid, *descendants(process.pid)]
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
@@ -166,7 +166,7 @@ def end_at_once(process: subprocess.Popen[Any]) -> None:
 
 
 def in_a_terminal(words: list[str], directory: Path) -> tuple[int, str]:
-    """Run a command in a new session with a terminal, as in a window of a user's: its exit code, and what is shown."""
+    """Run a command in a new session with a terminal, as a user's window does; return its exit code and its output."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(directory)
@@ -175,19 +175,19 @@ def in_a_terminal(words: list[str], directory: Path) -> tuple[int, str]:
     try:
         while chunk := os.read(terminal, 65536):
             seen += chunk
-    except OSError:  # EIO: nobody has it open any more
+    except OSError:  # EIO: no process has it open any more
         pass
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode(errors="replace")
 
 
 def command(executor: str, *arguments: str) -> list[str]:
-    """The command line of Snakemake, run by this very interpreter."""
+    """The command line of Snakemake with this interpreter."""
     return [sys.executable, "-m", "snakemake", "--executor", executor, "--scheduler", "greedy", *arguments]
 
 
 def write_workflow(directory: Path, text: str) -> None:
-    """Put a Snakefile there."""
+    """Write a Snakefile into the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "Snakefile").write_text(textwrap.dedent(text))
 
@@ -201,11 +201,10 @@ def run(
 ) -> Result:
     """Run the workflow in ``directory`` to its end.
 
-    The plain local executor, which others are compared with, continues if Snakemake gives up on jobs that it could start (its issue 823,
-    a race of its scheduler).
+    The local executor, the reference, runs again if Snakemake's scheduler leaves jobs unstarted (its issue 823, a race).
 
     Args:
-        before: of the command: see :func:`.ordinary.prefix`.
+        before: words before the command: see :func:`.ordinary.prefix`.
 
     """
     done = subprocess.run(
@@ -227,41 +226,41 @@ def run(
 
 
 def residue(directory: Path) -> list[str]:
-    """What is left of runs in ``directory``: processes, cgroups, scratch and staging directories of theirs."""
+    """The leftovers of runs in ``directory``: processes, cgroups, scratch and staging directories."""
     runs = directory / ".snakemake" / "forge" / "runs"
     names = [f"forge-{run.name}" for run in runs.iterdir()] if runs.is_dir() else []
     left = [f"scratch /tmp/{name}" for name in names if Path("/tmp", name).exists()]
     with suppress(FileNotFoundError):
         left += [f"staging {name}" for name in os.listdir(directory / ".snakemake" / "forge" / "staging")]
     for parent, directories, _ in os.walk(directory.parent):
-        if parent == str(directory.parent):  # those of other tests have numbers
+        if parent == str(directory.parent):  # directories of other tests end with a number
             directories[:] = [name for name in directories if name == directory.name or not name[-1].isdigit()]
         left += [f"staging {parent}" for name in directories if name == ".forge-staging"]
     for parent, directories, _ in os.walk("/sys/fs/cgroup"):
         left += [f"cgroup {parent}/{name}" for name in names if name in directories]
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():
-            with suppress(OSError):  # it ends just now
+            with suppress(OSError):  # the process has just ended
                 if os.readlink(process / "cwd") == str(directory):
                     left.append(f"process {process.name} {(process / 'cmdline').read_bytes()!r}")
     return left
 
 
 def in_layer(directory: Path, name: str) -> bool:
-    """Whether a job has written that file, and it is not at its place yet."""
-    with suppress(FileNotFoundError):  # a directory went while it was looked through
+    """Whether a job's layer has that file, which is not published yet."""
+    with suppress(FileNotFoundError):  # a directory was removed during the search
         return any(directory.glob(f".snakemake/forge/staging/*/upper/{name}"))
     return False
 
 
 def written(directory: Path, name: str) -> bool:
-    """Whether a job has written that file, at its place or in its layer."""
+    """Whether a job has written that file, in place or in its layer."""
     return (directory / name).exists() or in_layer(directory, name)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A Slurm cluster of two nodes with cgroups, started once. One that cannot be had fails the test."""
+    """A Slurm cluster of two nodes with cgroups, started once. The test fails if it cannot start."""
     made = Cluster()
     try:
         made.start()

@@ -1,7 +1,7 @@
-"""Crashes in a row: a small workflow is started, somebody is killed, it is resumed, somebody is killed, … until it ends.
+"""Crashes in a row: a small workflow starts, a fault kills a process, the run is resumed, the next fault kills, … until it ends.
 
-After each crash is noted which jobs had published their outputs; none of these may ever be started again. At the end
-the outputs must be those of an undisturbed run, to the byte.
+After each crash the test notes which jobs had published their outputs; none of them may ever start again. At the end
+the outputs must equal those of an undisturbed run, to the byte.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .conftest import DEADLINE, FORGE, command, ending, residue, wait_until, wri
 
 PARTS = ("a", "b", "c", "d")
 
-# Every job notes its start outside of the working directory, and writes each output in two steps.
+# Every job logs its start outside the working directory, and writes each output in two steps.
 WORKFLOW = """
 SIDE = config["side"]
 def parts(wildcards):
@@ -72,25 +72,25 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     **{f"single {p}": (f"single/{p}.txt",) for p in PARTS},
     "total": ("total.txt", "index.txt"),
 }
-"""Job, as it notes itself, to what it makes."""
+"""Job, by the line that it logs, to its outputs."""
 
 STEPS = (
     "created", "prepared", "started", "described", "exited", "all dead", "looked through", "synced", "journal",
     "renamed", "all renamed", "published", "ended", "verdict", "written", "reported", "cleared up",
 )  # fmt: skip
-"""Of a supervisor, in their order: see faults.reached in supervisor.py, publish.py and record/jobdir.py."""
+"""The steps of a supervisor in order: see ``reached`` in supervisor/, staging/ and record/."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Crashes one after the other, of one start each; ``time:…`` is one at a random time."""
+    """Crashes one after the other, one for each start; ``time:…`` is a crash at a random time."""
 
     faults: tuple[str, ...]
-    rule: str  # of which a job must be left to do; "": any
+    rule: str  # a job of this rule must still be unpublished; "": any
 
 
 def finishing_scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
-    """Those of ``--forge-on-disconnect finish``, shuffled."""
+    """The scenarios of ``--forge-on-disconnect finish``, shuffled."""
     steps = ("announced", "started", "described", "exited", "looked through", "renamed", "verdict", "reported")
     found: list[tuple[str, ...]] = [
         (f"{who}:{step}:{rule}",)
@@ -99,7 +99,7 @@ def finishing_scenarios(rng: random.Random, at_random_times: int) -> list[Scenar
                           ("python", "snakemake"), ("python", "nursery"), ("single", "supervisor"))
         if (step, rule) != ("renamed", "single")
     ]  # fmt: skip
-    # Killed when it is alone already; and who adopts is killed as well.
+    # The supervisor is killed after Snakemake; the adopting run is killed as well.
     alone = ("alone", "exited", "looked through", "synced", "staged", "ended", "verdict", "written", "cleared up")
     found += [(f"snakemake:started:pair,supervisor:{step}:pair",) for step in alone]
     adopting = ("adopting", "journal", "renamed", "all renamed", "adopted", "adoption noted", "adoption cleared")
@@ -120,14 +120,14 @@ def scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
     # A job with Python in it descends from the nursery; there may be no launcher.
     found += [(f"{who}:{step}:python",) for step in STEPS for who in everybody if who != "launcher"]
     found += [(f"{who}:{step}:single",) for step in STEPS if step != "journal" for who in ("supervisor", "all")]
-    # What it does not declare is merged, and noted if it cannot be marked; tests/property/test_publish.py has "renewed".
+    # Forge merges undeclared files, and notes those it cannot mark; tests/property/test_publish.py has "renewed".
     found += [(f"{who}:{step}:single",) for step in ("merging", "noted") for who in ("supervisor", "all")]
     found += [(f"{who}:{step}:split",) for step in ("described", "renamed", "written") for who in ("snakemake", "all")]
-    # Snakemake's own process, and the nursery before there are jobs.
+    # Steps of Snakemake's own process, and of the nursery before there are jobs.
     found += [(f"{who}:{step}:pair",) for step in ("submitted", "arrived", "told") for who in ("snakemake", "all")]
     found += [(f"{who}:{step}",) for step in ("recovered", "run written", "probing", "probed") for who in ("snakemake", "all")]
     found += [("nursery:probed",), ("nursery:probing",), ("nursery:run written",), ("snakemake:closing",), ("snakemake:closed",)]
-    # Clearing up is killed as well; and so is the supervisor that clears up after another one.
+    # Recovery is killed as well; so is the supervisor that clears up after another one.
     found += [
         ("all:journal:pair", f"self:{step}")
         for step in ("followed", "all followed", "layer removed", "journals followed", "locks removed", "before the command")
@@ -142,7 +142,7 @@ def scenarios(rng: random.Random, at_random_times: int) -> list[Scenario]:
 
 
 def sample(everything: list[Scenario], at_random_times: int) -> list[Scenario]:
-    """The first scenario for each named step (and who recovers or adopts, there), and a few at random times."""
+    """The first scenario for each named step, also of recovery and adoption, and a few at random times."""
     found: list[Scenario] = []
     seen: set[str] = set()
     for scenario in everything:
@@ -158,7 +158,7 @@ def sample(everything: list[Scenario], at_random_times: int) -> list[Scenario]:
 
 @dataclass
 class Lane:
-    """One sequence of working directories in which all scenarios given to it are played."""
+    """A sequence of working directories that plays all scenarios given to it."""
 
     root: Path
     reference: dict[str, bytes]
@@ -168,14 +168,14 @@ class Lane:
     rounds: int = 0
     starts: int = 0
     episodes: int = 0
-    done: Counter[str] = field(default_factory=Counter)  # jobs that must not start again, and how often they had
-    going_on: Counter[str] = field(default_factory=Counter)  # the same of jobs that ran when Snakemake alone was killed
+    done: Counter[str] = field(default_factory=Counter)  # jobs that must not start again, and their number of starts
+    going_on: Counter[str] = field(default_factory=Counter)  # the same for jobs that ran when only Snakemake was killed
     before: Counter[str] = field(default_factory=Counter)  # starts of jobs before the present start
     workdir: Path = Path()
     failures: list[str] = field(default_factory=list)
 
     def play(self) -> None:
-        """All of it; what was not survived is in ``failures``, and the rest is played in a fresh directory."""
+        """Play all scenarios. A scenario that fails is added to ``failures``, and the next one gets a fresh directory."""
         self.begin()
         for scenario in self.scenarios:
             try:
@@ -189,25 +189,25 @@ class Lane:
         self.finish()
 
     def try_scenario(self, scenario: Scenario) -> None:
-        """Crash by crash; in a fresh directory if the first did not happen in a used one."""
+        """Play the crashes in order; in a fresh directory if the first did not happen in a used one."""
         for fault in scenario.faults:
             fresh = not self.recorded()
             if fault.startswith(("self:", "time:")) and fresh:
                 assert self.crash("snakemake:described:split")
             if not self.crash(fault):
                 if self.detachable and fault.startswith("self:"):
-                    return  # the job was quicker than the death of Snakemake: it has published, and nobody adopts it
+                    return  # the job ended before Snakemake died: it has published, and no run adopts it
                 assert not fresh and fault is scenario.faults[0], f"{fault} never happened: {self.tail()}"
                 self.finish()
                 self.begin()
                 if fault.startswith("time:"):
-                    return  # it was over before
+                    return  # the run ended before
                 assert self.crash(fault), f"{fault} never happened, in a fresh directory: {self.tail()}"
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A fresh directory."""
+        """Prepare a fresh directory."""
         self.episodes += 1
         self.workdir = self.root / f"{self.episodes}" / "work"
         prepare(self.workdir)
@@ -215,7 +215,7 @@ class Lane:
         self.going_on = Counter()
 
     def crash(self, fault: str) -> bool:
-        """Start or resume with that fault; whether it happened."""
+        """Start or resume with that fault; return whether it happened."""
         before = len(self.fired())
         self.before = self.counts()
         process = self.start(fault)
@@ -232,7 +232,7 @@ class Lane:
         return happened
 
     def start(self, fault: str | None) -> subprocess.Popen[bytes]:
-        """Snakemake in a fresh directory, else ``snakemake-forge resume``."""
+        """Start Snakemake in a fresh directory, else ``snakemake-forge resume``."""
         self.starts += 1
         words = [*FORGE, "resume"] if self.recorded() else self.first_command()
         environment = dict(os.environ)
@@ -246,12 +246,12 @@ class Lane:
             )
 
     def first_command(self) -> list[str]:
-        """Of a fresh directory; resume repeats it."""
+        """The command in a fresh directory; resume repeats it."""
         flags = ("--forge-on-disconnect", "finish") if self.detachable else ()
         return command("forge", "-j3", *flags, "--config", f"side={self.side}")
 
     def kill_at_random_time(self, process: subprocess.Popen[bytes], fault: str) -> bool:
-        """Whether there was somebody to be killed."""
+        """Kill after the delay; return whether the run was alive."""
         _, who, delay = fault.split(":")
         deadline = time.monotonic() + float(delay)
         while time.monotonic() < deadline and process.poll() is None:
@@ -269,8 +269,8 @@ class Lane:
         return True
 
     def note(self, fault: str) -> None:
-        """After a crash: what holds now, and what must hold from now on."""
-        # Else resume has to wait by itself for what is dying. Not where some are still to be killed by their fault.
+        """Check the state after a crash, and note which jobs must not start again."""
+        # Otherwise resume itself waits for dying processes. With several faults, settle: one may still have to kill.
         if self.rng.random() < 0.5 or "," in fault:
             self.settle(fault)
         published = set(self.published())
@@ -287,12 +287,12 @@ class Lane:
         assert not gone, f"{fault}: the outputs of {gone} were published, and are not there any more: {self.tail()}"
 
     def check_going_on(self, starts: Counter[str]) -> None:
-        """What ran when nobody but Snakemake was killed is never started again."""
+        """Jobs that ran when only Snakemake was killed are never started again."""
         for job, count in self.going_on.items():
-            assert starts[job] == count, f"{job} went on without Snakemake, and was started again: {self.tail()}"
+            assert starts[job] == count, f"{job} continued without Snakemake, and was started again: {self.tail()}"
 
     def settle(self, fault: str) -> None:
-        """When nobody is at work any more: no half-written file, no half-published job, nobody believed who is not."""
+        """Wait until no process is left; check: no half-written file, no half-published job, no verdict of success without outputs."""
         wait_until(lambda: not processes(self.workdir))
         for name, content in files(self.workdir).items():
             last = name.replace("begun-", "ended-")  # another job renames its directory
@@ -308,7 +308,7 @@ class Lane:
             assert record["outcome"] != "succeeded" or job in published, f"{fault}: {job} succeeded without outputs"
 
     def finish(self) -> None:
-        """Resume without a crash: all is as if there had been none."""
+        """Resume without a crash; the result is that of an undisturbed run."""
         process = self.start(None)
         assert process.wait(DEADLINE) == 0, self.tail()
         assert files(self.workdir) == self.reference, self.tail()
@@ -325,7 +325,7 @@ class Lane:
 
     @property
     def side(self) -> Path:
-        """Outside of the working directory."""
+        """A directory outside the working directory."""
         return self.workdir.parent / "side"
 
     def recorded(self) -> bool:
@@ -338,20 +338,20 @@ class Lane:
         return any(job.split()[0] == rule and job not in published for job in OUTPUTS)
 
     def journalled(self) -> set[str]:
-        """Outputs that recovery will bring to their places, if they are not there."""
+        """Outputs that a journal names: recovery renames them into place."""
         found = set()
         staging = self.workdir / ".snakemake" / "forge" / "staging"
         names: list[str] = []
         with suppress(FileNotFoundError):
             names = os.listdir(staging)
         for name in names:
-            with suppress(OSError):  # it was followed to its end meanwhile
+            with suppress(OSError):  # recovery has completed it meanwhile
                 moves = getattr(journal.read(str(staging / name)), "moves", ())
                 found |= {os.path.relpath(move.place, self.workdir) for move in moves}
         return found
 
     def staged(self) -> set[str]:
-        """Jobs that have succeeded without Snakemake, and wait for a run that adopts them."""
+        """Jobs that succeeded without Snakemake and wait for a run to adopt them."""
         found = set()
         for verdict in self.workdir.glob(".snakemake/forge/runs/*/*/verdict.json"):
             record = json.loads(verdict.read_text())
@@ -360,7 +360,7 @@ class Lane:
         return found
 
     def published(self) -> Iterator[str]:
-        """Jobs whose outputs are there, or certain to come."""
+        """Jobs whose outputs are in place, or certain to come."""
         staged = self.staged()
         journalled = self.journalled()
         for job, outputs in OUTPUTS.items():
@@ -368,7 +368,7 @@ class Lane:
                 yield job
 
     def counts(self) -> Counter[str]:
-        """How often each job was started."""
+        """The number of starts of each job."""
         log = self.side / "log"
         return Counter(log.read_text().splitlines() if log.exists() else [])
 
@@ -378,12 +378,12 @@ class Lane:
         return log.read_text().splitlines() if log.exists() else []
 
     def tail(self) -> str:
-        """The end of what was printed."""
+        """The end of the output of all starts."""
         return (self.side / "output").read_text(errors="replace")[-6000:]
 
 
 def prepare(workdir: Path) -> None:
-    """The workflow, and a place outside where its jobs may write."""
+    """Write the workflow; make a directory outside for its jobs."""
     write_workflow(workdir, WORKFLOW)
     side = workdir.parent / "side"
     side.mkdir()
@@ -394,7 +394,7 @@ def prepare(workdir: Path) -> None:
 
 
 def files(workdir: Path) -> dict[str, bytes]:
-    """All that the workflow has made. What it keeps for itself comes and goes meanwhile, and is not looked at."""
+    """The files that the workflow has made, without Snakemake's and Forge's own, which come and go meanwhile."""
     found = {}
     for parent, directories, names in os.walk(workdir):
         if Path(parent) == workdir:
@@ -407,7 +407,7 @@ def files(workdir: Path) -> dict[str, bytes]:
 
 
 def processes(workdir: Path) -> list[tuple[int, str]]:
-    """Pid and name of all that are at work in that directory, but for dead ones."""
+    """Pid and name of each living process in that directory."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():

@@ -1,14 +1,14 @@
-"""Crashes on purpose: who is killed at which step. Forge's processes load this file: see kernel/failpoints.py.
+"""Crashes on purpose: which process dies at which step. Forge's processes load this file: see kernel/failpoints.py.
 
-``FORGE_FAULT=PROCESS:STEP[:RULE][,…]`` in the environment. Nobody is killed but the Snakemake that was started with it
-and its descendants.
+The environment has ``FORGE_FAULT=PROCESS:STEP[:RULE][,…]``. Only the Snakemake that was started with it, and its
+descendants, can be killed.
 
-- PROCESS: ``snakemake``, ``nursery``, ``launcher``, ``supervisor`` (the one that gets there or, elsewhere, all),
-  ``all``, ``self`` (whoever gets there).
-- STEP: a name that the code gives to ``reached``.
-- RULE: only when a job of this rule gets there.
+- PROCESS: ``snakemake``, ``nursery``, ``launcher``, ``supervisor`` (the one that reaches the step; all of them if
+  another process does), ``all``, ``self`` (the process that reaches the step).
+- STEP: a name that the code passes to ``reached``.
+- RULE: only a job of this rule triggers the fault.
 
-``FORGE_FAULT_LOG`` names a file to which a line is added before anybody is killed.
+``FORGE_FAULT_LOG`` names a file that gets a line before each kill.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Fault:
             raise ValueError(f"FORGE_FAULT={text}: there is no process {self._process!r}")
 
     def reached(self, step: str, rule: str) -> None:
-        """Kill, if this is the step."""
+        """Kill if this is the step."""
         if step != self._step or self._wanted not in (None, rule) or not (victims := list(self._victims())):
             return
         if self._log is not None:
             fd = os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
             os.write(fd, f"{self._process}:{step}:{rule} {victims}\n".encode())
             os.close(fd)
-        for pid in sorted(victims, key=lambda pid: pid == os.getpid()):  # ourselves last
+        for pid in sorted(victims, key=lambda pid: pid == os.getpid()):  # this process last
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -56,7 +56,7 @@ class Fault:
             return
         top, start = map(int, os.environ[_TOP].split(":"))
         if _start_time(top) != start:
-            return  # it is dead, and the others are about to end
+            return  # Snakemake is dead, and the others are about to end
         if self._process in ("snakemake", "all"):
             yield top
         names = NAMES.values() if self._process == "all" else [NAMES.get(self._process)]
@@ -64,7 +64,7 @@ class Fault:
 
 
 class Killer:
-    """Each of several crashes."""
+    """Several faults, each tried at every step."""
 
     def __init__(self, faults: list[Fault]) -> None:
         self._faults = faults
@@ -79,8 +79,8 @@ class Killer:
 
 
 def open_hook() -> Killer:
-    """For kernel/failpoints.py."""
-    os.environ.setdefault(_TOP, f"{os.getpid()}:{_start_time(os.getpid())}")  # for the launcher, a program of its own
+    """Make the hook of kernel/failpoints.py."""
+    os.environ.setdefault(_TOP, f"{os.getpid()}:{_start_time(os.getpid())}")  # for the launcher, which is a separate program
     return Killer([Fault(one, os.environ.get("FORGE_FAULT_LOG")) for one in os.environ["FORGE_FAULT"].split(",")])
 
 

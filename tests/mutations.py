@@ -1,6 +1,6 @@
-"""Damaged and hostile versions of what Forge reads: a small mutator with a seed, which it prints.
+"""Damaged and hostile versions of files that Forge reads: a small mutator with a seed, which it prints.
 
-``make test`` reads a fixed sample, ``make soak`` other ones each time; ``FORGE_FUZZ_SEED`` repeats a run.
+``make test`` reads a fixed sample, ``make soak`` another one each time; ``FORGE_FUZZ_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEED = int(os.environ.get("FORGE_FUZZ_SEED") or (random.SystemRandom().randrange
 FEW_OR_MANY = pytest.mark.parametrize(
     "count", [300, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])], ids=["few", "many"]
 )
-"""How many damaged versions a test reads: in ``make test``, in ``make soak``."""
+"""The number of damaged versions that a test reads: in ``make test``, in ``make soak``."""
 
 _NASTY = (
     b"", b"\0", b"\n", b"\xff", b"\x1b]52;c;QQ==\x07", b"{", b"}", b"[", b"]", b'"', b":", b",", b"-", b"null", b"true", b"NaN",
@@ -29,7 +29,7 @@ _NASTY = (
 
 
 def damaged(examples: Sequence[bytes], count: int) -> Iterator[bytes]:
-    """Yield so many versions of the examples, each with one to four damages. The same seed gives the same ones."""
+    """Yield ``count`` versions of the examples, each with one to four damages. The same seed yields the same versions."""
     print(f"FORGE_FUZZ_SEED={SEED}")  # pytest shows it if the test fails
     rng = random.Random(SEED)
     for _ in range(count):
@@ -61,7 +61,7 @@ def _damage(rng: random.Random, data: bytes) -> bytes:
             return data[:other] + data[place:]
         case 3:
             return data[:place] + bytes([rng.randrange(256)]) + data[place + 1 :]
-        case 4:  # between two values, where it is more likely to be read
+        case 4:  # replaces a whole value, so that the parser is more likely to accept it
             marks = [number for number, byte in enumerate(data) if byte in b' ,:[]{}"\n\t']
             place = rng.choice(marks) + 1 if marks else place
             end = next((number for number in marks if number > place), place)
@@ -77,7 +77,7 @@ _WRONG: tuple[object, ...] = (
 
 
 def with_wrong_values(rng: random.Random, data: object) -> object:
-    """Return JSON in which one to five values, at any depth, are replaced or gone; now and then all of it."""
+    """Return JSON with one to five values, at any depth, replaced or deleted; now and then all of it is replaced."""
     for _ in range(rng.randint(1, 5)):
         places = list(_places(data))
         if not places or rng.random() < 0.02:

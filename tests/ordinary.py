@@ -1,7 +1,7 @@
-"""Running a command as an ordinary user, from a test that is run by root: with and without namespaces.
+"""Runs a command as an ordinary user, from a test that root runs: with and without namespaces.
 
 The user needs no entry in /etc/passwd. The Python of the tests may lie in a directory that only root can enter
-(/root): in a mount namespace of its own, every directory on the way to it is covered by an empty one with an open door.
+(/root): in a new mount namespace, an empty directory that everybody can enter covers each closed one on the way to it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# One number for each process that runs tests, which ask what is left of this user; what they start inherits it.
+# Each process that runs tests has its own number, as tests look for leftovers of this user; child processes inherit it.
 UID = int(os.environ.setdefault(f"FORGE_TEST_UID_{os.environ.get('PYTEST_XDIST_WORKER', '')}", str(54321 + os.getpid() % 9000)))
 NAME = "forge-test"
 GROUPS = (64001, 64002)
-"""More groups of the user, if asked for."""
+"""More groups of the user, with ``--groups``."""
 _SUBORDINATE, _COUNT = 6_500_000, 65536
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _PR_SET_PDEATHSIG = 1
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
-_MAX_PROCESSES = 2000  # of the user: a fork bomb that got out must not take the whole host with it
+_MAX_PROCESSES = 2000  # of the user: a fork bomb that escapes must not take down the host
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,8 +44,8 @@ def _mount(source: str, target: str, kind: str = "", flags: int = 0, data: str =
 def _open_doors(paths: Sequence[str]) -> None:
     """Let everybody through to ``paths``: cover the first closed directory on the way to each."""
     behind: dict[str, list[tuple[str, int]]] = {}
-    for target in sorted(map(os.path.realpath, paths)):  # a directory before what is in it
-        # Each start of pytest closes its directory in /tmp, also while the command runs.
+    for target in sorted(map(os.path.realpath, paths)):  # a directory before its contents
+        # Each start of pytest closes its directory in /tmp to others, even while the command runs.
         parents = reversed(Path(target).parents)
         closed = next((str(p) for p in parents if not p.stat().st_mode & 0o001 or p.name.startswith("pytest-of-")), None)
         if closed is not None:
@@ -59,18 +59,18 @@ def _open_doors(paths: Sequence[str]) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process, whatever program it becomes, when its parent ends: prctl(2)."""
+    """Have the kernel kill this process when its parent ends, also after an execve(2): prctl(2)."""
     _call("prctl", ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
 
 
 def enter_mounts(bound: Sequence[tuple[str, str]], laid: Sequence[tuple[str, str]], paths: Sequence[str]) -> None:
-    """Enter a mount namespace of its own, in which all are let through to ``paths``.
+    """Enter a new mount namespace, in which everybody can reach ``paths``.
 
     Args:
-        bound: source and target of what is mounted.
-        laid: a directory, and the one whose files of the same names those in it take the place of. Not file by file: a
-            package that is installed meanwhile may replace /etc/passwd, and what is mounted on a file that is replaced
-            is gone, in every mount namespace (Linux: __detach_mounts() in fs/namespace.c).
+        bound: source and target of each bind mount.
+        laid: a directory, and the target whose files of the same names it replaces. It is an overlay, not a mount on each
+            file: a package that is installed meanwhile may replace /etc/passwd, and the kernel removes a mount on a
+            replaced file in every mount namespace (Linux: __detach_mounts() in fs/namespace.c).
 
     """
     _call("unshare", _CLONE_NEWNS)
@@ -83,7 +83,7 @@ def enter_mounts(bound: Sequence[tuple[str, str]], laid: Sequence[tuple[str, str
 
 
 def _as_user_with_a_name(directory: str) -> list[tuple[str, str]]:
-    """Files for /etc, with a line for the user, and one for the numbers that belong to it."""
+    """Write files for /etc with a line for the user, and one for its subordinate numbers."""
     lines = {
         "passwd": f"{NAME}:x:{UID}:{UID}::{directory}:/bin/bash",
         "group": f"{NAME}:x:{UID}:",
@@ -99,7 +99,7 @@ def _as_user_with_a_name(directory: str) -> list[tuple[str, str]]:
 
 
 def _map_all_users() -> None:
-    """Into a user namespace in which everybody is who they were; the map is written by a process outside."""
+    """Enter a user namespace that maps every user to itself; a process outside writes the map."""
     inside_read, inside_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
     parent = os.getpid()
@@ -136,11 +136,11 @@ def main() -> None:
 
 
 def prefix(*, namespaces: bool = True, named: bool = False, groups: bool = False) -> list[str]:
-    """What to put before a command so that an ordinary user runs it.
+    """The words that go before a command so that an ordinary user runs it.
 
     Args:
-        named: with a name and subordinate numbers (subuid(5)), as a rootless podman wants.
-        groups: a member of :data:`GROUPS`, too.
+        named: with a name and subordinate numbers (subuid(5)), as a rootless podman needs.
+        groups: also a member of :data:`GROUPS`.
 
     """
     chosen = {"--no-namespaces": not namespaces, "--named": named, "--groups": groups}
@@ -150,19 +150,19 @@ def prefix(*, namespaces: bool = True, named: bool = False, groups: bool = False
 
 @contextmanager
 def reachable() -> Iterator[Path]:
-    """Make a directory that the user can reach without a mount namespace: pytest's own are closed to others."""
+    """Make a directory that the user can reach without a mount namespace: pytest's own are closed to other users."""
     with tempfile.TemporaryDirectory(prefix="forge-test-") as directory:
         os.chmod(directory, 0o755)
         yield Path(directory).resolve()
 
 
 def hand_over(*places: Path) -> None:
-    """Give directories of the test to that user. (:func:`main` lets it through to them.)"""
+    """Give directories of the test to that user; :func:`main` lets the user reach them."""
     subprocess.run(["chown", "-Rh", f"{UID}:{UID}", *places], check=True)
 
 
 def given_to(user: str, *places: Path, groups: bool = False) -> list[str]:
-    """What to put before a command of ``user``, "root" or "user", who gets these places; nothing if whoever runs the tests is meant."""
+    """Give places to ``user``, "root" or "user"; return the words before its command, none if that user runs the tests."""
     if user != "user" or os.geteuid() != 0:
         return []
     hand_over(*places)

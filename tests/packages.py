@@ -1,4 +1,4 @@
-"""Debian's packages, installed by tests that root runs: one process at a time, and no package starts a daemon."""
+"""Installs Debian packages for tests that root runs: one process at a time, and no package starts a daemon."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _LOCK = Path("/var/lock/forge-tests-apt")
-_POLICY = Path("/usr/sbin/policy-rc.d")  # what it says keeps the scripts of packages from starting daemons
+_POLICY = Path("/usr/sbin/policy-rc.d")  # keeps packages' scripts from starting daemons
 
 
 def install(packages: Sequence[str]) -> str:
-    """Install packages; apt itself waits for the lock of its lists no moment.
+    """Install packages, under a lock, as apt does not wait for that of its lists.
 
     Returns:
-        The reason if that was not possible.
+        The reason if the installation failed, else "".
 
     """
     if os.geteuid() != 0 or shutil.which("apt-get") is None:

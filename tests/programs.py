@@ -1,4 +1,4 @@
-"""Programs of Debian's packages that single tests need."""
+"""Programs of Debian packages that single tests need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .packages import install
 
 
 def need(program: str, package: str) -> str:
-    """The path of a program, which root installs if it is not there; nobody else can."""
+    """The path of a program. Root installs it if it is missing; for another user the test is skipped."""
     why = install([package]) if shutil.which(program) is None else ""
     path = shutil.which(program)
     if path is None:

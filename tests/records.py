@@ -1,4 +1,4 @@
-"""Records as a run leaves them, written by the code that writes them in a run, without the jobs."""
+"""Records as a run leaves them, written by Forge's own code, without the jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEGIN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Made:
-    """One attempt to be written."""
+    """The values of one attempt's record."""
 
     rule: str = "call"
     wildcards: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Made:
     cpu_seconds: float = 1.0
     seconds: float = 2.0
     start: float = 0.0  # seconds after the start of the run
-    wait: float = 0.0  # before that
+    wait: float = 0.0  # seconds from submission to start
     attempt: int = 1
     threads: int = 1
     resources: Mapping[str, object] = field(default_factory=lambda: {"mem_mb": 512, "runtime": 3})
@@ -45,7 +45,7 @@ class Made:
 
 
 def write_run(workdir: Path, made: list[Made], name: str = "20260131-120000-1-aaaa", *, over: bool = True) -> Path:
-    """Write a run; one that is not over belongs to this very process."""
+    """Write a run; an unfinished one belongs to this process."""
     state = workdir / ".snakemake" / "forge"
     run_dir = state / "runs" / name
     run_dir.mkdir(parents=True)
@@ -64,7 +64,7 @@ def write_run(workdir: Path, made: list[Made], name: str = "20260131-120000-1-aa
 
 
 def write_attempt(context: RunContext, number: int, item: Made) -> str:
-    """Write one attempt; its directory."""
+    """Write one attempt; return its directory."""
     request = JobRequest(
         rule=item.rule, wildcards=item.wildcards, attempt=item.attempt, threads=item.threads,
         resources=item.resources, command="true", inputs=item.inputs, outputs=item.outputs, logs=item.logs,

@@ -1,6 +1,6 @@
-"""The same workflow with ``local`` and with ``forge``: the files that each leaves, compared name by name and byte by byte.
+"""Runs the same workflow with ``local`` and with ``forge`` and compares the files, name by name and byte by byte.
 
-A module has a list of cases and gets, for each user, one comparison of all of them: two starts of Snakemake for each
+A module has a list of cases and makes one comparison of all of them for each user: two starts of Snakemake for each
 version of the workflow, however many cases there are::
 
     CASES = [Case("chunks", '''
@@ -42,13 +42,13 @@ Tree = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Case:
-    """Rules in whose text ``@`` stands for the case's name: that of its rules, and of the directory of all its files."""
+    """A case's rules. In their text ``@`` is the case's name, which names its rules and the directory of all its files."""
 
     name: str
     rules: str
     before: Mapping[str, str] = field(default_factory=dict)  # files below the case's directory, before the first run
-    outcome: str = "succeeded"  # of the last attempt of each of its rules, with Forge
-    says: tuple[str, ...] = ()  # all of this is in the reason or the notes of its attempts
+    outcome: str = "succeeded"  # of the last attempt of each rule, with Forge
+    says: tuple[str, ...] = ()  # texts in the reason or the notes of its attempts
     differs: tuple[str, ...] = ()  # regular expressions: names below the directory that are not compared
     check: Callable[[Result, list[dict[str, Any]]], object] | None = None  # with Forge; gets the case's attempts, too
 
@@ -59,13 +59,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Both:
-    """What the two have left, after the last version."""
+    """The results of both executors after the last version."""
 
     local: Result
     forge: Result
-    codes: tuple[tuple[int, int], ...]  # exit codes of the two, for each version
+    codes: tuple[tuple[int, int], ...]  # exit codes of both, for each version
     again: tuple[list[str], list[str]]  # rules that another run would execute, once for each job
-    first_errors: str = ""  # what local said in the runs that did not end with 0
+    first_errors: str = ""  # output of local's runs that failed
 
     @classmethod
     def run(cls, place: Path, cases: Sequence[Case], *, user: str = "root", versions: Sequence[str] = ("version=1",),
@@ -76,13 +76,13 @@ class Both:
         Args:
             place: gets a directory for each executor.
             versions: values of ``config`` (``--config WORDS``) of one run after the other, each with ``--forceall``.
-            arguments: more of Snakemake's.
-            for_local: more of them, with ``local`` alone: ``--force-use-threads`` saves it a Snakemake for each ``run:`` block.
-            head: of the Snakefile, before the rules.
-            first_local: whether the first version is made by ``local`` in both directories.
-            beside: a comparison of the same cases and versions, whose ``local`` is taken instead of a run of its own.
-            prepare: is called with each directory before the first run, as root, before it is handed over.
-            share: is called as root with each directory after that.
+            arguments: more arguments of Snakemake.
+            for_local: more arguments for ``local`` only: ``--force-use-threads`` saves it a Snakemake for each ``run:`` block.
+            head: the Snakefile's text before the rules.
+            first_local: whether ``local`` runs the first version in both directories.
+            beside: a comparison of the same cases and versions; its result of ``local`` is used again.
+            prepare: called as root with each directory before the first run and before the user owns it.
+            share: called as root with each directory once the user owns it.
 
         """
         text = textwrap.dedent(head) + "\n".join(case.text() for case in cases)
@@ -122,7 +122,7 @@ class Both:
         return cls(results["local"], results["forge"], both, (again["local"], again["forge"]), errors)
 
     def check(self, case: Case) -> None:
-        """The case's files are the same, and its attempts came to their outcome."""
+        """The case's files are the same, and its attempts have the expected outcome."""
         rules = set(re.findall(r"^rule (\w+):", case.text(), re.MULTILINE))
         attempts = [a for a in self.forge.attempts() if a["rule"] in rules]
         assert attempts, self.forge.output
@@ -137,13 +137,13 @@ class Both:
             expected, found = tree(self.local.directory / case.name, case.differs), tree(self.forge.directory / case.name, case.differs)
             assert found == expected, f"{said}\n{self.first_errors}"
             local, forge = ([rule for rule in planned if rule in rules] for planned in self.again)
-            assert forge == local, "another decision on what to run again"
+            assert forge == local, "local and forge decide differently what to run again"
         if case.check is not None:
             assert case.check(self.forge, attempts) is not False
 
 
 def tree(directory: Path, differs: Sequence[str] = ()) -> Tree:
-    """Every name below a directory: kind, mode, group, access control lists, and content or target."""
+    """Every name below a directory, with kind, mode, group, access control lists, and content or target."""
     found: Tree = {}
     for parent, directories, files in os.walk(directory):
         for name in (*directories, *files):
@@ -168,7 +168,7 @@ def _entry(path: Path) -> tuple[str, ...]:
 
 
 def _lists(path: Path) -> str:
-    """The access control lists of a file, as the kernel gives them: acl(5)."""
+    """The access control lists of a file, as the kernel stores them: acl(5)."""
     found = ""
     for name in ("access", "default"):
         with suppress(OSError):
@@ -183,5 +183,5 @@ def _has_wildcards(text: str, name: str) -> bool:
 
 
 def _words(version: str) -> list[str]:
-    """``a=1 2 b=3`` as the words ``a=1 2`` and ``b=3``."""
+    """Split ``a=1 2 b=3`` into the words ``a=1 2`` and ``b=3``."""
     return re.findall(r"\w+=.*?(?=\s+\w+=|$)", version)

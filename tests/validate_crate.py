@@ -1,9 +1,9 @@
-"""rocrate-validator without a network; run by a Python that has it: python -P validate_crate.py CRATE PROFILE SEVERITY.
+"""Runs rocrate-validator without a network, in a Python that has it: python -P validate_crate.py CRATE PROFILE SEVERITY.
 
 Without -P, tests/packaging would hide the library of that name.
 
-The two JSON-LD contexts that a crate refers to are answered from here: RO-Crate's is the one that the rocrate library (0.13)
-carries; of the Workflow Run terms only those that Forge uses are defined.
+This file supplies the two JSON-LD contexts that a crate refers to: RO-Crate's comes with the rocrate library (0.13); of the
+Workflow Run terms, only those that Forge uses are defined.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONTEXTS = {
 
 
 class _Local(urllib.request.HTTPSHandler):
-    """For rdflib."""
+    """Loads contexts for rdflib."""
 
     def https_open(self, request: Any) -> Any:
         head = email.message.Message()
@@ -37,7 +37,7 @@ class _Local(urllib.request.HTTPSHandler):
 
 
 def _send(_: object, request: Any, **__: object) -> requests.Response:
-    """For requests."""
+    """Answer requests for contexts."""
     answer = requests.Response()
     answer.status_code = 200 if request.url in CONTEXTS else 404
     answer.url, answer.request = request.url, request

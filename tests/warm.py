@@ -1,13 +1,13 @@
-"""Starts of Snakemake and of snakemake-forge as forks of a process that has imported both.
+"""Starts Snakemake and snakemake-forge as forks of a process that has imported both.
 
-A start of Snakemake takes a second of a CPU, most of it for imports; 20 s in the emulated guest. What tests start with
-``python -m MODULE`` is forked, by a server of this session, where that is the only difference: the process is the test's
+A start of Snakemake takes a second of a CPU, most of it for imports; 20 s in the emulated guest. A server of this session
+therefore forks each ``python -m MODULE`` that a test starts. The fork differs in nothing else: it is the test's
 child (CLONE_PARENT: clone(2)), with the streams, the directory, the environment, the signals and the command line that
-``subprocess.Popen`` would give it, and runs the module as ``__main__``. So it does for a user that tests/ordinary.py
-makes of it: where a module of this file would execute another, that begins in the same process.
+``subprocess.Popen`` would give it, and runs the module as ``__main__``. This also works behind tests/ordinary.py: where
+one of the modules would execute another, the other one runs in the same process.
 
-All else is executed: other commands, and what has other variables of Python's or ``FORGE_TEST_COLD``, which also the
-whole session can have. The ``snakemake`` script is always executed.
+All other commands are executed, and so are those whose environment has other variables of Python, or ``FORGE_TEST_COLD``,
+which may be set for the whole session. The ``snakemake`` script is always executed.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ FORGE = "snakemake_executor_plugin_forge"
 MODULES = ("snakemake", f"{FORGE}.cli.main", "tests.ordinary", "tests.slurm.machine")
 _IMPORTED = ("snakemake.cli", "snakemake.profiles", "snakemake.report.html_reporter", "snakemake.storage", "requests", "smart_open", "yte",
              "tests.slurm.machine", f"{FORGE}.plugin.executor", f"{FORGE}.plugin.parsing", f"{FORGE}.run.engine")
-_PYTHONS = ("PYTHON", "LANG", "LC_", "LD_", "OMP_", "OPENBLAS_", "SNAKEMAKE_")  # variables that count at the start, or at an import
+_PYTHONS = ("PYTHON", "LANG", "LC_", "LD_", "OMP_", "OPENBLAS_", "SNAKEMAKE_")  # variables that are read at the start, or by an import
 _SPECIAL = ("preexec_fn", "pass_fds", "shell", "executable", "startupinfo")
-_shown: list[object] = []  # command lines, where the kernel reads them
+_shown: list[object] = []  # the memory from which the kernel reads command lines
 _HEADER = struct.Struct("=Q")
 
 
 class _Server:
-    """The process that forks, started when it is first needed."""
+    """The process that forks; it starts when it is first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -69,11 +69,11 @@ class _Server:
             self._process.wait()
 
     def can(self, environment: Mapping[str, str]) -> bool:
-        """Whether it would be this process's child, and have the interpreter that these variables make."""
+        """Whether a fork would be this process's child, with the interpreter that these variables ask for."""
         return os.getpid() == self._owner and _of_python(environment) == self._variables
 
     def start(self, fds: Sequence[int], **request: object) -> int:
-        """The new process's number."""
+        """Start a process; return its id."""
         data = pickle.dumps(request)
         with self._lock:
             socket.send_fds(self._socket, [_HEADER.pack(len(data))], list(fds))
@@ -86,11 +86,11 @@ class _Server:
 
 
 def install() -> None:
-    """Have ``subprocess.Popen`` ask the server where it would execute one of the modules."""
+    """Have ``subprocess.Popen`` ask the server instead of executing one of the modules."""
     original = subprocess.Popen._execute_child  # type: ignore[attr-defined]
     signature = inspect.signature(original)
     servers: list[_Server] = []
-    lock = threading.RLock()  # also the server is started by Popen
+    lock = threading.RLock()  # Popen starts the server, too
 
     def execute_child(process: subprocess.Popen[Any], *arguments: Any, **options: Any) -> None:
         given = signature.bind(process, *arguments, **options).arguments
@@ -121,21 +121,21 @@ def _of_python(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_PYTHONS)}
 
 
-# -- the server, and what it forks -------------------------------------------------------------------------------------
+# -- the server, and its forks -----------------------------------------------------------------------------------------
 
 
 def _serve(connection: socket.socket) -> None:
     from snakemake_executor_plugin_forge.kernel import syscalls
 
     path = sys.path[:]
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a fork has none of the threads
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a fork would have none of the threads
     cli = importlib.import_module(f"{FORGE}.cli")
     plugins = [module.name for module in pkgutil.iter_modules() if module.name.startswith("snakemake_") and "_plugin_" in module.name]
     for name in (*_IMPORTED, *plugins, *(f"{cli.__name__}.{module.name}" for module in pkgutil.iter_modules(cli.__path__))):
         importlib.import_module(name)
     sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
     assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for pytest
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for pytest
     os.chdir("/")
     gc.collect()
     gc.freeze()
@@ -156,7 +156,7 @@ def _serve(connection: socket.socket) -> None:
 
 def _begin(streams: Sequence[int], *, command: list[str], directory: str, environment: dict[str, str], umask: int, session: bool,
            group: int | None, mask: set[int], ignored: list[int]) -> NoReturn:
-    """Be what Popen's fork would be before its execve(2), and begin."""
+    """Become like Popen's fork before its execve(2), and run the module."""
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
     os.closerange(3, 1 << 16)
@@ -188,7 +188,7 @@ def _begin(streams: Sequence[int], *, command: list[str], directory: str, enviro
 
 
 def _close_on_exec() -> None:
-    """What an execve(2) does to descriptors, and to who may look at the process: PR_SET_DUMPABLE of prctl(2)."""
+    """Do the work of execve(2): close descriptors and let others inspect the process (PR_SET_DUMPABLE of prctl(2))."""
     from snakemake_executor_plugin_forge.kernel import syscalls
 
     for fd in map(int, os.listdir("/proc/self/fd")):
@@ -199,7 +199,7 @@ def _close_on_exec() -> None:
 
 
 def _run_module(command: list[str]) -> NoReturn:
-    """Do what the interpreter does from its start to its end."""
+    """Run the module as the interpreter does, from start to end."""
     sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = _writer(1, sys.stdout), _writer(2, sys.stderr)
     sys.argv, sys.orig_argv = [*command[2:]], [*command]
@@ -207,11 +207,11 @@ def _run_module(command: list[str]) -> NoReturn:
     sys.path[0] = os.getcwd()
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     tempfile.tempdir = None
-    # What they note when they are imported.
+    # Values that these modules store at their import.
     sys.modules["snakemake.workflow"].Workflow._rundir = os.getcwd()
     setattr(sys.modules[f"{FORGE}.plugin.executor"], "_STARTED_IN", os.getcwd())  # noqa: B010
     _set_failpoints()
-    warnings.filterwarnings("ignore", module="runpy")  # it finds the module imported
+    warnings.filterwarnings("ignore", module="runpy")  # it warns that the module is already imported
     try:
         code: object = 0
         try:
@@ -239,7 +239,7 @@ def _run_module(command: list[str]) -> NoReturn:
 
 
 def _show(command: Sequence[str]) -> None:
-    """Have /proc/PID/cmdline give this command: PR_SET_MM_MAP of prctl(2), whose numbers are those of proc(5)."""
+    """Have /proc/PID/cmdline show this command: PR_SET_MM_MAP of prctl(2), with the numbers of proc(5)."""
     text = b"".join(os.fsencode(word) + b"\0" for word in command)
     _shown.append(kept := ctypes.create_string_buffer(text, len(text)))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -253,14 +253,14 @@ def _show(command: Sequence[str]) -> None:
 
 
 def _writer(number: int, like: Any) -> io.TextIOWrapper:
-    """As create_stdio() in Python/pylifecycle.c makes it."""
+    """Make a stream as create_stdio() in Python/pylifecycle.c does."""
     through = like.write_through
     binary: Any = open(number, "wb", 0 if through else -1, closefd=False)  # noqa: SIM115
     return io.TextIOWrapper(binary, like.encoding, like.errors, line_buffering=not through and (number == 2 or os.isatty(number)), write_through=through)
 
 
 def _set_failpoints() -> None:
-    """Each process reads its variable when it imports them."""
+    """Load the failpoints' hook, which a process usually does at an import."""
     from snakemake_executor_plugin_forge.kernel import failpoints
 
     nothing: Callable[..., object] = failpoints.reached

@@ -1,6 +1,6 @@
-# ruff: noqa: SIM115 - descriptors stay open, as those of an attacker
+# ruff: noqa: SIM115 - descriptors stay open, as an attacker's do
 # mypy: disable-error-code="misc,func-returns-value"
-"""Attacks of tests/integration/test_abuse.py, run by jobs: ``python3 abuse.py NAME`` prints what has worked, one a line."""
+"""Attacks of tests/integration/test_abuse.py, run by jobs: ``python3 abuse.py NAME`` prints the acts that worked, one a line."""
 
 import ctypes
 import fcntl
@@ -16,7 +16,7 @@ from contextlib import suppress
 
 libc = ctypes.CDLL(None, use_errno=True)
 MACHINE = os.uname().machine
-# The numbers below are those of x86_64: the same calls of aarch64, -1 where it has none. From 424 on all machines agree.
+# The code below uses x86_64's numbers. This maps them to aarch64's, -1 for a missing call. From 424 on all machines agree.
 AARCH64 = {
     101: 117, 103: 116, 153: 58, 155: 41, 161: 51, 163: 89, 164: 170, 165: 40, 167: 224, 168: 225, 169: 142, 170: 161, 172: -1, 175: 105, 179: 60,
     180: 42, 212: 18, 237: 235, 240: 180, 246: 104, 248: 217, 250: 219, 272: 97, 285: 47, 298: 241, 300: 262, 304: 265, 308: 268, 310: 270, 311: 271,
@@ -50,7 +50,7 @@ def write(path: str, text: str = "x\n", mode: str = "a") -> None:
 
 
 def rewrite(path: str) -> None:
-    """Write what it says already."""
+    """Write the file's own content into it."""
     with open(path) as file:
         text = file.read()
     write(path, text, "w")
@@ -68,7 +68,7 @@ def code_in_home() -> None:
 
 
 def system() -> None:
-    """Places by which a system starts programs."""
+    """Files by which a system starts programs."""
     for path in (
         "/var/spool/cron/crontabs/root", "/etc/cron.d/x", "/var/spool/at/x", "/etc/ld.so.preload", "/etc/profile.d/x.sh", "/etc/passwd",
         "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/hotplug", "/proc/sys/fs/binfmt_misc/register",
@@ -76,7 +76,7 @@ def system() -> None:
         "/run/x", "/run/systemd/transient/x.service", "/var/lib/systemd/linger/x", "/var/run/utmp", "/var/log/wtmp", "/boot/x", "/usr/local/bin/x",
         f"/sys/fs/cgroup/x{os.getpid()}/cgroup.procs",
     ):  # fmt: skip
-        works(path, lambda path=path: open(path, "a").close())  # no more: a hole here must not hurt the host
+        works(path, lambda path=path: open(path, "a").close())  # nothing is written: a hole here must not hurt the host
     for path in ("/proc/kcore", "/dev/mem", "/dev/kmsg", "/dev/port", "/proc/1/mem", "/dev/sda", "/dev/vda", "/dev/loop-control"):
         works(path, lambda path=path: open(path, "rb").read(1))
     works("core_pattern rewritten", lambda: rewrite("/proc/sys/kernel/core_pattern"))
@@ -84,7 +84,7 @@ def system() -> None:
 
 
 def processes() -> None:
-    """Files, directories and memory of processes that are not of this job."""
+    """Files, directories and memory of processes outside this job."""
     me = os.getpid()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if int(pid) in (me, os.getppid()) or not os.path.exists(f"/proc/{pid}"):
@@ -161,7 +161,7 @@ def loopback() -> None:
 
 
 def daemons() -> None:
-    """Processes and timers that shall outlive the job."""
+    """Processes that try to outlive the job."""
     libc.prctl(36, 1, 0, 0, 0)
     for _ in range(3):
         if os.fork() == 0:
@@ -175,7 +175,7 @@ def daemons() -> None:
 
 
 def locks() -> None:
-    """Locks on all that Forge and Snakemake may want to lock."""
+    """Locks on every file that Forge and Snakemake may want to lock."""
     kept = []
     for path in [*glob.glob(".snakemake/**", recursive=True), "Snakefile", "input.txt", "/", ".", HOME]:
         try:
@@ -187,7 +187,7 @@ def locks() -> None:
 
 
 def queues() -> None:
-    """Objects of System V and POSIX that live as long as the host, many watches, and segments that nobody has mapped."""
+    """Objects of System V and POSIX that live as long as the host, many watches, and unmapped segments."""
     for _ in range(5):
         libc.msgget(0, 0o1666)
         libc.semget(0, 3, 0o1666)
@@ -200,7 +200,7 @@ def queues() -> None:
 
 
 def allocated() -> None:
-    """Blocks behind the end of files, which no size shows."""
+    """Blocks beyond the end of files, which no file size shows."""
     for number in range(20):
         fd = os.open(f"{os.environ['TMPDIR']}/{number}", os.O_CREAT | os.O_RDWR)
         call(285, fd, 1, ctypes.c_long(0), ctypes.c_long(5 << 20))
@@ -209,7 +209,7 @@ def allocated() -> None:
 
 
 def attributes() -> None:
-    """Marks with which overlays and Forge itself label files, and owners and times out of the ordinary."""
+    """Attributes by which overlays and Forge itself mark files, and extreme times."""
     os.mkdir("marked")
     write("marked/file")
     for name in ("user.overlay.opaque", "user.overlay.redirect", "user.overlay.whiteout", "user.overlay.metacopy", "user.overlay.forge.prepared"):

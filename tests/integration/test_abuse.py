@@ -1,4 +1,4 @@
-"""What a session of attackers thought of beside the lists of issues: each attack is a job, and all are in one workflow."""
+"""Attacks beyond those of the issue trackers: each attack is a job, and one workflow has all of them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ rule {name}:
     resources: {resources}
     shell: "{python} {script} {attack} {argument} > {{output}}"
 """
-# An attack, the resources of its rule, and its outcome.
+# Attack: the resources of its rule, and its outcome.
 CASES = {
     "code_in_home": ("", "succeeded"),
     "system": ("", "succeeded"),
@@ -72,18 +72,18 @@ CASES = {
     "names": ("", "succeeded"),
 }
 PYTHON = f"{sys.executable} -c"
-# Outputs that are not what they seem: a rule's command, and the outcome.
+# Deceptive outputs: a rule's command, and its outcome.
 OUTPUTS = {
     "hard_link": ("ln input.txt {output}", "failed"),
     "hard_link_of_output": ("ln made {output} && chmod 600 {output}; exit 0", "failed"),
-    "dangling": ("ln -s /nowhere {output}", "succeeded"),  # as with local: only who needs it misses it
+    "dangling": ("ln -s /nowhere {output}", "succeeded"),  # as with local: only a job that needs it fails
     "device": ("mknod {output} c 1 3", "failed"),
     "memory_device": ("mknod {output} c 1 1; cat {output} | head -c 1 > read; exit 0", "failed"),
     "socket": (f"{PYTHON} 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket.out\")'", "failed"),
     "dir_special": (f"mkdir {{output}}; mkfifo {{output}}/fifo; {PYTHON} 'import socket; socket.socket(socket.AF_UNIX).bind(\"dir_special.out/x\")'", "failed"),
-    "dir_stamped": ("mkdir {output}; ln -s ../planted {output}/.snakemake_timestamp", "failed"),  # which Snakemake touches
+    "dir_stamped": ("mkdir {output}; ln -s ../planted {output}/.snakemake_timestamp", "failed"),  # Snakemake touches this file
     "dir_capable": ("mkdir {output}; cp /bin/true {output}; chmod 6755 {output}/true", "succeeded"),
-    "touch_nothing": ("ln -s nowhere {output}", "failed"),  # Snakemake's assertion would end the run
+    "touch_nothing": ("ln -s nowhere {output}", "failed"),  # otherwise an assertion of Snakemake would end the run
     "attributed": (f"touch {{output}}; {PYTHON} 'import os; [os.setxattr(\"attributed.out\", \"user.\" + str(i), bytes(60000)) for i in range(200)]' || true", "succeeded"),
     "terabyte": ("truncate -s 1T {output}", "succeeded"),
     "terabyte_limited": ("truncate -s 1T {output}", "disk"),
@@ -91,7 +91,7 @@ OUTPUTS = {
     "early_times": ("echo > {output}; touch -d 1970-01-01 {output}", "succeeded"),
     "capable": ("cp /bin/true {output}; chmod 6755 {output}; setcap cap_sys_admin+ep {output} 2>&- || true", "succeeded"),
 }
-# Rules above, in whose shadow directory a link leads to the working directory: Snakemake moves what is behind it.
+# Rules above whose shadow directory has a link to the working directory: Snakemake moves the files behind it.
 SHADOWED = {"shadow_output": ("sh/input.txt", "failed"), "shadow_log": ("shadow_log.out", "failed")}
 
 
@@ -112,10 +112,10 @@ def _snakefile(port: int) -> str:
 
 @dataclass(frozen=True)
 class Attacked:
-    """What is left of one run of all attacks."""
+    """The result of one run of all attacks."""
 
     result: Result
-    home: list[tuple[str, int, int]]  # of the user: names, times and sizes, before
+    home: list[tuple[str, int, int]]  # the user's files before the run: names, times and sizes
     work: Path
     is_ordinary: bool
 
@@ -125,7 +125,7 @@ class Attacked:
 
 def _state(directory: Path) -> list[tuple[str, int, int]]:
     found = ((path, path.lstat()) for path in directory.rglob("*"))
-    own = (".cache", ".local")  # Snakemake's, and the tokens of Forge
+    own = (".cache", ".local")  # Snakemake's cache, and Forge's tokens
     return sorted((str(path), status.st_mtime_ns, status.st_size) for path, status in found if path.relative_to(directory).parts[0] not in own)
 
 
@@ -152,28 +152,28 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         known = _state(home)
         result = run(work, "-j6", "-k", *[f"{name}.out" for name in (*CASES, *OUTPUTS)], *[path for path, _ in SHADOWED.values()], "after", before=before, env={"HOME": str(home)})
     yield Attacked(result, known, work, bool(before))
-    shutil.rmtree(work, ignore_errors=True)  # a terabyte looks large to whoever copies it
+    shutil.rmtree(work, ignore_errors=True)  # a copy of the sparse terabyte would be large
 
 
 @pytest.mark.parametrize("name", [*CASES, *OUTPUTS, *SHADOWED])
 def test_an_attack(attacked: Attacked, name: str) -> None:
     _, outcome = {**CASES, **OUTPUTS, **SHADOWED}[name]
-    if name == "code_in_home" and attacked.is_ordinary:  # whose home is the working directory: see tests/ordinary.py
+    if name == "code_in_home" and attacked.is_ordinary:  # this user's home is the working directory: see tests/ordinary.py
         outcome = "violation"
     attempt = attacked.result.attempt(name)
     said = Path(attempt["directory"], "stderr.log").read_text()
     assert attempt["outcome"] == outcome, (attempt["reason"], said)
     if name in CASES and outcome == "succeeded":
         worked = attacked.result.read(f"{name}.out").split("\n")
-        if name.endswith("_nested") and os.geteuid() == 0:  # docs/explanation/security.md: root's, and /proc is whole
+        if name.endswith("_nested") and os.geteuid() == 0:  # docs/explanation/security.md: in root's nested jobs nothing covers /proc
             worked = [line for line in worked if not line.startswith("/proc/sys") and (V2 or line != "core_pattern rewritten")]
-        if name == "sockets" and LINUX < (6, 12):  # docs/explanation/isolation.md: Landlock covers abstract ones since then
+        if name == "sockets" and LINUX < (6, 12):  # docs/explanation/isolation.md: Landlock covers abstract sockets since then
             worked = [line for line in worked if not line.startswith("'\\x00")]
         assert worked == [""]
 
 
 def test_nothing_is_left_of_them(attacked: Attacked) -> None:
-    """Neither in the home, nor on inputs and outputs, nor of processes, marks and objects that outlive processes."""
+    """Home, inputs and outputs are unharmed, and no process, attribute or kernel object remains."""
     work = attacked.work
     assert attacked.state() == attacked.home
     assert (work / "input.txt").read_text() == (work / "made").read_text() == "RIGHT\n"
@@ -205,7 +205,7 @@ rule ask:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts over /run")
 def test_no_service_asks_the_network_for_a_job_without_one(workdir: Path) -> None:
-    """Name services would carry what a job says to another machine, in the names that it asks for."""
+    """A name service would carry a job's data to another machine, hidden in the names that the job asks for."""
     (workdir / "Snakefile").write_text(ASKS.replace("{python}", sys.executable))
     serve = "import os, signal, socket; os.chdir('/run/nscd'); s = socket.socket(socket.AF_UNIX); s.bind('socket'); s.listen(); print(1, flush=True); signal.pause()"
     script = f"""set -e

@@ -1,4 +1,4 @@
-"""``--forge-on-disconnect finish``: jobs go on without Snakemake, and the next run adopts what is the same."""
+"""``--forge-on-disconnect finish``: jobs continue without Snakemake, and the next run adopts the unchanged ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 FINISH = ("--forge-on-disconnect", "finish")
 
-# What starts is noted outside of the working directory. While there is no file "go", slow jobs stay half-written.
+# Jobs log their start outside the working directory. Until the file "go" exists, the outputs of slow jobs stay half-written.
 HELD = "while [ ! -e {SIDE}/go ]; do sleep 0.05; done"
 WORKFLOW = f"""
 SIDE = config["side"]
@@ -59,7 +59,7 @@ rule python:
 
 @pytest.fixture(autouse=True)
 def nothing_goes_on_after_a_failed_test(workdir: Path) -> Iterator[None]:
-    """Whoever has an entry when a test is over."""
+    """Kill the supervisors that still have entries at the end."""
     yield
     for path in workdir.glob("**/.snakemake/forge/adoptable/[0-9]*"):
         with suppress(OSError, ValueError):
@@ -69,7 +69,7 @@ def nothing_goes_on_after_a_failed_test(workdir: Path) -> Iterator[None]:
 
 
 def prepared(workdir: Path) -> tuple[Path, Path]:
-    """A working directory with the workflow and its input, and the place beside it."""
+    """A working directory with the workflow and its input, and the directory beside it."""
     directory = workdir / "work"
     side = prepare(directory, WORKFLOW)
     (directory / "in.txt").write_text("in\n")
@@ -88,7 +88,7 @@ def start(directory: Path, *arguments: str, terminal: int | None = None, pipe: b
 
 @contextmanager
 def resuming(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """``snakemake-forge resume`` at work, with the file of what it says, and then to its end."""
+    """Run ``snakemake-forge resume`` beside the block; yield it and its output file; wait for its success."""
     said = directory.parent / "side" / "resumed"
     with said.open("wb") as output:
         again = subprocess.Popen([*FORGE, "resume"], cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -107,7 +107,7 @@ def shown(directory: Path) -> str:
 
 
 def crashed(directory: Path, is_time: Callable[[], bool], *arguments: str) -> None:
-    """Snakemake is killed when it is time."""
+    """Start Snakemake and kill it when ``is_time``."""
     process = start(directory, *arguments)
     with ending(process):
         wait_until(lambda: process.poll() is not None or is_time())
@@ -154,7 +154,7 @@ def nobody(directory: Path) -> bool:
 
 
 def supervised(directory: Path) -> list[str]:
-    """The rules whose supervisors live: each does so for a moment longer than its verdict."""
+    """The rules whose supervisors live; a supervisor outlives its verdict for a moment."""
     return sorted(entry.rule for entry in pending.entries(str(directory / ".snakemake/forge")) if entry.supervised())
 
 
@@ -177,9 +177,9 @@ def kill_them(process: subprocess.Popen[bytes], names: list[str]) -> None:
     ids=["snakemake", "all but the supervisors, launcher first"],
 )
 def test_jobs_that_run_are_adopted(workdir: Path, victims: list[str]) -> None:
-    """Started once, waited for, published; in sight all the while. resume neither refuses nor waits for them.
+    """Running jobs stay visible, and the next run waits for them and publishes them; ``resume --dry-run`` does not wait.
 
-    A pipe that a job's supervisor, or anything else of Forge, held open would keep ssh and CI jobs waiting.
+    No process of Forge holds Snakemake's output open: ssh and CI jobs would wait for it.
     """
     directory, side = prepared(workdir)
     process = start(directory, pipe=True)
@@ -214,7 +214,7 @@ def test_jobs_that_run_are_adopted(workdir: Path, victims: list[str]) -> None:
 
 
 def test_who_goes_on_before_the_pool_knows_is_not_taken_for_dead(workdir: Path) -> None:
-    """A supervisor learns of Snakemake's death by itself, and may be at its end before those between wake up."""
+    """A supervisor notices Snakemake's death by itself, and may end before the nursery and the launcher wake up."""
     directory, side = prepared(workdir)
     process = start(directory)
     between: list[int] = []
@@ -240,7 +240,7 @@ def test_who_goes_on_before_the_pool_knows_is_not_taken_for_dead(workdir: Path) 
 
 
 def test_what_dead_supervisors_leave_is_removed_while_others_of_their_run_go_on(workdir: Path) -> None:
-    """Scratch, cgroup and layers; not what one goes on in, and not the scratch that is kept because somebody wants it."""
+    """resume removes a dead supervisor's scratch, cgroup and layers, but not a living one's, nor a scratch kept on request."""
     directory = workdir / "work"
     side = prepare(directory, WORKFLOW.replace("rule quick:", 'rule quick:\n    resources: forge_keep_scratch="always"'))
     (directory / "in.txt").write_text("in\n")
@@ -274,8 +274,7 @@ def test_what_dead_supervisors_leave_is_removed_while_others_of_their_run_go_on(
 
 
 def test_jobs_that_have_finished_are_published_at_once(workdir: Path) -> None:
-    """By a plain run too, which is not told to finish; with logs, benchmarks and outputs elsewhere. What failed alone is
-    run again."""
+    """A plain run publishes them too, with logs, benchmarks and outputs elsewhere. Only the failed job runs again."""
     directory, elsewhere = workdir / "work", workdir / "elsewhere"
     elsewhere.mkdir()
     side = prepare(directory, f"""
@@ -335,7 +334,7 @@ def test_jobs_that_have_finished_are_published_at_once(workdir: Path) -> None:
 
 
 def test_what_differs_is_discarded(workdir: Path) -> None:
-    """An input of the same size and time, a command, a param, a running job; each with a note that says what it was."""
+    """A changed input (even of equal size and time), command or param discards the job, also a running one; a note says why."""
     directory = workdir / "work"
     text = f"""
         SIDE = config["side"]
@@ -389,7 +388,7 @@ def test_what_differs_is_discarded(workdir: Path) -> None:
 
 
 def test_what_does_not_go_on(workdir: Path) -> None:
-    """Everything without finish; with it what is not staged, or not alone, or has a GPU. Killed as promptly as ever."""
+    """With ``finish``, jobs of ``open`` rules, shadow rules and pipe groups end with Snakemake; without it, all jobs do."""
     directory = workdir / "work"
     side = prepare(directory, f"""
         SIDE = config["side"]
@@ -423,7 +422,7 @@ def test_what_does_not_go_on(workdir: Path) -> None:
     assert "resume --stop" in job(directory, "staged")["reason"]
     assert "no job continues without its Snakemake here" in resume(directory, "--stop").stdout
     (side / "log").unlink()
-    (directory / "fifo").unlink()  # which Snakemake itself stumbles over
+    (directory / "fifo").unlink()  # Snakemake itself fails on an old FIFO
     crashed(directory, lambda: (side / "log").exists() and started(side).total() == 5, "-j6", "--nolock")
     begin = time.monotonic()
     wait_until(lambda: nobody_but_supervisors(directory) and not [line for line in residue(directory) if "process" in line])
@@ -432,7 +431,7 @@ def test_what_does_not_go_on(workdir: Path) -> None:
 
 
 def test_a_lost_terminal_leaves_jobs_and_ctrl_c_ends_them(workdir: Path) -> None:
-    """SIGHUP of a terminal that is closed; the lock is gone then, so that the same command goes on."""
+    """After SIGHUP the jobs continue and no lock remains, so the same command adopts them; Ctrl-C ends them."""
     directory, side = prepared(workdir)
     ours, theirs = pty.openpty()
     process = start(directory, "-j3", *FINISH, terminal=theirs)
@@ -461,7 +460,7 @@ def test_a_lost_terminal_leaves_jobs_and_ctrl_c_ends_them(workdir: Path) -> None
 
 
 def test_room_that_others_have_is_counted(workdir: Path) -> None:
-    """A run that does not want the job that goes on starts nothing in its cores; and leaves it alone at its end."""
+    """A run that does not need the continuing job waits for that job's cores, and does not adopt it."""
     directory = workdir / "work"
     side = prepare(directory, f"""
         SIDE = config["side"]
@@ -492,11 +491,11 @@ def test_room_that_others_have_is_counted(workdir: Path) -> None:
 
 
 def test_gc_gives_up_what_has_waited_too_long(workdir: Path) -> None:
-    """And nothing before; a dry run and other ages leave it alone."""
+    """gc removes staged outputs after ``--kept-after``, not ``--leftovers-after``."""
     directory, side = prepared(workdir)
     crashed(directory, lambda: written(directory, "slow.txt"), "-j1", *FINISH, "slow.txt")
     (side / "go").touch()
-    # gc keeps off what a living process holds.
+    # gc spares files that a living process holds.
     wait_until(lambda: staged(directory) == ["slow"] and nobody(directory))
     listed = forge(directory, "gc", "--json", "--leftovers-after", "0.01s", check=True)
     assert [item for item in json.loads(listed.stdout) if item["part"] == "staging"] == []
@@ -511,7 +510,7 @@ def test_gc_gives_up_what_has_waited_too_long(workdir: Path) -> None:
 
 
 def test_two_runs_at_once(workdir: Path) -> None:
-    """One adopts and publishes; the other one waits for that, and starts nothing either."""
+    """One run adopts and publishes; the other one waits for it, and starts nothing either."""
     directory, side = prepared(workdir)
     crashed(directory, lambda: all_begun(directory))
     both = [start(directory, "-j3", "--nolock") for _ in range(2)]
@@ -532,7 +531,7 @@ def test_two_runs_at_once(workdir: Path) -> None:
 
 
 def test_jobs_of_a_run_that_lives_are_its_own(workdir: Path) -> None:
-    """Another run that would do something else with the same outputs does not end them."""
+    """Another run that makes the same outputs with changed code does not end them."""
     directory, side = prepared(workdir)
     first = start(directory)
     with ending(first):
@@ -557,7 +556,7 @@ def test_jobs_of_a_run_that_lives_are_its_own(workdir: Path) -> None:
 
 
 def test_staged_in_the_scratch(workdir: Path) -> None:
-    """Where the working directory's own file system cannot be a layer: an overlay upon an overlay."""
+    """On an overlay, which cannot be an upper layer, jobs are staged in the scratch."""
     with on_an_overlay(workdir) as directory:
         side = prepare(directory, WORKFLOW)
         (directory / "in.txt").write_text("in\n")
@@ -599,7 +598,7 @@ def test_a_hundred_at_once(workdir: Path) -> None:
 @pytest.mark.v2
 @pytest.mark.kernel
 def test_a_supervisor_that_ends_leaves_the_cgroups_of_others() -> None:
-    """Also one that is still empty: its job is about to enter it."""
+    """An empty cgroup stays too: its job is about to enter it."""
     group, tried = open_run_cgroup(f"forge-test-adopt-{os.getpid()}", 1 << 30, None)
     assert group is not None, tried
     try:

@@ -1,6 +1,6 @@
-"""Failures that the sandbox causes: the verdict names path, rule and the line that allows it, and that line does so.
+"""Failures that the sandbox causes: the verdict names path, rule and the line that allows the access, and that line works.
 
-All cases fail in one workflow; then the lines are pasted as they stand, and all of them pass in another.
+All cases fail in one workflow. A second workflow has the lines pasted in unchanged, and all cases pass.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ..side_by_side import USERS
 
 @dataclass(frozen=True)
 class Case:
-    """A rule that the sandbox stops. ``@`` is its name, ``OUT`` and ``TMP`` directories that exist, ``NAME`` a job's variable."""
+    """A rule that the sandbox stops. ``@`` is its name, ``OUT`` and ``TMP`` are existing directories, ``PORT`` is a server's port."""
 
     name: str
     rule: str
     kind: str
     subject: str  # a part of the reason
-    line: str  # a part of the advice; "": nothing allows it
-    file: str = ""  # an input of its own
+    line: str  # a part of the advice; "": no line allows it
+    file: str = ""  # an input of this case only
     target: str = "@"
 
 
@@ -88,11 +88,11 @@ rule innocent_tool:
 
 @dataclass(frozen=True)
 class Advised:
-    """A workflow that failed, and the same one with what the verdicts say pasted into it."""
+    """A workflow that failed, and the same one with the verdicts' lines pasted into it."""
 
     failed: Result
     mended: Result
-    again: dict[str, str]  # what stands for names in the cases
+    again: dict[str, str]  # the values of OUT, TMP and PORT
 
     def text(self, text: str, name: str) -> str:
         return _filled(text, name, self.again)
@@ -135,7 +135,7 @@ def advised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def _run(directory: Path, advice: dict[str, str], names: dict[str, str], env: dict[str, str], before: list[str]) -> Result:
-    """Run all cases, each with the line that its rule, the catalog or the Snakefile gets."""
+    """Run all cases, each with its line of advice in its rule, the catalog or the Snakefile."""
     head, rules = "", ""
     catalog: dict[str, list[str]] = {"read": [], "write": []}
     directory = directory.resolve()
@@ -151,7 +151,7 @@ def _run(directory: Path, advice: dict[str, str], names: dict[str, str], env: di
         elif line:
             assert where.endswith(f"rule {case.name}")
             if line.startswith("resources:"):
-                body = re.sub("resources:.*\n", "", body)  # its own: a rule has them once
+                body = re.sub("resources:.*\n", "", body)  # a rule may have resources only once
             body = re.sub("^output:", f"{line},", body, flags=re.MULTILINE) if line.startswith("output:") else f"{line}\n{body}"
         rules += f"rule {case.name}:\n{textwrap.indent(body, '    ')}\n"
         if case.file:

@@ -1,4 +1,4 @@
-"""What cannot work is refused with rule, key and value, before anything runs where that is possible."""
+"""Forge refuses impossible input with rule, key and value, if possible before anything runs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_profile_and_api(workdir: Path) -> None:
 
 
 def test_jobs_that_end_oddly_end_at_once_and_say_why(workdir: Path) -> None:
-    """A shell that no job sees is told through the job's pipe, by a process that then waits to be ended."""
+    """A job whose sandbox lacks the shell reports it through a pipe, and then waits for its end."""
     with tempfile.TemporaryDirectory(dir="/tmp") as hidden:
         shutil.copy(shutil.which("bash") or "/bin/bash", hidden)
         write_workflow(workdir, f"""

@@ -1,4 +1,4 @@
-"""A real tool that writes checkpoints, IQ-TREE (https://iqtree.github.io/doc), killed twice and resumed from its own."""
+"""A real tool that writes checkpoints, IQ-TREE (https://iqtree.github.io/doc), is killed twice and continues from them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ REPLICATES = 6
 
 
 def trees(workdir: Path) -> int:
-    """How many bootstrap replicates are done."""
+    """The number of finished bootstrap replicates."""
     found = list(workdir.glob(".snakemake/forge/checkpoints/*/run.boottrees"))
     return len(found[0].read_text().splitlines()) if found else 0
 
 
 def pid_of_tool(workdir: Path) -> int:
-    """The one that works there, and no other."""
+    """The process id of the IQ-TREE in this directory."""
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
@@ -65,7 +65,7 @@ def test_iqtree_goes_on_from_its_checkpoint(workdir: Path) -> None:
     assert ["CHECKPOINT: Resuming analysis" in log for log in logs] == [False, True, True]
     assert f"START BOOTSTRAP REPLICATE NUMBER {REPLICATES}" in logs[2]
     for log in logs[1:]:
-        assert "START BOOTSTRAP REPLICATE NUMBER 1\n" not in log, "what was done is not done again"
+        assert "START BOOTSTRAP REPLICATE NUMBER 1\n" not in log, "finished replicates are not computed again"
     assert result.read("tree.nwk").count("(") > 10
     assert os.listdir(workdir / ".snakemake/forge/checkpoints") == []
     assert residue(workdir) == []

@@ -1,4 +1,4 @@
-"""conda environments: of the catalog, and those of Snakemake's own ``--sdm conda``; without any conda here."""
+"""conda environments of the catalog and of Snakemake's own ``--sdm conda``; a stand-in replaces conda."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..conda import stand_in
 from ..conda.channel import environment_file, make_channel
 from ..conftest import DEADLINE, FORGE, Result, residue, run, write_workflow
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 WORKFLOW = """
 rule all:
@@ -63,7 +63,7 @@ with open(snakemake.output[0], "w") as f:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a channel beside it, and an environment that somebody else has made."""
+    """A working directory with a channel, and an environment that was not made by Forge."""
     directory = tmp_path_factory.mktemp("conda").resolve()
     channel = make_channel(directory / "channel")
     write_workflow(directory, WORKFLOW)
@@ -110,7 +110,7 @@ def test_hooks_run_once_and_their_effect_reaches_every_job(done: Result) -> None
 
 
 def test_a_lock_file_of_pixi_is_installed_as_it_says(place: Path, workdir: Path) -> None:
-    """It names hooked 1.0, although the channel has 2.0."""
+    """The lock file names hooked 1.0, although the channel has 2.0."""
     import rattler
 
     async def lock() -> None:
@@ -174,7 +174,7 @@ rule wrapped:
 
 @pytest.fixture(scope="module", params=["forge", "local"])
 def own(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Result, list[str]]:
-    """The same workflow under Forge and under Snakemake's own executor, and what was asked of conda."""
+    """One workflow under Forge and under the local executor, and the calls of conda."""
     directory = tmp_path_factory.mktemp("sdm").resolve()
     channel = make_channel(directory / "channel")
     write_workflow(directory, OWN)
@@ -216,7 +216,7 @@ def test_conda_directives_mean_what_snakemake_says(own: tuple[Result, list[str]]
 def test_conda_is_not_asked_for_every_job(own: tuple[Result, list[str]]) -> None:
     result, calls = own
     activations = [call for call in calls if call.startswith("activate")]
-    if not (result.directory / ".snakemake" / "forge").exists():  # what it is measured against
+    if not (result.directory / ".snakemake" / "forge").exists():  # the local executor, for comparison
         assert len(activations) >= 11
         return
     assert len(activations) == 3, calls  # one for each environment, one for the post-deploy script
@@ -227,12 +227,12 @@ def test_conda_is_not_asked_for_every_job(own: tuple[Result, list[str]]) -> None
     assert json.loads(Path(attempt["directory"], "spec.json").read_text())["environment"]["OF_DEFAULTS"] == "there"
     assert attempt["runtime"].endswith("envs/tools.yaml")
     assert attempt["how"] == "launcher"
-    # The same packages by another file: the same environment, activated once, and each rule's own file is named.
+    # Another file with the same packages: one environment, activated once; the record names each rule's own file.
     assert result.attempt("wrapped")["runtime"].endswith("wrappers/w/environment.yaml")
 
 
 def test_a_job_cannot_change_its_environment(done: Result, place: Path, workdir: Path) -> None:
-    """Under the default file policy, guard; as root, who could write anywhere."""
+    """The default file policy, guard, protects it even from root."""
     write_workflow(workdir, """
         rule cat_writes:
             output: "a.txt"
@@ -271,7 +271,7 @@ def test_damage_stops_the_run_before_the_first_job_and_the_named_command_mends_i
     assert f"Runtime genomics is damaged: {damaged} is not as it was installed" in result.output
     command = f"snakemake-forge runtimes check genomics --repair --runtimes-dir {store}"
     assert f"Repair it with: {command}" in result.output
-    assert len(done.attempts()) == attempts  # not even the job that needs nothing of it
+    assert len(done.attempts()) == attempts  # not even a job that does not need the runtime
     found = _forge(place, "check", "genomics", "--runtimes-dir", str(store))
     assert found.returncode == 1
     assert str(damaged) in found.stdout

@@ -1,4 +1,4 @@
-"""Rules in an image: made from Debian's packages, imported and unpacked by podman; the jobs are Forge's own."""
+"""Rules in an image made from Debian packages: podman imports and unpacks it, Forge runs the jobs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ rules: {{"in_*": bed}}
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An OCI archive with Debian's bedtools in it."""
+    """An OCI archive with Debian's bedtools."""
     directory = tmp_path_factory.mktemp("image").resolve()
     tree, archive = directory / "tree.tar", directory / "bed.tar"
     subprocess.run(

@@ -1,6 +1,6 @@
-"""Abuse and limits as data: one entry a case, all in one workflow and one start of Snakemake.
+"""Abuse and limits as data: one entry per case, all in one workflow and one start of Snakemake.
 
-A case is a rule, the outcome that its attempt must have and what else must be true. Numbers refer to the list of
+A case is a rule, the outcome that its attempt must have, and further checks. Numbers refer to the list of
 faults that the sandbox must survive (docs/explanation/faults.md).
 """
 
@@ -24,12 +24,12 @@ from ..conftest import Result, residue, run, write_workflow
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user]
 
-# Of the ladder (docs/explanation/hosts.md): a cgroup of root, one of a user's systemd scope or of what a batch system
-# has delegated, soft limits, and those without namespaces. The guest has a phase for its ordinary user.
+# Rungs of the ladder (docs/explanation/hosts.md): a cgroup of root, of a user's systemd scope, or delegated by a batch
+# system; soft limits; soft limits without namespaces. The guest has a phase for its ordinary user.
 RUNGS = ["scope", "delegated"] if os.geteuid() != 0 else ["root"] if "FORGE_GUEST" in os.environ else ["root", "soft", "none"]
-# What the guest of make test shows: "delegated" differs from a scope by who made the cgroup, which test_ladder_user.py sees.
+# Rungs in the guest of make test. "delegated" differs from "scope" only by the cgroup's maker; test_ladder_user.py tests that.
 GUEST = {"root": [pytest.mark.v2], "scope": [pytest.mark.v2_user]}
-# Memory that no process has mapped: 160 MiB.
+# 160 MiB of memory that no process has mapped.
 UNMAPPED = {
     "memfd": "import os, time\nfd = os.memfd_create('x')\nfor _ in range(160): os.write(fd, bytes(1 << 20)); time.sleep(0.005)",
     "sent_memfds": """
@@ -51,7 +51,7 @@ for _ in range(40):
     library.shmdt(ctypes.c_void_p(place))
     time.sleep(0.02)""",
 }
-# Files without a name that no descriptor of the first thread shows, each a quarter of the limit, or what is below deep paths.
+# Nameless files, each a fifth of the limit, that no descriptor of the first thread shows; and files below deep paths.
 HIDING = """
 import ctypes, mmap, os, socket, tempfile, threading, time
 def make():
@@ -99,7 +99,7 @@ Check = Callable[[Result, dict[str, Any]], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One rule of the workflow. ``body`` is what follows ``rule NAME:``; its output is NAME.out."""
+    """One rule of the workflow; its output is NAME.out."""
 
     name: str
     outcome: str
@@ -107,15 +107,15 @@ class Case:
     directives: str = ""
     run: str = ""
     check: Check | None = None
-    unless: Mapping[str, str] = field(default_factory=dict)  # rung to why the case cannot be there
-    elsewhere: Mapping[str, tuple[str, Check | None]] = field(default_factory=dict)  # rung to what is right there
+    unless: Mapping[str, str] = field(default_factory=dict)  # rung to why the case cannot run there
+    elsewhere: Mapping[str, tuple[str, Check | None]] = field(default_factory=dict)  # rung to its own outcome and check
 
     def expected(self, rung: str) -> tuple[str, Check | None]:
-        """Outcome and check."""
+        """The outcome and check on this rung."""
         return self.elsewhere.get(rung, (self.outcome, self.check))
 
     def rule(self) -> str:
-        """Snakefile text."""
+        """The rule in the Snakefile."""
         text = f"rule {self.name}:\n    output: '{self.name}.out'\n"
         text += textwrap.indent(self.directives, "    ") + ("\n" if self.directives else "")
         if self.run:
@@ -163,18 +163,18 @@ _NO_CAPABILITIES: tuple[str, Check | None] = ("succeeded", _out("000000000000000
 def _page_cache(result: Result, attempt: dict[str, Any]) -> None:
     usage = attempt["usage"]
     assert usage["memory_peak_bytes"] <= attempt["limits"]["memory_bytes"]
-    assert usage["memory_anon_peak_bytes"] < 50 * 1024**2  # without a cgroup, processes that share pages are summed
+    assert usage["memory_anon_peak_bytes"] < 50 * 1024**2  # without a cgroup, shared pages count once for each process
 
 
 def _scratch_excess(result: Result, attempt: dict[str, Any]) -> None:
     evidence = attempt["evidence"]
-    assert evidence["limit_bytes"] == 10 * 2**20 < evidence["total_bytes"]  # by how much: see unit/test_disk_usage.py
+    assert evidence["limit_bytes"] == 10 * 2**20 < evidence["total_bytes"]  # unit/test_disk_usage.py tests by how much
     assert evidence["largest"].startswith("/tmp/forge-")
     assert attempt["usage"]["scratch_peak_bytes"] >= evidence["total_bytes"]
 
 
 def _one_cpu(result: Result, attempt: dict[str, Any]) -> None:
-    # Eight spinners for 1.5 s: with one CPU they get at most 1.5 s of CPU time, and about that.
+    # Eight spinners for 1.5 s: with one CPU they get about 1.5 s of CPU time, and not more.
     assert attempt["usage"]["cpu_seconds"] < 1.5 * attempt["seconds"], attempt["usage"]
 
 
@@ -183,7 +183,7 @@ def _no_cap(result: Result, attempt: dict[str, Any]) -> None:
 
 
 TAG = uuid.uuid4().hex[:8]
-HOLD = "python3 -c 'import time; x = bytearray({mb} * 2**20); time.sleep(600)'"  # until Forge looks, where it polls
+HOLD = "python3 -c 'import time; x = bytearray({mb} * 2**20); time.sleep(600)'"  # holds the memory until Forge polls
 ALLOCATE = "python3 -c 'x = bytearray({mb} * 2**20); print(len(x))'"
 SPIN = 'for i in 1 2 3 4 5 6 7 8; do timeout {s} sh -c "while :; do :; done" & done; wait || true; touch {{output}}'
 
@@ -209,7 +209,7 @@ ATTACH = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.pt
 # Emulation takes milliseconds for each file, and for each process of a bomb.
 EMPTY_FILES, PIDS = (5_000, 150) if "FORGE_GUEST" in os.environ else (20_000, 400)
 
-# Its shell waits, without a fork, until there are so many processes more; SECONDS ends it where these never come.
+# The shell waits, without a fork, for %d more processes; SECONDS ends the wait if they never come.
 BOMB = ("set -- /proc/[0-9]*; n=$(($# + %d)); f() {{ f | f & }}; f; until set -- /proc/[0-9]*; [ $# -ge $n -o $SECONDS -gt 600 ]; do :; done; "
         "sleep 1 & wait $!; exit 1")
 
@@ -222,9 +222,9 @@ CASES = [
     Case("daemon_on_stdout", "succeeded", "(setsid sleep 1000 &); echo ok > {output}", check=_out("ok")),
     Case("kill_all", "failed", "sleep 1005 & kill -9 -1; wait $!; exit 1"),  # 7
     Case("kill_parent", "succeeded", "kill -9 $PPID; sleep 0.1; echo alive > {output}", check=_out("alive"),  # 8
-         elsewhere={"none": ("failed", _reason("SIGKILL"))}),  # its parent is Forge's process for this job, and no more
+         elsewhere={"none": ("failed", _reason("SIGKILL"))}),  # here it is only Forge's process for this job
     Case("kill_init", "succeeded", "kill -9 1; sleep 0.1; echo alive > {output}", check=_out("alive"),  # 9
-         elsewhere={"none": ("failed", None)}),  # it is the host's, and it may not
+         elsewhere={"none": ("failed", None)}),  # here it is the host's, out of the job's reach
     Case("new_privileges", "succeeded", "grep NoNewPrivs /proc/self/status | cut -f2 > {output}", check=_out("1")),  # 13
     Case("ptrace_init", "succeeded", f'python3 -c "{ATTACH}" > {{output}}', check=_out("-1 1")),  # 12
     Case("ptrace_holder", "succeeded", check=_out("-1 1"),
@@ -354,7 +354,7 @@ CASES = [
          "threads: 2\nresources: mem_mb=64", check=_out(f"2 {64 * 2**20} host")),
 ]
 
-# Cases that the version of cgroups, or systemd, could make a difference to: limits, counters, what ends all processes, services.
+# Cases that depend on the version of cgroups, or on systemd: limits, counters, the end of all processes, services.
 V2 = {"fork_bomb", "hidden_processes", "oom", "oom_hidden", "shm_hog", "page_cache", "short_peak", "spinners_capped",
       "spinners_free", "double_fork_burner", "leave_cgroup", "bounding_set", "services", "systemd_run"}
 
@@ -367,7 +367,7 @@ def rung(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rung: str) -> Result:
     directory = tmp_path_factory.mktemp("containment").resolve()
-    # Only the cases that this session has chosen: with -k, or in the guest.
+    # Only the cases that this session runs: -k and the guest choose some.
     chosen = [item.callspec.params["case"] for item in request.session.items
               if isinstance(item, pytest.Function) and item.originalname == "test_case" and item.module is request.module]
     cases = [case for case in CASES if rung not in case.unless and case in chosen]
@@ -381,14 +381,14 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "SERVICES": " ".join([*SERVICES, agent, f"{directory}/bus"]),
     }
     if any(case.name == "own_keyring" for case in cases):
-        environment["FORGE_TEST_COLD"] = "1"  # of this process's session keyring: a fork of the server has another
+        environment["FORGE_TEST_COLD"] = "1"  # executed, not forked: only so it has this process's session keyring
         _add_session_key()
     try:
         with ExitStack() as stack:
             for path in (*SERVICES, agent, f"{directory}/bus"):
                 _listen(path, stack)
             if rung == "delegated":
-                environment["SLURM_JOB_ID"] = "1"  # the user's manager is not asked then
+                environment["SLURM_JOB_ID"] = "1"  # then Forge does not ask the user's manager
             if rung not in ("soft", "none"):
                 return run(directory, "-j4", "--keep-going", "--forge-pids", str(PIDS), env=environment)
             for path in (agent, f"{directory}/bus"):
@@ -401,7 +401,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _listen(path: str, stack: ExitStack) -> None:
-    """A service at ``path`` that takes connections, unless the host has one there, or has it for root only."""
+    """Listen at ``path``, unless the host has a service there or only root may create it."""
     if os.path.exists(path) or (os.geteuid() != 0 and path.startswith("/run/")):
         return
     for directory in reversed(Path(path).parents):
@@ -417,7 +417,7 @@ def _listen(path: str, stack: ExitStack) -> None:
 
 
 def _add_session_key() -> None:
-    """A key in this process's session keyring, which Snakemake inherits; it is found here."""
+    """Add a key to this process's session keyring, which Snakemake inherits; check that it is found."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(KEYCTL, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING
     assert libc.syscall(ADD_KEY, b"user", f"forge-test-{TAG}".encode(), b"secret", 6, -3) > 0
@@ -455,7 +455,7 @@ def test_every_case_was_isolated(result: Result, rung: str) -> None:
 
 @pytest.mark.v2
 def test_wall_time_ends_what_ignores_signals(workdir: Path) -> None:
-    """Sleeping for ever (34), ignoring TERM (4), stopped (5): all are ended, after the grace at the latest."""
+    """Jobs that sleep forever (34), ignore TERM (4) or are stopped (5) end after the grace at the latest."""
     write_workflow(workdir, """
         rule all:
             input: "sleeper.out", "stubborn.out", "stopped.out"
@@ -474,12 +474,12 @@ def test_wall_time_ends_what_ignores_signals(workdir: Path) -> None:
         ("sleeper", "stubborn", "stopped"), "timeout"
     )
     assert "timed out after 1.00 s (from --forge-wall); raise --forge-wall, or give rule" in result.output
-    assert "or for all rules without runtime: raise --forge-wall" in result.output  # the line to change
+    assert "or for all rules without runtime: raise --forge-wall" in result.output  # names the line to change
     assert residue(workdir) == []
 
 
 def test_scratch_of_failed_jobs_is_kept_on_request(workdir: Path) -> None:
-    """One supervisor after the other job: a kept directory is not in the way of the next."""
+    """One supervisor runs all jobs: a kept directory does not disturb the next job."""
     write_workflow(workdir, """
         rule all:
             input: expand("{i}.out", i=range(4))
@@ -493,4 +493,4 @@ def test_scratch_of_failed_jobs_is_kept_on_request(workdir: Path) -> None:
     assert sorted(a["outcome"] for a in result.attempts()) == ["failed"] * 3 + ["succeeded"]
     assert sorted(path.read_text() for path in scratch.rglob("left")) == ["0\n", "1\n", "2\n"]
     (base,) = scratch.iterdir()
-    assert {path.name.split("-")[0] for path in base.iterdir()} == {"kept"}  # and nothing of the slots
+    assert {path.name.split("-")[0] for path in base.iterdir()} == {"kept"}  # no slot is left

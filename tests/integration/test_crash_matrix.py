@@ -1,7 +1,7 @@
-"""For every step of set-up, running, publishing and recording: somebody is killed there, and the run goes on.
+"""Crashes at every step of set-up, running, publishing and recording, each followed by a resume.
 
-Each named step once and a few crashes at random times; the marker ``soak`` has the whole matrix. ``FORGE_CRASH_SEED``
-repeats a run; ``FORGE_CRASH_ROUNDS`` takes a part, for a quick look.
+The sample has each named step once and a few crashes at random times; the marker ``soak`` selects the whole matrix.
+``FORGE_CRASH_SEED`` repeats a run; ``FORGE_CRASH_ROUNDS`` limits the number of scenarios.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def test_whoever_is_killed_wherever_the_run_goes_on(workdir: Path, capsys: pytes
 
 
 def test_jobs_go_on_when_snakemake_is_killed(workdir: Path, capsys: pytest.CaptureFixture[str], whole: bool) -> None:
-    """With ``--forge-on-disconnect finish``: what ran then is never started again, and what had succeeded neither."""
+    """With ``--forge-on-disconnect finish``, jobs that were running or had succeeded are never started again."""
     everything = finishing_scenarios(random.Random(SEED), 8)
     _play(workdir, everything if whole else sample(everything, 2), capsys, finish=True)
 
 
 def _play(workdir: Path, chosen: list[Scenario], capsys: pytest.CaptureFixture[str], *, finish: bool) -> None:
-    """All of the scenarios; at least half of them have to be crashes (a job may be quicker than its crash)."""
+    """Play the scenarios; at least half of them must crash (a job may be quicker than its crash)."""
     chosen = chosen[: int(WANTED) if WANTED else None]
     reference = workdir / "reference" / "work"
     prepare(reference)

@@ -1,4 +1,4 @@
-"""The dashboard: two real runs, node_exporter and Prometheus as Debian has them, and the answer to each query of each panel."""
+"""The dashboard: two real runs, Debian's node_exporter and Prometheus, and the answer to each query of each panel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from snakemake_executor_plugin_forge.cli.metrics import dashboard
 from ..conftest import DEADLINE, Result, command, ending, wait_until, write_workflow
 from ..programs import need
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 SCHEMAS = Path(__file__).parents[1] / "grafana"
 PANELS = json.loads(dashboard())["panels"]
@@ -65,7 +65,7 @@ class Prometheus:
     port: int
 
     def ask(self, question: str, ahead: float = 0) -> list[dict[str, Any]]:
-        """The answer to a query at a time so many seconds from now."""
+        """The answer to a query at the time ``ahead`` seconds from now."""
         words = urllib.parse.urlencode({"query": question, "time": time.time() + ahead})
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/query?{words}", timeout=DEADLINE) as answer:
             found = json.load(answer)
@@ -74,13 +74,13 @@ class Prometheus:
         return result
 
     def number(self, question: str) -> float:
-        """The one number of an answer; -1 while there is none."""
-        with suppress(urllib.error.URLError, ConnectionError):  # it is just starting
+        """The number in an answer; -1 while there is none."""
+        with suppress(urllib.error.URLError, ConnectionError):  # the server is just starting
             return sum(float(sample["value"][1]) for sample in self.ask(question)) if self.ask(question) else -1
         return -1
 
     def panels(self, ahead: float = 0) -> dict[str, list[dict[str, float]]]:
-        """By title of the panel: for each of its queries, the numbers by the values of their labels, which say what they are of."""
+        """The answers by title of the panel: for each query, a number for each set of label values."""
         return {panel["title"]: [self._numbers(target["expr"], ahead) for target in panel["targets"]] for panel in PANELS}
 
     def _numbers(self, expression: str, ahead: float) -> dict[str, float]:
@@ -95,7 +95,7 @@ class Prometheus:
 
 @dataclass
 class Scraped:
-    """The answers while two runs are at work, if they had been killed then, and after their end."""
+    """The answers while two runs are at work, as if they had then been killed, and after their end."""
 
     prometheus: Prometheus
     metrics: Path
@@ -135,7 +135,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
             (directory / "go").touch()
         assert [run.wait(DEADLINE) for run in runs] == [1, 0]
         wait_until(lambda: prometheus.number("count(forge_last_run_end_timestamp_seconds)") == 2, server)
-        wait_until(lambda: prometheus.number("sum(rate(forge_written_bytes_total[30s]))") >= 0, server)  # seen twice
+        wait_until(lambda: prometheus.number("sum(rate(forge_written_bytes_total[30s]))") >= 0, server)  # a rate needs two samples
         records = [record for directory in (one, two) for record in Result(0, "", directory).attempts()]
         yield Scraped(prometheus, metrics, live, killed, prometheus.panels(), records)
 

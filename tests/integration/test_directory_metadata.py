@@ -1,4 +1,4 @@
-"""The working directory, /tmp and $HOME themselves: what a job sets there holds for no other job."""
+"""Metadata of the working directory, /tmp and $HOME: a job's changes affect no other job."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def test_what_a_job_sets_on_its_directories_holds_for_no_other(workdir: Path, us
     assert len(seen) == 1, "\n".join(seen)
     assert "\n[]\n" in seen.pop()
     assert {path: path.stat().st_mode for path in modes} == modes
-    for _ in range(2):  # the second attempt gets the directory that the first one has closed
+    for _ in range(2):  # the second attempt gets the directory that the first one made inaccessible
         failed = run(workdir, "-j1", "never", before=before)
         assert failed.attempts()[-1]["reason"].startswith("exit code 1"), failed.output

@@ -1,4 +1,4 @@
-"""Images that other engines than root's podman unpack: a real dockerd with its own directories, and a rootless podman."""
+"""Images unpacked by other engines than root's podman: a real dockerd with its own directories, and a rootless podman."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CATALOG = 'version: 1\nruntimes:\n  deb: {container: "IMAGE", memory: 100MiB}\nr
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system of Debian's packages."""
+    """A root file system made from Debian packages."""
     need("mmdebstrap", "mmdebstrap")
     tree = tmp_path_factory.mktemp("tree").resolve() / "tree.tar"
     subprocess.run(
@@ -55,7 +55,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only(engine: str, directory: Path, program: str) -> str:
-    """A PATH with all programs of the present one, but for other engines that could unpack an image."""
+    """A PATH with all programs of the present one except other engines that could unpack an image."""
     directory.mkdir()
     for place in os.environ["PATH"].split(os.pathsep):
         for name in os.listdir(place) if os.path.isdir(place) else ():
@@ -71,7 +71,7 @@ def only(engine: str, directory: Path, program: str) -> str:
 @pytest.fixture(scope="module")
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A daemon of this test, and the environment in which docker is the only engine."""
-    daemon, client = need("dockerd", "docker.io"), "/usr/bin/docker"  # of the same package
+    daemon, client = need("dockerd", "docker.io"), "/usr/bin/docker"  # the same package has both
     place = tmp_path_factory.mktemp("docker").resolve()
     address = f"unix://{place}/docker.sock"
     words = [daemon, "--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "--pidfile", f"{place}/pid",
@@ -87,7 +87,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
             time.sleep(0.2)
         yield environment
     finally:
-        process.terminate()  # it ends its containerd
+        process.terminate()  # dockerd then ends its containerd
         process.wait(DEADLINE)
 
 
@@ -131,8 +131,8 @@ def test_docker(docker: dict[str, str], name: str, workdir: Path, kind: str) -> 
     described = _described(Result(0, "", workdir))
     assert (described["engine"], json.loads(described["env"])["GREETING"]) == ("docker", "hello")
     assert _docker(docker, "ps", "--all", "--quiet").stdout == ""
-    assert "forge-test-deb" in _docker(docker, "images").stdout  # what was there before is still there
-    assert "forge-test-saved" not in _docker(docker, "images").stdout  # and nothing else
+    assert "forge-test-deb" in _docker(docker, "images").stdout  # earlier images are still there
+    assert "forge-test-saved" not in _docker(docker, "images").stdout  # Forge has removed the archive's
 
 
 def test_an_archive_that_docker_cannot_load_is_refused_with_the_way_out(docker: dict[str, str], workdir: Path) -> None:
@@ -153,7 +153,7 @@ def test_an_archive_that_docker_cannot_load_is_refused_with_the_way_out(docker: 
 
 @pytest.mark.apptainer
 def test_apptainer(tree: Path, workdir: Path) -> None:
-    """Its image keeps the environment as scripts, which only apptainer itself can run."""
+    """An apptainer image stores its environment as scripts, which only apptainer itself can run."""
     make_archive(tree, workdir / "deb.tar")
     programs = only("apptainer", workdir / "bin", str(shutil.which("apptainer")))
     write_workflow(workdir, WORKFLOW)
@@ -168,7 +168,7 @@ def test_apptainer(tree: Path, workdir: Path) -> None:
 
 @pytest.mark.apptainer
 def test_a_rules_own_container_is_snakemakes_to_start(tree: Path, workdir: Path) -> None:
-    """As an ordinary user: apptainer asks more of root than root of every container has."""
+    """An ordinary user starts it, as apptainer asks more of root than every container's root has."""
     make_archive(tree, workdir / "deb.tar")
     write_workflow(workdir, """
         rule all:
@@ -197,7 +197,7 @@ def test_a_rules_own_container_is_snakemakes_to_start(tree: Path, workdir: Path)
 
 
 def make_archive(tree: Path, archive: Path) -> None:
-    """What ``docker save`` would write of an image with one layer: docker's image specification 1.2."""
+    """Write an image with one layer as ``docker save`` does: docker's image specification 1.2."""
     layer = tree.read_bytes()
     config = {"architecture": "amd64", "os": "linux", "config": {"Env": ["GREETING=hello"]},
               "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]}}
@@ -235,7 +235,7 @@ def test_rootless_podman(tree: Path, workdir: Path) -> None:
         done = as_user(*command("forge", "-j2", "-k", "--forge-runtimes-dir", str(workdir / "store")))
         assert as_user("podman", "ps", "--all", "--quiet").stdout == ""
     finally:
-        for path in workdir.rglob("pause.pid"):  # which rootless podman leaves behind, to hold its user namespace
+        for path in workdir.rglob("pause.pid"):  # rootless podman leaves this process to hold its user namespace
             with suppress(ValueError, ProcessLookupError):
                 pause = int(path.read_text())
                 os.kill(pause, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""What a job can do to files, as data: one entry a case, all in one workflow, run as root and as an ordinary user.
+"""File accesses of jobs as data: one entry per case, all in one workflow, run as root and as an ordinary user.
 
-A case is a rule, the outcome that its attempt must have, and what must be true of the files afterwards. Numbers refer
-to docs/explanation/faults.md. Every input and every other file that was there before is compared with what it was.
+A case is a rule, the outcome that its attempt must have, and a check of the files afterwards. Numbers refer
+to docs/explanation/faults.md. The test compares every earlier file, inputs included, with its state before the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ USERS = ["user"] if os.geteuid() != 0 else ["root"] if "FORGE_GUEST" in os.envir
 MANY = 1_000 if "FORGE_GUEST" in os.environ else 10_000  # emulation takes milliseconds for each
 Check = Callable[[Result, dict[str, Any]], object]
 
-# What is there before: none of it may change.
+# Files that exist before the run; none of them may change.
 BEFORE = {
     "in.txt": "input\n",
     "data/other.txt": "other\n",
@@ -44,18 +44,18 @@ BEFORE = {
 
 @dataclass(frozen=True)
 class Case:
-    """One rule, with in.txt as its input and NAME.out as its output, unless it says otherwise."""
+    """One rule; by default in.txt is its input and NAME.out its output."""
 
     name: str
     outcome: str
     shell: str
     directives: str = ""
-    output: str = ""  # what follows "output:"
+    output: str = ""  # the text after "output:"
     input: str = "'in.txt'"
     check: Check | None = None
 
     def rule(self) -> str:
-        """Snakefile text."""
+        """The rule in the Snakefile."""
         text = f"rule {self.name}:\n    input: {self.input}\n    output: {self.output or repr(self.name + '.out')}\n"
         text += textwrap.indent(self.directives, "    ") + ("\n" if self.directives else "")
         return text + f"    shell: {self.shell!r}\n"
@@ -96,7 +96,7 @@ def _all(*checks: Check) -> Check:
 
 
 def _try(name: str, what: str) -> Case:
-    """An attack that has to be refused, and does not fail the job."""
+    """An attack that must be refused without failing the job."""
     return Case(name, "succeeded", f"if ({what}) 2>/dev/null; then echo done; else echo refused; fi > {{output}}",
                 check=_refused)
 
@@ -206,7 +206,7 @@ CASES = [
          check=_text("logs/why.log", "why\n")),
     Case("benchmarked", "succeeded", "touch {output}", directives="benchmark: 'bench/x.tsv'",
          check=lambda result, _: result.read("bench/x.tsv").startswith("s\th:m:s\tmax_rss")),
-    # What a rule does not declare
+    # Undeclared files
     Case("undeclared", "succeeded", "touch {output}; echo plot > Rplots.pdf; mkdir -p tmpdir_x/y; touch tmpdir_x/y/z",
          check=_all(_says("Rplots.pdf", 'output: "Rplots.pdf"'), _text("Rplots.pdf", "plot\n"),
                     lambda _, attempt: attempt["undeclared_writes"] == ["Rplots.pdf", "tmpdir_x"],
@@ -281,8 +281,8 @@ def _prepare(directory: Path) -> None:
 
 
 def _snapshot(directory: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything about the files that must not change."""
-    paths = [directory / name for name in BEFORE] + [directory.parent / "outside" / "target.txt", Path("/etc/profile")]  # which no package that is installed meanwhile replaces
+    """Content and metadata of the files that must not change."""
+    paths = [directory / name for name in BEFORE] + [directory.parent / "outside" / "target.txt", Path("/etc/profile")]  # no installation of a package replaces it meanwhile
     found = {}
     for path in paths:
         status = path.lstat()
@@ -303,7 +303,7 @@ class Run:
 
 @pytest.fixture(scope="module", params=USERS)
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    directory = tmp_path_factory.mktemp(f"files{os.getpid()}-").resolve() / "w, o:r\\k"  # what an overlay's options are made of
+    directory = tmp_path_factory.mktemp(f"files{os.getpid()}-").resolve() / "w, o:r\\k"  # the special characters of an overlay's options
     directory.mkdir()
     _prepare(directory)
     before_command: list[str] = []
@@ -311,7 +311,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         before_command = [*ordinary.prefix(), "env", "-C", str(directory), f"HOME={directory.parent}/home"]
         owner = f"{ordinary.UID}:{ordinary.UID}"
         subprocess.run(["chown", "-Rh", owner, directory.parent, f"/dev/shm/forge-test-{directory.parent.name}"], check=True)
-        subprocess.run(["chgrp", "-R", "0", directory / "logs", directory / "growing.txt"], check=True)  # of a group's
+        subprocess.run(["chgrp", "-R", "0", directory / "logs", directory / "growing.txt"], check=True)  # belongs to another group
     before = _snapshot(directory)
     try:
         finished = subprocess.run(
@@ -331,7 +331,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_case(done: Run, case: Case) -> None:
     attempt = done.result.attempt(case.name)
     expected = case.outcome
-    if expected == "succeeded or rejected":  # what its owner cannot use, only root can
+    if expected == "succeeded or rejected":  # only root can use a directory that is closed to its owner
         expected = "succeeded" if done.is_root else "failed"
     assert attempt["outcome"] == expected, (attempt["reason"], attempt["notes"])
     if case.check is not None:
@@ -356,7 +356,7 @@ def test_the_record_says_what_was_in_force(done: Run) -> None:
 
 
 def test_strict_jobs_do_not_see_where_others_before_them_had_something(workdir: Path) -> None:
-    """A supervisor has one scratch for all of its jobs, and leaves the empty directories for mounts in it."""
+    """A supervisor has one scratch for all its jobs, and leaves the empty mount points in it."""
     write_workflow(workdir / "work", """
         rule all:
             input: expand("b{n}.txt", n=range(4))

@@ -1,4 +1,4 @@
-"""A working directory on a file system that cannot be an overlay's upper layer: staged in the scratch, then copied."""
+"""A working directory whose file system cannot be an overlay's upper layer: outputs are staged in the scratch, then copied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def foreign(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "below").mkdir()
     mount_point = tmp_path / "foreign"
     mount_point.mkdir()
-    # Without extended attributes, as on many of these file systems.
+    # No extended attributes, as on many of these file systems.
     subprocess.run([program, "--xattr-none", tmp_path / "below", mount_point], check=True)
     try:
         yield mount_point.resolve()

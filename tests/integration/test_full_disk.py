@@ -1,6 +1,6 @@
-"""Full file systems at each moment: the outcome is ``disk``, old outputs stay, and ``resume`` finishes when space is free.
+"""File systems that fill up at any moment: the outcome is ``disk``, old outputs stay, and ``resume`` finishes once space is free.
 
-The working directory and the scratch are small file systems in a mount namespace of the test's own.
+The working directory and the scratch are small file systems in the test's own mount namespace.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _attempts(directory: Path) -> list[dict[str, str]]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts small file systems")
 @pytest.mark.parametrize("user", ["root", "user"])
 def test_somebody_else_fills_the_disk(workdir: Path, user: str) -> None:
-    """Nothing fits any more: no verdict, no log of Snakemake's, nothing of what the jobs have written."""
+    """No space is left for verdicts, Snakemake's log or outputs; old outputs stay, and ``resume`` finishes."""
     write_workflow(workdir / "files", FILLED)
     for name in ("shell", "checkpoint", "python"):
         (workdir / f"files/{name}.txt").write_text("old")

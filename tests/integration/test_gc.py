@@ -1,4 +1,4 @@
-"""What killed runs leave behind is removed by ``snakemake-forge gc``; what lives, and what is not ours to judge, is not."""
+"""``snakemake-forge gc`` removes leftovers of killed runs, and spares those of living and of unknown runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def gc(directory: Path, *words: str) -> list[dict[str, Any]]:
 
 
 def start(directory: Path, name: str) -> subprocess.Popen[bytes]:
-    """A run whose job waits; in a process group of its own."""
+    """Start a run whose job waits, in its own session."""
     process = subprocess.Popen(command("forge", "-j2", "--nolock", f"{name}.held"), cwd=directory, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_until(lambda: in_layer(directory, f"{name}.held"), process)
@@ -57,13 +57,13 @@ def test_leftovers_of_a_killed_run_go_and_a_living_run_goes_on(tmp_path: Path) -
         dying = start(tmp_path, "dying")
         end_at_once(dying)
         parts: set[str] = set()
-        while not {"staging", "scratch"} <= parts:  # a second must be over, and its processes be dead
+        while not {"staging", "scratch"} <= parts:  # until a second has passed and the processes are dead
             parts = {row["part"] for row in gc(tmp_path, "--dry-run", "--leftovers-after", "1s")}
         assert parts <= {"staging", "scratch", "cgroups"}
         left = residue(tmp_path)
         assert any("staging" in item for item in left)
         young = gc(tmp_path)
-        assert young == []  # a day is not over
+        assert young == []  # younger than a day
         removed = gc(tmp_path, "--leftovers-after", "1s", "--kept-after", "1d")
         assert parts <= {row["part"] for row in removed} <= {"staging", "scratch", "cgroups"}
         assert not any(row["part"] == "checkpoints" for row in gc(tmp_path, "--kept-after", "1s", "--dry-run"))
@@ -116,7 +116,7 @@ def test_other_hosts_and_runs_without_a_record_are_left_alone(tmp_path: Path) ->
             (done / "run.json").write_text(json.dumps(record | change))
             assert found("staging", "scratch") == []
         (done / "run.json").write_text(json.dumps(record))
-        for layer in (staged, unknown):  # a journal in it could name the copy
+        for layer in (staged, unknown):  # a journal in the layer could name the copy
             assert str(copy) not in found("staging")
             shutil.rmtree(layer)
         assert found("staging") == [str(copy)]
@@ -126,10 +126,10 @@ def test_other_hosts_and_runs_without_a_record_are_left_alone(tmp_path: Path) ->
         copy.unlink()
         checkpoint = state / "checkpoints" / "x"
         checkpoint.mkdir(parents=True)
-        assert found("checkpoints") == []  # this very process is a run that goes on
+        assert found("checkpoints") == []  # this process counts as a living run
         (done / "run.json").write_text(json.dumps(record))
         assert found("checkpoints") == [str(checkpoint)]
-        with _lock(checkpoint):  # as an attempt has it
+        with _lock(checkpoint):  # as an attempt locks it
             assert found("checkpoints") == []
         removed = gc(tmp_path, "--leftovers-after", "1h", "--only", "scratch", "--dry-run")
         assert removed == []  # too young

@@ -1,6 +1,6 @@
-"""GPUs belong to one job at a time and are seen by nobody else.
+"""Each GPU belongs to one job at a time, and other jobs do not see it.
 
-The devices are nodes made here, with the numbers of /dev/null.
+The tests make the devices, as nodes with the numbers of /dev/null.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 
 from ..conftest import DEADLINE, command, ending, forge, residue, run, wait_until, write_workflow
 
-# The nodes that it sees, the variable, what it sees of all the others, and which it can use.
-TAG = uuid.uuid4().hex[:8]  # other runs of these tests have such nodes, too
+# Prints visible nodes, the variable, hidden nodes, and a line for each node that the job can use.
+TAG = uuid.uuid4().hex[:8]  # other runs of these tests also have such nodes
 LOOK = (
     f"echo $(cd /dev; ls | grep -- '{TAG}-gpu') ${{{{CUDA_VISIBLE_DEVICES:-}}}} > {{output}}; ls -A /dev/.forge-gpus >> {{output}}; "
     f"for f in $(ls -d /dev/*-{TAG}-gpu* 2>/dev/null); do test -c $f && echo x > $f && echo writable >> {{output}}; done; true"
@@ -98,7 +98,7 @@ def test_two_jobs_have_one_each_and_the_others_wait(workdir: Path, gpus: list[st
 
 
 def test_one_supervisor_shows_each_job_its_own(workdir: Path, gpus: list[str]) -> None:
-    """One job after the other, with and without: nothing of the one before is seen, in a sandbox made ahead or not."""
+    """Jobs with and without GPUs follow each other: none sees a GPU of the job before, in a sandbox made ahead or not."""
     write_workflow(workdir, f"""
         rule all:
             input: expand("{{i}}.out", i=range(12))
@@ -148,7 +148,7 @@ for own in (gpus[1:], (), gpus, ()):
 
 
 def test_an_ordinary_user_gets_the_same(gpus: list[str]) -> None:
-    """By bind mounts in a user namespace, as a supervisor and four jobs of its make them, one after the other."""
+    """An ordinary user's supervisor shows four successive jobs their GPUs by bind mounts in a user namespace."""
     done = subprocess.run(
         [sys.executable, "-c", USER_PROGRAM, *gpus], cwd="/", capture_output=True, text=True, check=False, timeout=DEADLINE
     )
@@ -157,7 +157,7 @@ def test_an_ordinary_user_gets_the_same(gpus: list[str]) -> None:
 
 
 def test_names_of_the_drivers(workdir: Path) -> None:
-    """``auto`` finds them, a job without gpu sees only what controls them; AMD's lie in a directory of their own."""
+    """``auto`` finds GPUs by name, and a job without gpu sees only control devices; AMD's GPUs lie in their own directory."""
     number = 1000 + os.getpid() % 1000000
     made_directory = not os.path.isdir("/dev/dri")
     os.makedirs("/dev/dri", exist_ok=True)
@@ -177,7 +177,7 @@ def test_names_of_the_drivers(workdir: Path) -> None:
     try:
         for node in nodes:
             os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        count = sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev"))  # also those of the host
+        count = sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev"))  # the host's GPUs count too
         result = run(workdir, "-j2", env={"CUDA_VISIBLE_DEVICES": str(count - 1)})
         assert result.code == 0, result.output
         assert result.read("one.out").split() == [nodes[1], nodes[0], "CUDA_VISIBLE_DEVICES=0"]
@@ -197,7 +197,7 @@ def test_names_of_the_drivers(workdir: Path) -> None:
 
 
 def test_what_cannot_be_had_is_refused_before_anything_runs(workdir: Path, gpus: list[str]) -> None:
-    """Of all that is refused in unit/test_gpus.py, one."""
+    """One of the refusals in unit/test_gpus.py, with a real run."""
     write_workflow(workdir, """
         rule all:
             input: "first.out", "greedy.out"
@@ -250,7 +250,7 @@ def test_stopping_ends_those_that_wait_too(workdir: Path, gpus: list[str]) -> No
     with log.open("w") as output:
         snakemake = subprocess.Popen(command("forge", "-j5", "--forge-gpus", ",".join(gpus)), cwd=workdir, stdout=output, stderr=output)
     with ending(snakemake):
-        # All five are handed over, and two of them have begun.
+        # Snakemake has submitted all five jobs, and two of them have begun.
         wait_until(lambda: log.read_text().count("rule one:") == 5 and len(list(workdir.glob("begun.*"))) == 2, snakemake)
         snakemake.send_signal(signal.SIGTERM)
         assert snakemake.wait(DEADLINE) != 0

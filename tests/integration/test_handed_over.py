@@ -1,4 +1,4 @@
-"""Open files and directories of a job in the hands of a job beside it, to which it has sent them through a socket."""
+"""Jobs that send open files and directories to another running job through a socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ runtimes:
   meeting: {host: true, paths: {write: [meeting]}}
 defaults: {runtime: meeting}
 """
-# A taker keeps all that is sent to it, and uses it when all others are judged and what can be is published.
+# A taker keeps all descriptors, and uses them once the other jobs have verdicts and their outputs are published.
 HANDS = """
 import os, socket, sys, time
 def connected(name):
@@ -135,6 +135,6 @@ def test_whatever_a_job_hands_to_another_one_changes_no_output(workdir: Path, us
     for name in ("nested", "plain"):
         said = result.read(name).split()
         assert said[0] == "10"
-        assert set(said[2:]) <= {"write", "reopen", "chmod"}, said  # of what is open for writing, and is published nowhere
+        assert set(said[2:]) <= {"write", "reopen", "chmod"}, said  # works on files that are open for writing, and published nowhere
     assert not (workdir / "WRONG").exists()
     assert residue(workdir) == []

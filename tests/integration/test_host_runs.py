@@ -1,4 +1,4 @@
-"""Two Snakemakes with budgets of their own on one host: side by side in ``top --all`` and ``doctor``, and held by the kernel."""
+"""Two Snakemakes with their own budgets on one host: ``top --all`` and ``doctor`` show both, and the kernel enforces the budgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .. import ordinary
 from ..conftest import DEADLINE, Result, command, ending, forge, residue, wait_until, write_workflow
 
 MIB = 2**20
-HOLD = 100  # MiB that a job of the calm run has
+HOLD = 100  # MiB that the job of the calm run holds
 WORKFLOW = """
 rule all:
     input: "used"
@@ -34,7 +34,7 @@ open(sys.argv[1], "w").close()' {output}'''
 
 
 def _runs(*directories: Path) -> list[dict[str, Any]]:
-    """Those runs in ``doctor --json``, in the order of the directories; others may be on this host, too."""
+    """The runs of these directories in ``doctor --json``, in that order; the host may have other runs, too."""
     found = json.loads(forge(directories[0], "doctor", "--json").stdout)["runs"]
     by_directory = {run["directory"]: run for run in found}
     return [by_directory[str(directory)] for directory in directories if str(directory) in by_directory]
@@ -73,7 +73,7 @@ def test_one_exceeds_its_budget_and_the_other_is_untouched(tmp_path: Path) -> No
         assert "of 1.0 GiB" in rows[str(large)] and "of 400" in rows[str(large)]
         assert str(large) in forge(tmp_path, "doctor").stdout
 
-        if os.geteuid() == 0:  # who sees all runs; others see only their own
+        if os.geteuid() == 0:  # root sees all runs; other users see only their own
             seen = forge(Path("/"), "top", "--all", before=ordinary.prefix())
             assert (seen.returncode, seen.stdout, seen.stderr.strip()) == (1, "", NONE)
 

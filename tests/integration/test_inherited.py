@@ -1,6 +1,6 @@
-"""Snakemake is started by a batch system, a service or a terminal program: odd signals, streams, descriptors, limits.
+"""Batch systems, services and terminal programs start Snakemake with odd signals, streams, descriptors and limits.
 
-Each start is one workflow with one job of each kind; the jobs say what they have got.
+Each start runs one workflow with one job of each kind; the jobs report what they have inherited.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 _OF_GLIBC = 1 << 31 | 1 << 32  # posix_spawn(3) may leave the C library's own two ignored
-_OF_PYTHON = _OF_GLIBC | 1 << 12 | 1 << 24  # SIGPIPE and SIGXFSZ, which each Python ignores itself
+_OF_PYTHON = _OF_GLIBC | 1 << 12 | 1 << 24  # each Python itself ignores SIGPIPE and SIGXFSZ
 STARTS = {
     "few files, signals ignored": [
         sys.executable, "-c", SIGNALS, "ignore",
@@ -87,7 +87,7 @@ def test_jobs_are_as_those_of_a_shell(workdir: Path, how: str, user: str) -> Non
     assert (shell["SigBlk"], shell["SigIgn"] & ~_OF_GLIBC) == (0, 0)
     for found in (run, script):
         assert (found["SigBlk"], found["SigIgn"] & ~_OF_PYTHON) == (0, 0)
-    assert result.read("pipe.txt").strip() == str(128 + 13)  # SIGPIPE ends a writer that nobody reads
+    assert result.read("pipe.txt").strip() == str(128 + 13)  # SIGPIPE ends a writer without a reader
     assert {*result.read("shell.txt.fds").split()} <= {"0", "1", "2", "255"}  # the last is bash's own
     if how.startswith("few"):
         assert result.read("shell.txt.files").strip() == "64"
@@ -112,7 +112,7 @@ rule run:
 
 @pytest.mark.parametrize(("limit", "user"), [("ulimit -n 64", USERS[0]), ("ulimit -u 60", "user")])
 def test_jobs_wait_where_the_host_is_short(workdir: Path, limit: str, user: str) -> None:
-    """More jobs at once than there are descriptors or processes: all of them succeed."""
+    """All jobs succeed, although descriptors or processes do not suffice for all at once."""
     write_workflow(workdir, MANY)
     result = _start(workdir, user, ["bash", "-c", f'{limit}; exec "$@"', "bash"], "-j40", "--cores", "40")
     assert result.code == 0, result.output

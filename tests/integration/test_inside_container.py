@@ -1,7 +1,7 @@
 """Snakemake with Forge inside a container: bubblewrap, and podman with the options that ``doctor`` names.
 
-The container sees the programs of this host, read-only; its Python is that of the tests. podman runs as
-root with runc, without systemd and without a network: what works on a host with cgroup v1 as well.
+The container sees the programs of this host, read-only, and uses the tests' Python. podman runs as root with runc,
+without systemd and without a network, so it also works on a host with cgroup v1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OUTCOMES = {"ok": "succeeded", "oom": "oom", "daemon": "succeeded"}
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A working directory below /tmp, that an ordinary user can enter."""
+    """A working directory below /tmp that an ordinary user can enter."""
     place = Path("/tmp", f"forge-container-{uuid.uuid4().hex[:8]}")
     write_workflow(place / "work", WORKFLOW)
     yield place
@@ -66,7 +66,7 @@ def _bubblewrap(work: Path) -> list[str]:
 
 
 def _podman(place: Path, *options: str) -> list[str]:
-    """An image is not needed: an empty root with the host's /usr in it."""
+    """The podman command. Its root is no image, but an empty directory with the host's /usr."""
     root, work = place / "root", place / "work"
     for name in ("usr", "etc", "proc", "sys", "dev", "tmp", "run", "var/tmp", "root"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _podman(place: Path, *options: str) -> list[str]:
 
 
 def _done(before: list[str], *commands: list[str], directory: Path) -> str:
-    """What they print, one after the other in one container."""
+    """Run the commands in one container; return their output."""
     script = "; ".join(shlex.join(one) for one in commands)
     done = subprocess.run([*before, "bash", "-c", script], capture_output=True, text=True, errors="replace", check=False,
                           stdin=subprocess.DEVNULL, timeout=DEADLINE, cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -94,7 +94,7 @@ def _done(before: list[str], *commands: list[str], directory: Path) -> str:
 
 
 def _whole_run(before: list[str], place: Path) -> dict[str, dict[str, Any]]:
-    """Run the workflow; the records of its attempts by rule."""
+    """Run the workflow; return the records of its attempts by rule."""
     run = ["bash", "-c", shlex.join(command("forge", "-j2", "-k")) + " > log 2>&1"]
     records = json.loads(_done(before, run, [*FORGE, "jobs", "--json"], directory=place / "work"))
     assert {record["rule"]: record["outcome"] for record in records} == OUTCOMES, (place / "work/log").read_text()
@@ -106,7 +106,7 @@ def _whole_run(before: list[str], place: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("as_user", [False, True], ids=["as_is", "ordinary"])
 def test_inside_bubblewrap(place: Path, as_user: bool) -> None:
-    """Read-only cgroups, one user: soft limits, but namespaces inside of namespaces."""
+    """bubblewrap has read-only cgroups and one user: limits are soft, but nested namespaces work."""
     _need("bwrap")
     before = []
     if as_user and os.geteuid() == 0:
@@ -120,7 +120,7 @@ def test_inside_bubblewrap(place: Path, as_user: bool) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="podman is run by root here")
 def test_inside_podman_without_options(place: Path) -> None:
-    """No namespaces and no cgroups: everything is soft, said so, and what would change it is named."""
+    """Without namespaces and cgroups, limits are soft, the record says so, and doctor names the missing option."""
     _need("podman", "runc")
     record = _whole_run(_podman(place), place)["daemon"]
     assert record["isolation"]["limits"] == "soft"
@@ -131,7 +131,7 @@ def test_inside_podman_without_options(place: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="podman is run by root here")
 def test_inside_podman_with_what_doctor_advises(place: Path) -> None:
-    """Every option that is advised is given, until there is no advice: then all of it holds."""
+    """With all options that doctor advises, the kernel enforces everything."""
     _need("podman", "runc")
     options: list[str] = []
     while advice := _advice(_podman(place, *options), place):
@@ -146,7 +146,7 @@ def test_inside_podman_with_what_doctor_advises(place: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="podman is run by root here")
 def test_an_ordinary_user_inside_podman(place: Path) -> None:
-    """Namespaces, as doctor advises; cgroups of version 1 are for root."""
+    """With doctor's option an ordinary user gets namespaces; v1 cgroups are root's."""
     _need("podman", "runc")
     user = ["--user", f"{ordinary.UID}:{ordinary.UID}"]
     before = _report(_podman(place, *user), place)

@@ -1,4 +1,4 @@
-"""Publications that a crash has interrupted, and what happens before Forge comes back: another executor, a rename."""
+"""Publications that a crash interrupted, and events before Forge's next run: another executor, a rename of the directory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def arguments(value: str, *more: str) -> tuple[str, ...]:
 
 
 def crashed(directory: Path) -> None:
-    """Old versions, of which one has been exchanged for a new one."""
+    """Crash when the first of three old outputs has been replaced."""
     write_workflow(directory, WORKFLOW)
     assert run(directory, *arguments("old", "three")).code == 0
     fired = directory.parent / "fired"
@@ -46,7 +46,7 @@ def crashed(directory: Path) -> None:
 
 
 def test_what_another_executor_has_made_since_the_crash_stays(workdir: Path) -> None:
-    """It is whole, and stays so; the files of the crash are kept, and named at each start until they are removed."""
+    """Whole outputs of another executor stay; Forge moves the files of the crash aside and names their place."""
     crashed(workdir)
     again = run(workdir, *arguments("new", "-F", "three"), executor="local")
     assert again.code == 0, again.output
@@ -80,7 +80,7 @@ def test_a_working_directory_that_was_renamed_is_completed_where_it_is(workdir: 
 
 
 def test_what_was_interrupted_is_completed_although_nothing_is_to_be_done(workdir: Path) -> None:
-    """Snakemake takes half new and half old outputs for complete, and chooses its jobs before Forge begins."""
+    """Forge completes the publication even if Snakemake, which takes the mixed outputs for complete, plans no jobs."""
     crashed(workdir)
     done = run(workdir, *arguments("new", "three"))
     assert done.code == 0 and "Nothing to be done" in done.output, done.output

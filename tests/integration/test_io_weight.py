@@ -1,7 +1,7 @@
-"""Weights for I/O, by their effect: in the guest, which has a slow disk of its own (tests/host/guest.py).
+"""Weights for I/O, by their effect: in the guest, which has a slow disk (tests/host/guest.py).
 
-What divides a disk by weight, the scheduler bfq or the cost model, is switched on by root; a host's own disks are not
-the tests' to change. Collected in the guest only.
+Root must enable the scheduler bfq or the cost model, which divide a disk by weight; tests do not change the host's
+own disks. So these tests are collected only in the guest.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ pytestmark = pytest.mark.kernel
 SECONDS = 6.0
 DISK = "vdc"
 COSTS = Path("/sys/fs/cgroup/io.cost.qos")
-# 150 requests a second, which the disk can do, are what it is said to be worth; all of it is given out, and no more.
+# The model gives the disk 150 requests per second, which it can do; the kernel hands out exactly that.
 MODEL = "ctrl=user model=linear rbps=2000000 rseqiops=150 rrandiops=150 wbps=2000000 wseqiops=150 wrandiops=150"
 QOS = "enable=1 ctrl=user rpct=0 rlat=100000 wpct=0 wlat=100000 min=100.00 max=100.00"
 READERS = 4
-# Several readers each: one alone is without a request whenever it waits for a CPU, and a disk has nothing to divide then.
+# Several readers each: a single reader has no request while it waits for a CPU, and then the disk has nothing to divide.
 READ = """
 import mmap, os, sys, threading, time
 name, path, others, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -54,7 +54,7 @@ with open(f"{name}.txt", "w") as out:
 
 @pytest.fixture
 def place(workdir: Path) -> Iterator[Path]:
-    """With the program, and the slow disk mounted beside it; nothing divides that yet."""
+    """A directory with the program, and the slow disk mounted beside it; nothing divides the disk yet."""
     (workdir / "read.py").write_text(READ)
     (workdir / "here").mkdir()
     disk = workdir.parent / f"{workdir.name}-disk"
@@ -79,8 +79,8 @@ def _switch(how: str) -> None:
     queue = Path(f"/sys/block/{DISK}/queue")
     (queue / "scheduler").write_text("bfq" if how == "bfq" else "none")
     if how == "bfq":
-        (queue / "iosched/low_latency").write_text("0")  # which favours whoever has just begun
-        # How long the heavier one may think between two reads: beside other tests it waits for a CPU, too.
+        (queue / "iosched/low_latency").write_text("0")  # otherwise bfq favours a process that has just begun
+        # bfq waits this long for the heavier job's next read: beside other tests that job also waits for a CPU.
         (queue / "iosched/slice_idle").write_text("100")
     elif how == "iocost":
         COSTS.with_name("io.cost.model").write_text(f"{number} {MODEL}")
@@ -105,7 +105,7 @@ def test_of_two_jobs_the_lighter_one_reads_less(place: Path, how: str) -> None:
             shell: "{sys.executable} read.py {{wildcards.weight}} {_disk(place)}/{{wildcards.weight}} 2 {SECONDS}"
         """)
     _switch(how)
-    # The files of the others are how they find each other, so they have to see them.
+    # The jobs find each other by their files, so they must see them.
     result = run(place, "-j2", "--forge-files", "open", "--forge-require", "full")
     assert result.code == 0, result.output
     assert _reads(place, "50") < _reads(place, "1000") / 2
@@ -136,7 +136,7 @@ def test_a_light_run_reads_less_than_others(place: Path) -> None:
 
 @pytest.mark.v2
 def test_what_no_disk_divides_is_not_pretended(place: Path) -> None:
-    """And doctor sees the difference."""
+    """Forge refuses a required weight if no disk enforces it; doctor agrees."""
     write_workflow(place, "rule a:\n    output: 'a.txt'\n    resources: forge_io_weight=50\n    shell: 'echo > {output}'\n")
     refused = run(place, "-j1", "--forge-require", "limits")
     assert refused.code != 0
@@ -150,7 +150,7 @@ def test_what_no_disk_divides_is_not_pretended(place: Path) -> None:
 
 
 def _row(place: Path) -> tuple[str, str]:
-    """What doctor says of weights, and the last line of its advice on them; it does not fail a host for that."""
+    """doctor's state of I/O weights, and the last line of its advice on them; it accepts a host without weights."""
     done = forge(place, "doctor", "--json", "--require", "full")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -1,7 +1,7 @@
-"""Every kind of job that Snakemake knows, in one workflow: the same files as under the local executor.
+"""Every kind of job that Snakemake knows, in one workflow: its files are the same as with the local executor.
 
-One run of each executor; the tests compare the two working directories and look at single rules. What needs a program
-that not every machine has is in the workflow where it has it, and a skipped test says where it has not.
+Each executor has one run; the tests compare the two working directories and check single rules. Rules that need a
+rare program are in the workflow only if the machine has it; otherwise a skipped test says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from ..conftest import Result, residue, run, write_workflow
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 WORKFLOW = """
 import os
@@ -340,7 +340,7 @@ def _make(directory: Path, elsewhere: Path) -> None:
     (directory / "updated.txt").write_text("old\n")
 
 
-# Snakemake calls papermill, which is beside the Python that runs this.
+# Snakemake calls papermill, which lies beside this Python.
 ENVIRONMENT = {"FORGE_TEST_VARIABLE": "passed on", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -350,7 +350,7 @@ def _arguments(place: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
-    """The same workflow in the same place under both executors (paths must not differ), one after the other."""
+    """One workflow under both executors, one after the other in the same place (paths must not differ)."""
     place = tmp_path_factory.mktemp("kinds").resolve()
     found = {}
     for executor in ("local", "forge"):
@@ -374,13 +374,13 @@ def _tree(directory: Path) -> dict[str, tuple[bytes, str]]:
             names.remove(".snakemake")
         for leaf in leaves:
             path = Path(parent, leaf)
-            if leaf not in ("benchmark.tsv", "notebook.ipynb"):  # there are times in these
+            if leaf not in ("benchmark.tsv", "notebook.ipynb"):  # these contain times
                 files[str(path.relative_to(directory))] = (path.read_bytes(), oct(path.stat().st_mode))
     return files
 
 
 def _notes_of_snakemake(directory: Path) -> set[str]:
-    """What Snakemake has noted of outputs: that they are finished, or incomplete."""
+    """The names of Snakemake's notes on finished and incomplete outputs."""
     own = directory / ".snakemake"
     return {str(path.relative_to(own)) for kind in ("metadata", "incomplete") for path in (own / kind).rglob("*") if path.is_file()}
 
@@ -393,7 +393,7 @@ def test_same_files_and_modes(results: dict[str, Result]) -> None:
     assert residue(results["forge"].directory) == []
     local, forge = (_tree(results[name].directory) for name in ("local", "forge"))
     assert forge.keys() == local.keys()
-    assert forge["updated.txt"][0] == b"old\nmore\n"  # with local there was another content, once: of what is forced, and a checkpoint
+    assert forge["updated.txt"][0] == b"old\nmore\n"  # local once left other content: the rule is forced, and there is a checkpoint
     local["updated.txt"] = (b"old\nmore\n", local["updated.txt"][1])
     assert {k: (v, local[k]) for k, v in forge.items() if v != local[k]} == {}
     local_notes, notes = (_notes_of_snakemake(results[name].directory) for name in ("local", "forge"))
@@ -415,14 +415,14 @@ def test_every_rule_with_something_to_run_is_on_record(results: dict[str, Result
     (record,) = results["forge"].directory.glob(".snakemake/forge/runs/*/run.json")
     assert '"2024-01-01": "as YAML' in record.read_text()
     plan = json.loads(record.read_text())["plan"]
-    assert plan["collect"]["after"] == ["part", "split"], "the checkpoint, which Snakemake forgets, and what it led to"
+    assert plan["collect"]["after"] == ["part", "split"], "the checkpoint, which Snakemake forgets, and the jobs that it created"
     service = results["forge"].attempt("service")
     assert service["outcome"] == "cancelled"
     assert "all jobs that use this service are done" in service["reason"]
 
 
 def test_what_started_them(results: dict[str, Result]) -> None:
-    """Plain shell commands: the launcher. Python, benchmarks and very long commands: the nursery."""
+    """The launcher starts plain shell commands; the nursery starts Python, benchmarks and very long commands."""
     how = {a["rule"]: a["how"] for a in results["forge"].attempts()}
     for rule in {"unpicklable", "unpicklable_with_storage"} & how.keys():
         assert how.pop(rule).startswith("inner snakemake, because its arguments cannot be pickled")
@@ -462,7 +462,7 @@ def test_storage(results: dict[str, Result]) -> None:
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="there is no rsync here, which Snakemake's fs storage calls")
 def test_default_storage(workdir: Path) -> None:
-    """Every file of a workflow in storage, whose local copies are below /tmp."""
+    """A workflow may have all its files in storage, with local copies below /tmp."""
     text = """
         rule c:
             input: "b.txt"
@@ -504,7 +504,7 @@ def test_command_by_hand(results: dict[str, Result]) -> None:
 
 
 def test_output_cache_between_workflows(workdir: Path) -> None:
-    """The second workflow fetches what the first one stored, and runs nothing for it."""
+    """The second workflow fetches the first one's stored output, and runs no job for it."""
     store = workdir / "store"
     store.mkdir()
     text = 'rule a:\n    output: "a.txt"\n    cache: True\n    shell: "echo x > {output}"\n'

@@ -1,7 +1,7 @@
-"""The rungs of the ladder that this host has beside the one for root: soft limits, with and without namespaces.
+"""The rungs of the ladder that this host has beside root's: soft limits, with and without namespaces.
 
-Run by root, who hands the commands to an ordinary user (tests/ordinary.py), or takes cgroups away in a mount namespace
-of its own.
+Root runs the tests: the commands run as an ordinary user (tests/ordinary.py), or in a mount namespace with read-only
+cgroups.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "no_namespaces"])
 def test_an_ordinary_user_without_a_cgroup(place: Path, namespaces: bool) -> None:
-    # Without namespaces /dev/shm is everybody's, and nothing says whose files are in it.
+    # Without namespaces all jobs share /dev/shm, and nothing tells whose files are in it.
     expected = {rule: outcome for rule, outcome in OUTCOMES.items() if namespaces or rule != "shm"}
     result = run(place, "-j2", "-k", "--forge-wall", "2s", "--forge-grace", "1s", "--forge-pids", "400", *(f"{rule}.out" for rule in expected),
                  before=ordinary.prefix(namespaces=namespaces))
@@ -125,7 +125,7 @@ def test_an_ordinary_user_without_a_cgroup(place: Path, namespaces: bool) -> Non
     assert not (place / "oom.out").exists()
     assert "sleep 1013" in " ".join(result.attempt("python")["notes"])
     assert "left 8 process" in " ".join(result.attempt("hiding")["notes"])
-    assert result.attempt("sleeper")["seconds"] < 3600  # its sleep
+    assert result.attempt("sleeper")["seconds"] < 3600  # less than its sleep
     assert "Forge: soft limits" in result.output
     wait_until(lambda: not _survivors())
     assert residue(place) == []
@@ -156,8 +156,8 @@ rule a:
     with ending(process):
         wait_until(lambda: written(place, "started"), process)
         time.sleep(0.3)
-        for pid in map(int, _survivors()):  # all supervisors: the idle ones have nothing to lose
-            with suppress(ProcessLookupError):  # the death of another one was its own
+        for pid in map(int, _survivors()):  # all supervisors: idle ones have no job
+            with suppress(ProcessLookupError):  # it may have died with a process killed before
                 if command_name(pid) == victim:
                     os.kill(pid, signal.SIGKILL)
         process.wait(DEADLINE)
@@ -201,7 +201,7 @@ def test_doctor_tells_the_line_of_the_run_and_leaves_nothing(place: Path) -> Non
     (start,) = place.glob(".snakemake/forge/runs/*/run.json")
     line = json.loads(start.read_text())["isolation"]
     assert line in output
-    memory = re.compile(r"[\d.]+ [GM]iB")  # what is free changes
+    memory = re.compile(r"[\d.]+ [GM]iB")  # free memory changes
     assert memory.sub("", line) == memory.sub("", report["line"])
     assert {row["what"]: row["state"] for row in report["enforced"]} | {"memory": "soft", "CPU": "not enforced"} == {
         row["what"]: row["state"] for row in report["enforced"]
@@ -225,16 +225,16 @@ def _cgroups_of_doctor() -> set[str]:
 @pytest.mark.kernel
 def test_doctor_of_root(workdir: Path) -> None:
     code, report = _doctor(workdir, [], "--require", "full")
-    advice = [item for item in report["advice"] if "--forge-io-weight" not in item["why"]]  # a matter of its disks
+    advice = [item for item in report["advice"] if "--forge-io-weight" not in item["why"]]  # depends on the host's disks
     assert (code, report["missing"], advice) == (0, [], [])
     assert {row["state"] for row in report["enforced"] if row["what"] != "I/O weight"} == {"enforced"}
     left = _cgroups_of_doctor()
-    wait_until(lambda: not left & _cgroups_of_doctor())  # one of another test goes, too
+    wait_until(lambda: not left & _cgroups_of_doctor())  # cgroups of other tests' doctors go, too
 
 
 @pytest.mark.kernel
 def test_a_cgroup_that_is_taken_away_is_noticed(workdir: Path) -> None:
-    """107: the job's processes are moved out of its memory cgroup, and that is removed: nothing would limit it."""
+    """Fault 107: the job's processes are moved out of its memory cgroup, which is then removed: nothing would limit the job."""
     write_workflow(workdir, """
         rule a:
             output: "a.out"
@@ -258,13 +258,13 @@ def test_a_cgroup_that_is_taken_away_is_noticed(workdir: Path) -> None:
         process.kill()
     attempt = Result(process.returncode, "", workdir).attempt("a")
     assert attempt["outcome"] == "failed"
-    # Seen when it was empty already, or not before it was gone.
+    # Forge saw the empty cgroup, or only that it was gone.
     assert re.search("was emptied or removed from outside|somebody removed or changed the job's cgroup", attempt["reason"])
     assert residue(workdir) == []
 
 
 def test_processes_that_stepped_aside_step_back() -> None:
-    """In the v2 hierarchy of a hybrid host, which has no controllers: the rung is refused, and nothing has changed."""
+    """The v2 hierarchy of a hybrid host has no controllers: Forge refuses the rung and moves the processes back."""
     mounts = cgroup_mounts(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     (unified,) = [mount.mount_point for mount in mounts if mount.version == 2]
     delegated = Path(unified, f"forge-test-{os.getpid()}")

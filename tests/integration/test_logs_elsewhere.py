@@ -1,4 +1,4 @@
-"""Logs and benchmarks that are links, FIFOs, devices or directories: nothing of what is behind them is shown or changed."""
+"""Logs and benchmarks that are links, FIFOs, devices or directories: Forge neither shows nor changes the files behind them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.security
 
 SECRET = "the-secret-of-somebody-else"
 BENCHMARK = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n0.0001\t0:00:00\t0.00\t0.00\t0.00\t0.00\t0.00\t0.00\t0.00\t0.00\n"
-# of jobs that fail; the log of each is logs/NAME.log
+# commands of jobs that fail; the log of each is logs/NAME.log
 LOGS = {
     "link": "ln -s {SECRET} {log}",
     "chain": "mkdir -p inner; ln -s {SECRET} inner/x; ln -s ../inner/x {log}",
@@ -67,5 +67,5 @@ rule measured:
             assert SECRET.encode() not in record.read_bytes(), record
     left = {p.name: "link" if p.is_symlink() else p.read_text() if p.is_file() else "other" for p in (workdir / "logs").iterdir()}
     assert left.pop("plain.log") == "what-the-tool-said\n"
-    assert set(left.values()) <= {"", "other"}, left  # Snakemake makes the missing ones; a directory is what it was
+    assert set(left.values()) <= {"", "other"}, left  # Snakemake makes missing logs; a directory is unchanged
     assert (hidden / "bench.tsv").read_text() == BENCHMARK

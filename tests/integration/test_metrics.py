@@ -1,4 +1,4 @@
-"""Metrics as the real tools take them: promtool checks them, a strict parser reads them. Prometheus: test_dashboard.py."""
+"""Metrics, checked by the real promtool and read by a strict parser. test_dashboard.py has Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..programs import need
 from ..records import Made, write_run
 from ..unit.test_outcome import SPEC
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 MADE = [
     Made("map", {"s": "A"}, cpu_seconds=1.5, seconds=3.0),
@@ -93,7 +93,7 @@ def test_a_directory_has_a_file_for_each_run_and_none_of_old_runs(tmp_path: Path
     own = tmp_path / f"forge-{facts.run}.prom"
     assert {*tmp_path.iterdir()} == {own, young, others}
     assert 'run="20260131-120000-7-abcd",workdir="/srv/odd\\\\n\\\\xff"' in own.read_text()
-    assert own.stat().st_mode & 0o777 == 0o644  # for the exporter, which is another user
+    assert own.stat().st_mode & 0o777 == 0o644  # the exporter, another user, must read it
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

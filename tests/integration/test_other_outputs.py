@@ -1,4 +1,4 @@
-"""The outputs of other rules: what a job does to them without declaring it is never kept."""
+"""Outputs of other rules: a job's undeclared changes to them are never kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ rule gather:
     shell: "cat {input} > {output}"
 """
 SET = "import os; os.setxattr('made/attribute', 'user.job', b'1')"
-# name: command, and the place that the message names; "" for one that is an ordinary habit
+# name: command, and the words of the message
 BAD = {
     "changed": ("echo WRONG > made/changed", "changed made/changed"),
     "appended": ("echo WRONG >> made/changed", "changed made/changed"),
@@ -59,7 +59,7 @@ BAD = {
     "again": ("rm -rf made/dir; mkdir made/dir; echo WRONG > made/dir/file", "changed made/dir/file"),
     "all": ("rm -rf made/[!r]*", "deleted made/attribute"),
     "closed": ("chmod 700 made/dir", "changed made/dir"),
-    # "wrote" or "changed": whether the rule later has run by then
+    # "wrote" or "changed", if the rule later has already run
     "early": ("echo WRONG > later", " later"),
     "early_deep": ("mkdir -p new/deep new/dir; echo WRONG > new/deep/later; touch new/mine", " new/deep/later"),
     "early_dir": ("mkdir -p new/dir; echo WRONG > new/dir/y", " new/dir/y"),
@@ -86,7 +86,7 @@ def _snakefile() -> str:
         rules.append(
             f'rule {name}:\n    input: {first}\n    output: "{name}.done"{resources}\n    shell: "{command}; touch {{output}}"'
         )
-    # nothing of this is known before the checkpoint has ended
+    # Forge learns of this output only when the checkpoint has ended
     rules.append(
         'rule guess:\n    input: "picked.txt"\n    output: "guess.done"\n'
         '    shell: "sleep 0.5; mkdir -p behind; echo WRONG > behind/one.txt; touch {output}"'
@@ -120,7 +120,7 @@ def test_outputs_of_other_rules_belong_to_their_jobs_alone(workdir: Path, user: 
     ]  # fmt: skip
     assert (workdir / "side/mine").read_text() == "two\nthree\n"
 
-    # The owner is not in the DAG of a later run, and its files are older than any job of it.
+    # In a later run the owner is not in the DAG, and its files are older than all jobs.
     text = re.sub(r'\n    input: "made/ready"(?=\n)', "", _snakefile())
     (workdir / "Snakefile").write_text(text)
     again = run(workdir, "-j4", "-k", "--forcerun", "changed", "inside", "deleted", "--", "changed.done", "inside.done", "deleted.done",
@@ -131,7 +131,7 @@ def test_outputs_of_other_rules_belong_to_their_jobs_alone(workdir: Path, user: 
     assert {latest[name]["outcome"] for name in ("changed", "inside", "deleted")} == {"violation"}, again.output
     assert "made/dir/sub/file, an output of rule made" in latest["inside"]["reason"]
 
-    # A directory that a rule once made covers nothing that others have made in it.
+    # A rule that once made a directory does not own other files in it.
     (workdir / "Snakefile").write_text("""
 rule made:
     output: "first.done", "made/dir/file"
@@ -159,7 +159,7 @@ KEPT = "guarded/link", "guarded.link", "ref.fa", "latest", "kept/later", "here",
 
 
 def test_links_carry_nothing_out_of_the_working_directory(workdir: Path) -> None:
-    """But a link to a file, a link within, and a link that the user has made before the run, do what they always did."""
+    """Links to a file, links within the directory, and the user's own earlier links still work."""
     out = workdir.parent / "outside"
     for directory in (workdir, out / "x", out / "sub", out / "results"):
         directory.mkdir(parents=True, exist_ok=True)

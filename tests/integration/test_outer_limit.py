@@ -1,6 +1,6 @@
-"""Out of memory outside of Forge: a cgroup around Snakemake that is smaller than what the run may use.
+"""Out of memory outside Forge: a cgroup around Snakemake with less memory than the run's budget.
 
-On cgroup v1 only, where a test can make one below its own; no marker, so not in the guest.
+Only on cgroup v1, where a test can make a cgroup below its own; without a marker, so not in the guest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def outer(workdir: Path) -> Iterator[Path]:
 
 
 def test_a_job_dies_and_not_snakemake(workdir: Path, outer: Path) -> None:
-    """Thirty processes of 20 MiB: each of them is smaller than Snakemake, which the kernel would take otherwise."""
+    """The job has thirty processes of 20 MiB. Snakemake is larger than each, so by size the kernel would kill Snakemake."""
     write_workflow(workdir, """
         rule hogs:
             output: "hogs.out"
@@ -49,6 +49,6 @@ def test_a_job_dies_and_not_snakemake(workdir: Path, outer: Path) -> None:
     assert "2.0 GiB (--forge-run-memory; there are only " in done.stdout
     assert attempt["outcome"] == "oom", attempt["reason"]
     assert attempt["evidence"]["scope"] == "outside"
-    where = attempt["evidence"]["where"]  # not known if the kernel wrote too many such lines just before
+    where = attempt["evidence"]["where"]  # unknown if the kernel has just written too many such lines
     assert where is None or outer.name in where
     assert residue(workdir) == []

@@ -1,4 +1,4 @@
-"""What lies in the working directory, the user's or left by a job, steers no process of Forge outside of the sandbox."""
+"""Files in the working directory, a user's or a job's, do not steer any process of Forge outside the sandbox."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..conftest import DEADLINE, Result, forge, residue, run, write_workflow
 
 pytestmark = [pytest.mark.slow, pytest.mark.security]
 
-# -P: as the scripts snakemake and snakemake-forge do it, the working directory is not on the import path.
+# -P: as with the scripts snakemake and snakemake-forge, the working directory is not on the import path.
 SNAKEMAKE = [sys.executable, "-P", "-m", "snakemake", "--scheduler", "greedy", "-j2"]
 FORGE = [sys.executable, "-P", "-m", "snakemake_executor_plugin_forge.cli.main"]
 
@@ -27,7 +27,7 @@ def call(directory: Path, *words: str, env: dict[str, str] | None = None) -> Res
     return Result(done.returncode, done.stdout, directory)
 
 
-# graphlib: Snakemake itself imports it when the Snakefile is read. The others do not start with local's inner Snakemake.
+# Snakemake itself imports graphlib when it reads the Snakefile. With the others local's inner Snakemake does not start.
 MODULES = sorted({*(name for name in sys.stdlib_module_names if not name.startswith("_") and importlib.util.find_spec(name)), "rich", "pydantic", "rocrate", "yaml", "argcomplete",
                   "sitecustomize", "usercustomize"} - {"graphlib", "encodings", "codecs", "io", "abc", "os", "site", "antigravity"})
 OWN = """
@@ -81,7 +81,7 @@ def test_modules_of_the_user_in_the_working_directory_break_nothing(tmp_path: Pa
 
 
 def test_modules_of_the_user_work_as_with_local(tmp_path: Path) -> None:
-    """Also those that bear the name of one that Forge has imported meanwhile."""
+    """A user's module is imported even if Forge has already imported one of the same name."""
     text = """
         import sys
         sys.path.insert(0, "lib")
@@ -133,7 +133,7 @@ def test_what_snakemake_would_import_of_a_jobs_files_is_named(tmp_path: Path) ->
 
 
 def test_files_that_steer_programs_have_to_be_declared(tmp_path: Path) -> None:
-    """What local would leave is there or the job fails; whole clones and environments, and inner workflows, are kept."""
+    """A job fails if it leaves such files undeclared; whole clones, environments and inner workflows are kept."""
     work = tmp_path / "work"
     (work / "upstream").mkdir(parents=True)
     git = "git -c user.name=x -c user.email=x@x -c init.defaultBranch=main"
@@ -213,7 +213,7 @@ def test_files_that_steer_programs_have_to_be_declared(tmp_path: Path) -> None:
 
 
 def test_records_that_a_job_has_forged_are_ignored(tmp_path: Path) -> None:
-    """A .snakemake below a working directory of Forge, as an archive or an older job has left it, is believed by nobody."""
+    """Forge ignores a .snakemake that an archive or an older job has left below a working directory."""
     work, sub, victim = tmp_path / "work", tmp_path / "work" / "sub", tmp_path / "victim"
     env = {"XDG_STATE_HOME": str(tmp_path / "state")}
     text = "rule a:\n    output: 'a.txt'\n    shell: 'echo a > a.txt'\n"
@@ -222,7 +222,7 @@ def test_records_that_a_job_has_forged_are_ignored(tmp_path: Path) -> None:
     assert run(work, "-j2", env=env).code == 0
     source = work / ".snakemake" / "forge"
     forged = sub / ".snakemake" / "forge"
-    shutil.copytree(source, forged, symlinks=True)  # with its origin, which a job can read
+    shutil.copytree(source, forged, symlinks=True)  # with its origin file, which a job can read
     (run_json,) = forged.glob("runs/*/run.json")
     record = json.loads(run_json.read_text()) | {"workdir": str(sub)}
     record["restart"] = {"python": sys.executable, "arguments": ["-c", f"open({str(victim)!r}, 'w')"], "directory": str(sub)}
@@ -242,6 +242,6 @@ def test_records_that_a_job_has_forged_are_ignored(tmp_path: Path) -> None:
     assert len(said.attempts()) == 1
     again = run(sub, "-j2", "--forceall", env=env)
     assert again.code == 0 and "were not made by Forge" not in again.output, again.output
-    shutil.move(sub, tmp_path / "work" / "moved")  # by the user: it stays believed
+    shutil.move(sub, tmp_path / "work" / "moved")  # moved by the user: it stays valid
     for place in (work, work / "moved"):
         forge(place, "why", "a", env=env, check=True)

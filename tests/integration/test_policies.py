@@ -1,4 +1,4 @@
-"""What a job sees and reaches under the policies that are set for a run, a runtime or a rule: effects, not settings."""
+"""Policies of a run, a runtime or a rule, tested by effect: the files and services that a job sees and reaches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(reach(socket.AF_INET, ("127.0.0.1", int(sys.argv[1]))), reach(socket.AF_UN
 
 @contextmanager
 def services() -> Iterator[tuple[int, str]]:
-    """One on 127.0.0.1 and one on an abstract socket: port and hexadecimal name."""
+    """Listen on 127.0.0.1 and on an abstract socket; yield the port and the hexadecimal name."""
     name = f"\0forge-test-{os.getpid()}".encode()
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))
@@ -48,7 +48,7 @@ def services() -> Iterator[tuple[int, str]]:
 
 
 def test_policies_of_a_run(workdir: Path) -> None:
-    """Variables, sockets, protected paths, nested sandboxes: one workflow."""
+    """One workflow tests variables, sockets, protected paths and nested sandboxes."""
     (workdir / "connect.py").parent.mkdir(parents=True, exist_ok=True)
     (workdir / "connect.py").write_text(CONNECT)
     for name in ("secret", "hidden", "shared"):
@@ -178,7 +178,7 @@ def test_who_cannot_see_reads_is_told_once(workdir: Path) -> None:
 
 
 def test_a_target_that_somebody_else_changed_is_not_overwritten(workdir: Path) -> None:
-    """71."""
+    """Fault 71."""
     (workdir / "old.txt").parent.mkdir(parents=True, exist_ok=True)
     (workdir / "old.txt").write_text("old\n")
     write_workflow(workdir, """
@@ -186,7 +186,7 @@ def test_a_target_that_somebody_else_changed_is_not_overwritten(workdir: Path) -
             output: "old.txt"
             shell: "touch begun; until [ -s go.txt ]; do sleep 0.1; done; echo new > {output}"
         """)
-    (workdir / "go.txt").touch()  # an overlay remembers which names are missing, and sees what a file holds
+    (workdir / "go.txt").touch()  # an overlay may remember a missing name, but sees new content of a file
     with (workdir / "log.txt").open("w") as log:
         process = subprocess.Popen(command("forge", "-j1", "-F"), cwd=workdir, stdout=log, stderr=subprocess.STDOUT)
         with ending(process):
@@ -201,7 +201,7 @@ def test_a_target_that_somebody_else_changed_is_not_overwritten(workdir: Path) -
 
 
 def test_keep_incomplete_keeps_beside(workdir: Path) -> None:
-    """Never at the place of the output, where a later run would believe it (snakemake#3808)."""
+    """A partial output is kept beside the record: in place a later run would use it (snakemake#3808)."""
     write_workflow(workdir, """
         rule all:
             output: "out/half.txt"
@@ -218,7 +218,7 @@ def test_keep_incomplete_keeps_beside(workdir: Path) -> None:
 @pytest.mark.skipif(not IS_ROOT, reason="only root can mount; the file systems are the same for an ordinary user")
 @pytest.mark.parametrize(("options", "words"), [("size=256k", "No space left"), ("ro", "Write-protected output files")])
 def test_a_target_on_a_full_or_read_only_disk(workdir: Path, options: str, words: str) -> None:
-    """76, 78: a clean failure, and the old version stays."""
+    """Faults 76, 78: the job fails cleanly, and the old version stays."""
     small = workdir / "small"
     small.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "forge-test", small], check=True)

@@ -1,7 +1,7 @@
-"""Nice values, by their effect: two that want the same CPU at the same time, of which one stands back.
+"""Nice values, by their effect: two jobs compete for one CPU, and the nicer one gets less.
 
-They are pinned to one CPU, begin when all have come, and end when the first has had its CPU time: a busy host makes that later, and
-leaves the ratio.
+The processes are pinned to one CPU, begin when all are there, and end when the first has had its CPU time: on a busy host that
+takes longer, but the ratio stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .test_containment import RUNGS
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kernel_user, pytest.mark.slow]
 
-SECONDS = 0.3  # of CPU time, of the one that gets more
+SECONDS = 0.3  # of CPU time, for the process that gets more
 SPIN = """
 import os, sys, time
 name, cpu, others, session, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5])
@@ -48,12 +48,12 @@ def _run(directory: Path, rung: str, *arguments: str) -> Result:
     if rung in ("soft", "none"):
         ordinary.hand_over(directory)
         before = ordinary.prefix(namespaces=rung == "soft")
-    # The files of the others are how they find each other, so they have to see them.
+    # The jobs find each other by their files, so they must see them.
     return run(directory, "--forge-files", "open", *arguments, env=environment, before=before)
 
 
 def _session(nice: str, rung: str) -> str:
-    """The nice value of a job's session; with a cgroup of its own, that has the weight."""
+    """The nice value of a job's session; 0 if the job's own cgroup has the weight."""
     return nice if rung in ("soft", "none") and os.path.exists("/proc/self/autogroup") else "0"
 
 
@@ -61,7 +61,7 @@ def _session(nice: str, rung: str) -> str:
 def place(workdir: Path) -> Path:
     (workdir / "spin.py").write_text(SPIN)
     (workdir / "here").mkdir()
-    (workdir / "here").chmod(0o777)  # an ordinary user's jobs, and this process
+    (workdir / "here").chmod(0o777)  # an ordinary user's jobs and this process write here
     return workdir
 
 
@@ -74,8 +74,8 @@ def _cpu_seconds(directory: Path, name: str) -> float:
 @pytest.mark.v2
 @pytest.mark.parametrize("rung", RUNGS)
 def test_of_two_jobs_the_nice_one_stands_back(place: Path, rung: str) -> None:
-    """With shares and without, of commands and of Python code. And a weight for I/O is never pretended: whether the
-    disks of this host are divided by weight is theirs, and who asks for it is told if they are not."""
+    """Nice values work with and without shares, for commands and for Python. If the host's disks ignore I/O weights,
+    Forge says so to a run that asks for them."""
     session = _session("{wildcards.n}", rung)
     write_workflow(place, f"""
         rule all:
@@ -107,7 +107,7 @@ def test_of_two_jobs_the_nice_one_stands_back(place: Path, rung: str) -> None:
     assert residue(place) == []
 
 
-# Delegated, the weight is written to the same file as in a scope: not once more in the guest, where a start takes 30 s.
+# A delegated cgroup has its weight in the same file as a scope: not tested again in the guest, where a start takes 30 s.
 @pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung != "delegated"])
 def test_a_nice_run_stands_back_behind_others(place: Path, rung: str) -> None:
     write_workflow(place, f"""
@@ -129,7 +129,7 @@ def test_a_nice_run_stands_back_behind_others(place: Path, rung: str) -> None:
 
 @pytest.mark.outside
 def test_of_two_jobs_the_one_with_more_threads_gets_more(place: Path) -> None:
-    """One with a thread and one with three on one CPU: about one to three."""
+    """Two jobs with one and three threads share one CPU at about one to three."""
     write_workflow(place, f"""
         rule all:
             input: "1-shares.txt", "3-shares.txt"

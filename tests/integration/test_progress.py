@@ -1,4 +1,4 @@
-"""``--logger forge`` in a terminal and in a file, and ``top``: a run with retries, a checkpoint, a pipe, and a failure at its end."""
+"""``--logger forge`` in a terminal and in a file, and ``top``: a run with retries, a checkpoint, a pipe and a final failure."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ rule again:
 
 
 class _Terminal:
-    """Snakemake in a terminal, and all that has arrived there."""
+    """Snakemake in a terminal, and its whole output."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         ours, its = pty.openpty()
@@ -74,7 +74,7 @@ class _Terminal:
         return [re.sub(r"\x1b\[[\d;]*m", "", bar) for bar in found if "/" in bar]
 
     def end(self) -> str:
-        """Wait until it is over; return the text without the bar."""
+        """Wait for Snakemake's end; return the text without the bar."""
         wait_until(lambda: (self.read(), self.process.poll())[1] is not None)
         text = self.read()
         os.close(self._controller)
@@ -93,7 +93,7 @@ def test_a_terminal_has_a_bar_and_all_messages_whole(workdir: Path) -> None:
     terminal = _Terminal(workdir, "-j4", "-k", "--show-failed-logs")
     with ending(terminal.process):
         wait_until(lambda: any("3 part" in bar for bar in terminal.bars()), terminal.process)
-        # split, a and b are done; again has failed twice; part, counted and all are left: with the checkpoint's 3 jobs.
+        # Done: split, a and b. Failed twice: again. Left: counted, all, and the checkpoint's 3 part jobs.
         wait_until(lambda: "3/9" in terminal.bars()[-1] and "1 failed" in terminal.bars()[-1], terminal.process)
         first, *more = forge(workdir, "top").stdout.splitlines()
         assert first.startswith("3 running, 3 of 9 done, 1 failed, 2 pending, ETA ?; "), first
@@ -103,14 +103,14 @@ def test_a_terminal_has_a_bar_and_all_messages_whole(workdir: Path) -> None:
     assert terminal.process.returncode == 1
     assert all(len(bar) == COLUMNS for bar in terminal.bars())
     said = "a sample that nobody can read, whatever one does, and at great length, too"
-    assert text.count(f"\n{said}\n") >= 2, "the job's own words, which no handler has seen"
+    assert text.count(f"\n{said}\n") >= 2, "the job's own output, which no log handler sees"
     assert text.count("Error in rule again:") == 2 and f"\n          {said}\n" in text
     assert "Trying to restart job" in text and "Forge: 1 job(s) failed." in text and f"\nstderr    {said}\n" in text
     assert re.search(r"8 of 9 jobs|7 of 9 jobs", text) and not re.search(r"Finished jobid|of 9 steps|Execute \d+ jobs|Select jobs", text)
 
 
 def test_a_later_run_knows_how_long_its_jobs_take(workdir: Path) -> None:
-    """And Ctrl-C ends it with a terminal as it was."""
+    """The bar shows an ETA; Ctrl-C restores the terminal."""
     (workdir / "go").unlink()
     terminal = _Terminal(workdir, "-j4", "-F", "counted.txt", "--quiet", "rules")
     with ending(terminal.process):

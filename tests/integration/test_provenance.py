@@ -1,4 +1,4 @@
-"""The crate of a real run: valid after the profile, and true."""
+"""The crate of a real run: it satisfies the profile, and it is true."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pytest
 
 from ..conftest import forge, run, write_workflow
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROFILE = "provenance-run-crate-0.5"  # and with it those that it extends: workflow run, process run, workflow, RO-Crate 1.1
+PROFILE = "provenance-run-crate-0.5"  # includes the profiles that it extends: workflow run, process run, workflow, RO-Crate 1.1
 
 
 @pytest.fixture(scope="session")
 def validator() -> str:
-    """A Python with rocrate-validator: it asks for an older rich than import-linter does, so it lives by itself."""
+    """A Python with rocrate-validator, in its own venv: it needs an older rich than import-linter does."""
     python = REPOSITORY / "build" / "roc-venv" / "bin" / "python"
     if not python.exists() or subprocess.run([python, "-c", "import rocrate_validator, rocrate"], check=False).returncode:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(python.parent.parent)], check=True)
@@ -34,7 +34,7 @@ def validator() -> str:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a file that is gone at the end, a directory, a Python rule, an included file, parameters, a failure."""
+    """A run with a temporary file, a directory, a Python rule, an included file, parameters and a failure."""
     directory = tmp_path_factory.mktemp("provenance").resolve()
     write_workflow(directory, """
         configfile: "config.yaml"
@@ -115,7 +115,7 @@ def test_versions_of_the_environment_of_a_rule(workdir: Path, tmp_path: Path) ->
     graph, _ = _crate(workdir, tmp_path / "crate")
     (tool,) = [entity for entity in graph.values() if entity.get("name") == "rule shout"]
     environment = graph[tool["softwareRequirements"][0]["@id"]]
-    assert environment["name"].startswith("venv ")  # and the file that it was made from, maybe another workflow's
+    assert environment["name"].startswith("venv ")  # followed by its source file, maybe another workflow's
     packages = {graph[part["@id"]]["name"]: graph[part["@id"]]["softwareVersion"] for part in environment["softwareRequirements"]}
     assert packages["six"].startswith("1.")
     page = forge(workdir, "report", "-o", "-", check=True).stdout
@@ -157,7 +157,7 @@ STORE = """
     """
 
 
-@pytest.fixture(params=["inside", "outside"])  # of the working directory; not in /tmp, where jobs have their own anyway
+@pytest.fixture(params=["inside", "outside"])  # the working directory; not in /tmp, where jobs have their own anyway
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     if request.param == "inside":
         yield tmp_path / "work" / "store"
@@ -176,15 +176,15 @@ def test_each_run_leaves_its_crate_in_the_store_which_no_job_sees(tmp_path: Path
     done = run(workdir, "-j2", "--config", f"store={store}")
     assert done.code == 0, done.output
     seen = done.read("spy.txt")
-    assert "old\n" not in seen  # neither listed
-    assert len(seen.splitlines()) in (2, 3)  # nor written to; root can list a directory of mode 0, which is empty
+    assert "old\n" not in seen  # not listed
+    assert len(seen.splitlines()) in (2, 3)  # not written to; root can list a directory of mode 0, which is empty
     assert all(line.endswith(("Permission denied", "Read-only file system", "No such file or directory")) for line in seen.splitlines())
     assert (store / "old" / "mine").read_text() == "kept\n"
     (first,) = [path for path in store.iterdir() if path.name != "old"]
     assert f"Forge: provenance: {first}: run {first.name}, 2 jobs, 2 files." in done.output
     graph = {e["@id"]: e for e in json.loads((first / "ro-crate-metadata.json").read_text())["@graph"]}
     assert graph[f"file://{workdir}/a.txt"]["sha256"] == hashlib.sha256(b"made\n").hexdigest()
-    # A run that fails leaves one too; one with nothing to do does not.
+    # A failed run leaves a crate too; a run with nothing to do leaves none.
     failed = run(workdir, "-j2", "--config", f"store={store}", "--", "broken")
     assert failed.code == 1
     (second,) = {path for path in store.iterdir() if path.name != "old"} - {first}
@@ -192,7 +192,7 @@ def test_each_run_leaves_its_crate_in_the_store_which_no_job_sees(tmp_path: Path
     assert graph["#run"]["actionStatus"] == "http://schema.org/FailedActionStatus"
     assert run(workdir, "-j2", "--config", f"store={store}").code == 0
     assert {path.name for path in store.iterdir()} == {"old", first.name, second.name}
-    # The command finds the store too, and names it where it has the crate already.
+    # The command finds the store too, and says if the crate is already there.
     again = forge(workdir, "provenance", "--run", first.name)
     assert (again.returncode, f"{first} is in use" in again.stderr) == (2, True)
 

@@ -32,7 +32,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A run with jobs that fail for good, one that succeeds when it is tried again, and one that writes a lot."""
+    """A run with jobs that finally fail, one that succeeds at its second try, and one that writes a lot."""
     directory = tmp_path_factory.mktemp("recorder").resolve()
     write_workflow(directory, """
         rule all:
@@ -76,7 +76,7 @@ def test_the_output_ends_with_every_job_that_failed_for_good(failed: Result) -> 
     assert "happened  again" not in end
     assert "Error in rule" not in end.partition("next      after the change: snakemake-forge resume; ")[2]
     (line,) = [line for line in forge(failed.directory, "why", "many").stdout.splitlines() if line.startswith("change")]
-    assert line in end, "why says the same"
+    assert line in end, "why prints the same line"
     assert residue(failed.directory) == []
 
 
@@ -88,16 +88,16 @@ def test_a_stream_that_is_too_long_has_its_head_and_tail(failed: Result) -> None
     left_out = 700_000 + len("first\nlast\n") - 64 * 1024
     assert f"[… {left_out} bytes of this stream were not kept" in text
     assert "stream capped" in failed.event_names("talk")
-    # The terminal had it all or, where it was slower than the job, was told how much it missed.
+    # The terminal got all of it, or, if it was slower than the job, the number of missing bytes.
     missed = sum(int(count) for count in re.findall(r"\[… (\d+) bytes of this stream", failed.output))
     assert failed.output.count("middle\n") * len("middle\n") + missed == pytest.approx(700_000, abs=100)
-    # Another job may have said something in between, and so may Snakemake, which writes a message and its end of line
-    # one after the other: "Execute 1 jobs...last".
+    # Another job may have written in between, and so may Snakemake, which writes a message and its end of line
+    # separately: "Execute 1 jobs...last".
     assert failed.output.rindex("last\n") >= failed.output.rindex("middle\n") + len("middle\n")
 
 
 def test_timings_tell_every_phase_once(failed: Result, tmp_path: Path) -> None:
-    """They lie one after the other, so that together they are not longer than the run; gc keeps them."""
+    """The phases follow each other, so their sum is at most the run's duration; gc keeps them."""
     def told(directory: Path) -> list[dict[str, Any]]:
         return [row["timings"] for row in json.loads(forge(directory, "jobs", "--timings", "--json").stdout)]
     before = told(failed.directory)
@@ -153,7 +153,7 @@ def test_bad_settings_end_it_before_anything_runs(failed: Result) -> None:
 
 @pytest.fixture(scope="module")
 def going(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run whose jobs wait for the end of the tests."""
+    """A run whose jobs last until the end of the tests."""
     directory = tmp_path_factory.mktemp("going").resolve()
     write_workflow(directory, """
         rule all:
@@ -188,7 +188,7 @@ def _running(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_a_log_is_read_while_its_job_runs(going: Path) -> None:
-    """It is staged, so that it does not yet lie at its place."""
+    """A running job's log is staged, not yet in place; ``logs`` reads it."""
     assert not (going / "logs/hold.log").exists()
     shown = forge(going, "logs", "hold", "--log").stdout.splitlines()
     assert shown == ["one", "holding"]
@@ -201,7 +201,7 @@ def test_a_log_is_read_while_its_job_runs(going: Path) -> None:
         follower.communicate()
 
 
-@pytest.mark.kernel  # what runs is looked at through its cgroup
+@pytest.mark.kernel  # running jobs are measured through their cgroups
 def test_what_runs_is_measured_from_another_process(going: Path) -> None:
     found = {record["rule"]: record for record in _running(going)}
     assert set(found) == {"hold", "spin"}
@@ -212,7 +212,7 @@ def test_what_runs_is_measured_from_another_process(going: Path) -> None:
         spent = {rule: later[rule]["live"]["cpu_seconds"] - found[rule]["live"]["cpu_seconds"] for rule in found}
     assert spent["hold"] < spent["spin"] / 2
     assert later["hold"]["outcome"] == "running"
-    table = forge(going, "top").stdout  # in a pipe: once
+    table = forge(going, "top").stdout  # into a pipe it prints once
     assert re.search(r"^hold .* 1[5-9]\d\.\d MiB of 400\.0 MiB ", table, re.MULTILINE)
     assert "holding" in table
 
@@ -232,14 +232,14 @@ def test_top_on_a_terminal_is_live_and_leaves_it_as_it_was(going: Path) -> None:
             return more
         return b""
 
-    wait_until(lambda: (read(), shown.count(b"holding"))[1] >= 3, process)  # three times
+    wait_until(lambda: (read(), shown.count(b"holding"))[1] >= 3, process)  # three screens
     os.write(ours, b"q")
     wait_until(lambda: (read(), process.poll())[1] is not None)
     assert process.returncode == 0
     assert b"2 running" in shown
     assert b"of 400.0 MiB" in shown
     assert b"spinning" in shown
-    assert shown.count(b"\x1b[?1049h") == 1  # the other screen
+    assert shown.count(b"\x1b[?1049h") == 1  # the alternate screen
     while read():
         pass
     assert b"\x1b[?1049l" in shown

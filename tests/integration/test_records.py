@@ -1,4 +1,4 @@
-"""What jobs write where Forge reads, and damage to what Forge has written: each is noted, and nothing else fails."""
+"""Jobs' writes to places that Forge reads, and damaged records: Forge notes each, and nothing else fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.mutations import FEW_OR_MANY, SEED, damaged_once, with_wrong_values
 
 pytestmark = [pytest.mark.slow, pytest.mark.security]
 
-# The process of a ``run:`` job is a fork of Forge: it has the pipe in which its result goes to its supervisor.
+# The process of a ``run:`` job is a fork of Forge: it has the pipe to its supervisor for its result.
 _IN_ITS_OWN_PROCESS = r"""
 import os, stat, threading
 
@@ -99,7 +99,7 @@ rule slow: output: "slow.txt" shell: "sleep 3600"
 def test_commands_take_any_record(
     workdir: Path, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wrong values in every record, and damaged bytes: commands say what is damaged, and none of them breaks."""
+    """Commands name the damage and do not break if records have wrong values or damaged bytes."""
     text = "\n".join(line.replace(" output:", "\n    output:").replace(" log:", "\n    log:").replace(" resources:", "\n    resources:")
                      .replace(" shell:", "\n    shell:") for line in _OUTCOMES.splitlines())  # fmt: skip
     (workdir / "w").mkdir()
@@ -129,7 +129,7 @@ def test_commands_take_any_record(
             remove_index(str(state))
             try:
                 code = main([*words])
-            except SystemExit as stop:  # of argparse
+            except SystemExit as stop:  # raised by argparse
                 code = int(stop.code or 0)
             assert code in (0, 1, 2, 3), (number, words)
     for path, content in whole.items():
@@ -138,7 +138,7 @@ def test_commands_take_any_record(
 
 
 def test_damage_is_named_with_its_file(workdir: Path) -> None:
-    """And the other attempts are as they were."""
+    """Commands name damaged files, and show other attempts unchanged."""
     write_workflow(workdir, 'rule all:\n    input: "a.txt", "b.txt", "c.txt"\nrule one:\n    output: "{x}.txt"\n    shell: "echo > {output}"\n')
     assert run(workdir, "-j3").code == 0
     paths = {attempt["wildcards"]["x"]: Path(attempt["directory"], "verdict.json") for attempt in run(workdir, "-n").attempts("one")}
@@ -164,7 +164,7 @@ rule gate:
 
 
 def test_two_snakemakes_in_one_directory(workdir: Path) -> None:
-    """With ``--nolock``: nothing of either is lost or half there; resume and gc keep off; the second one says it."""
+    """With ``--nolock``, neither run loses outputs or leaves partial ones; resume and gc do nothing; the second run warns."""
     side, work = workdir / "side", workdir / "w"
     side.mkdir()
     write_workflow(work, "envvars: 'FORGE_RUN_MARK'\n" + _TWO)
@@ -229,7 +229,7 @@ _VICTIMS = ("forge-super", "forge-launcher", "forge-nursery", "forge-template")
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(100, marks=pytest.mark.soak)], ids=["few", "many"])
 def test_whoever_is_killed_at_random_the_outputs_are_whole_and_nothing_stays(workdir: Path, rounds: int) -> None:
-    """Also without ``resume``: a run clears up after its own processes, and the next one after a killed Snakemake."""
+    """Without ``resume``, a run clears up after its own killed processes, and the next run after a killed Snakemake."""
     print(f"FORGE_FUZZ_SEED={SEED}")
     rng = random.Random(SEED)
     for number in range(rounds):
@@ -254,7 +254,7 @@ def _storm(work: Path, rng: random.Random, *, kills_snakemake: bool) -> None:
     if not kills_snakemake:
         assert residue(work) == [], f"exit code {code}"
     again = run(work, "-j4", "--nolock", "--rerun-incomplete")
-    if "Nothing to be done" in again.output:  # it was over already, so that no executor was started
+    if "Nothing to be done" in again.output:  # the run had ended before, so no executor was started
         assert forge(work, "resume").returncode == 0
     assert again.code == 0 and residue(work) == [], again.output
     for i in range(12):

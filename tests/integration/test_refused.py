@@ -1,4 +1,4 @@
-"""What a host refuses although it seems to have it: a bus that answers no, a mount in a namespace of one's own."""
+"""Features that a host seems to have but refuses: a bus that denies access, a mount in a new namespace."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _doctor(place: Path, before: list[str], *arguments: str, **variables: str) -
 
 @contextmanager
 def _bus() -> Iterator[str]:
-    """A real message bus on which nobody may speak to systemd."""
+    """A real message bus that lets no user talk to systemd."""
     path = Path("/tmp", f"forge-bus-{uuid.uuid4().hex[:8]}")
     path.with_suffix(".conf").write_text(BUS.format(path=path))
     daemon = subprocess.Popen(["dbus-daemon", "--nofork", "--print-address", f"--config-file={path}.conf"],
@@ -65,18 +65,18 @@ def test_a_bus_that_refuses_is_a_rung_that_does_not_bear(workdir: Path, as_user:
     with _bus() as address:
         code, report = _doctor(workdir, before, "--require", "limits", **{name: address})
     rungs = {rung["rung"]: rung["refusal"] for rung in report["rungs"]}
-    # Root's question is not answered at all on such a bus (seen with dbus 1.14): that is a refusal as well.
+    # Root gets no answer at all on such a bus (seen with dbus 1.14): that is a refusal as well.
     wanted = "systemd refused a delegated scope" if as_user else "systemd was not reached|systemd refused a delegated scope"
     assert re.search(wanted, str(rungs["systemd scope"])), rungs
     if as_user:
-        assert list(rungs)[-1] == "delegated cgroup v2", "the next one was tried"
+        assert list(rungs)[-1] == "delegated cgroup v2", "the next rung was tried"
     assert all(rungs.values())
     assert report["line"].startswith("Forge: soft limits")
     assert code == 1 and report["missing"]
 
 
 def _without_mount(machine: str) -> str:
-    """A program for Python that gives up mount(2) alone and becomes a command: what AppArmor or an engine does."""
+    """A Python program that blocks mount(2) and then executes a command, as AppArmor or an engine does."""
     (native, _) = ABIS[machine]
     number = next(call.number for call in refused(native, nested=False) if call.name == "mount")
     steps = [(0x20, 0, 0, 4), (0x15, 0, 3, ARCHITECTURES[native]), (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50001),
@@ -90,7 +90,7 @@ def _without_mount(machine: str) -> str:
 
 @pytest.mark.parametrize("as_user", [False, True], ids=["root", "ordinary"])
 def test_namespaces_without_mounts_are_none(workdir: Path, as_user: bool) -> None:
-    """Fault 113: to make the namespace succeeds, so only a mount in it shows that nothing can be done there."""
+    """Fault 113: the namespace can be made; only a mount in it shows that it is useless."""
     before = [*(ordinary.prefix() if as_user else []), sys.executable, "-c", _without_mount(os.uname().machine)]
     made = subprocess.run([*before, "unshare", *(["-r"] if as_user else []), "-m", "--propagation", "unchanged", "true"], check=False,
                           capture_output=True, text=True, cwd="/")

@@ -22,7 +22,7 @@ from ..conftest import forge, wait_until
 from ..programs import need
 from ..records import MIB, Made, write_run
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 NASTY = "</script><img src=x onerror=alert(1)>"
 MADE = [
@@ -148,7 +148,7 @@ def test_the_drawer_of_a_job(page: webdriver.Chrome, workdir: Path) -> None:
     button.send_keys(Keys.ENTER)
     assert "map s=S0" in said() and page.get_log("browser") == []
     webdriver.ActionChains(page).send_keys(Keys.ESCAPE).perform()
-    assert page.execute_script("return document.activeElement === arguments[0]", button), "the focus comes back"
+    assert page.execute_script("return document.activeElement === arguments[0]", button), "the focus returns"
 
 
 def test_the_downloaded_table_is_that_of_the_command(page: webdriver.Chrome, workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""``snakemake-forge resume``, and going on with the plain command: who is refused, what is cleared, what is run again."""
+"""``snakemake-forge resume``, and the plain command after a crash: refusals, recovery, and the jobs that run again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from ..conftest import DEADLINE, FORGE, command, ending, residue, run, wait_until, write_workflow, written
 from ..killer import environment
 
-# What starts is noted outside of the working directory. While there is no file "go", slow jobs stay half-written.
+# Jobs log their start outside the working directory. Until the file "go" exists, the outputs of slow jobs stay half-written.
 WORKFLOW = """
 SIDE = config["side"]
 rule all:
@@ -37,7 +37,7 @@ def resume(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def prepare(directory: Path, workflow: str) -> Path:
-    """A workflow, and a place outside of its directory where its jobs may write."""
+    """Write a workflow; return a directory outside its own where its jobs may write."""
     write_workflow(directory, workflow)
     side = directory.parent / "side"
     side.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def start(directory: Path, *arguments: str, cwd: Path | None = None) -> subproce
 
 
 def crashed(directory: Path, *arguments: str, cwd: Path | None = None, noted: bool = False) -> None:
-    """Snakemake is killed when a job has finished, and it has noted that or not, and another one is at work."""
+    """Kill Snakemake when one job has finished (``noted``: and Snakemake knows it) and another one runs."""
     process = start(directory, *arguments, cwd=cwd)
     output = directory.parent / "side" / "output"
     with ending(process):
@@ -73,12 +73,12 @@ def started(side: Path) -> Counter[str]:
 
 
 def test_after_a_crash_one_command_goes_on(workdir: Path) -> None:
-    """Also where Snakemake was started elsewhere with a relative --directory; a dry run changes nothing."""
+    """resume works although Snakemake was started elsewhere with a relative --directory; a dry run changes nothing."""
     directory = workdir / "work"
     side = prepare(directory, WORKFLOW)
     crashed(directory, "--directory", "work", "--snakefile", "work/Snakefile", cwd=workdir)
     locks = sorted(directory.glob(".snakemake/locks/*"))
-    assert locks, "Snakemake does not lock any more: this test has no object"
+    assert locks, "Snakemake no longer locks, so this test is pointless"
     tried = resume(directory, "--dry-run")
     assert tried.returncode == 0, tried.stderr
     assert "would remove Snakemake's stale lock" in tried.stdout
@@ -101,7 +101,7 @@ def test_after_a_crash_one_command_goes_on(workdir: Path) -> None:
 
 
 def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
-    """Here or on another host; nothing is changed before that is known."""
+    """resume refuses, and changes nothing, while the run may live, here or on another host."""
     directory = workdir / "work"
     side = prepare(directory, WORKFLOW)
     process = start(directory)
@@ -113,7 +113,7 @@ def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
         assert f"is at work in {directory}" in refused.stderr
         assert list(directory.glob(".snakemake/locks/*"))
 
-        # From a container of the same name it cannot be seen; and nothing of it is there to be cleared.
+        # A container with the same host name does not see the process, and must not clear its files.
         layers = sorted(directory.glob(".snakemake/forge/staging/forge-*"))
         words = ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-pf", "--mount-proc", *FORGE]
         for more, code, said in (("resume",), 2, "with process numbers of its own"), (("gc", "--leftovers-after", "0.01s"), 0, ""):
@@ -123,7 +123,7 @@ def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
         assert list(directory.glob(".snakemake/locks/*")) and process.poll() is None
 
         ((path, record),) = runs(directory).items()
-        path.write_text(json.dumps(record | {"start_time": 1}))  # no record says so, but it is there
+        path.write_text(json.dumps(record | {"start_time": 1}))  # no record names this process, but it lives
         refused = resume(directory)
         assert refused.returncode == 2
         assert f"Snakemake (pid {process.pid}), of which Forge has no record" in refused.stderr
@@ -132,7 +132,7 @@ def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
 
     path.write_text(json.dumps(record | {"pid_namespace": 1}))
     assert f"snakemake-forge resume --dead-host {record['host']}" in resume(directory).stderr
-    path.write_text(json.dumps({key: value for key, value in record.items() if key != "pid_namespace"}))  # of an older Forge
+    path.write_text(json.dumps({key: value for key, value in record.items() if key != "pid_namespace"}))  # a record of an older Forge
     assert resume(directory, "--dry-run").returncode == 0
     path.write_text(json.dumps(record | {"host": "elsewhere"}))
     refused = resume(directory)
@@ -151,7 +151,7 @@ def test_nobody_is_disturbed_who_lives(workdir: Path) -> None:
 
 
 def test_two_at_once(workdir: Path) -> None:
-    """The second one is refused while the first one, or what it became, is at work."""
+    """The second resume is refused while the first, or the Snakemake that it became, runs."""
     directory = workdir / "work"
     side = prepare(directory, WORKFLOW)
     crashed(directory)
@@ -184,7 +184,7 @@ def test_what_cannot_be_repeated(workdir: Path) -> None:
 
 
 def test_outputs_that_were_not_staged(workdir: Path) -> None:
-    """Under the policy open a half-written output is at its place: Snakemake's mark says so, and it is made again."""
+    """Under the policy open a half-written output is in place: Snakemake has marked it, and resume runs its job again."""
     directory = workdir / "work"
     side = prepare(directory, WORKFLOW)
     crashed(directory, "--forge-files", "open", noted=True)
@@ -198,7 +198,7 @@ def test_outputs_that_were_not_staged(workdir: Path) -> None:
 
 
 def test_the_same_command_again(workdir: Path) -> None:
-    """Without resume: only the stale lock is in the way, and Snakemake says so. Failed jobs leave nothing to believe."""
+    """Without resume, only the stale lock is in the way: Snakemake names it, and --nolock suffices."""
     directory = workdir / "work"
     side = prepare(directory, WORKFLOW)
     crashed(directory)
@@ -217,7 +217,7 @@ def test_the_same_command_again(workdir: Path) -> None:
 
 @pytest.mark.parametrize("keep", [["--keep-incomplete"], []])
 def test_outputs_of_failed_jobs_are_never_believed(workdir: Path, keep: list[str]) -> None:
-    """snakemake#3808: with --keep-incomplete too, which keeps them in the job directory; for every kind of rule."""
+    """Every kind of failed job runs again (snakemake#3808); --keep-incomplete keeps its outputs in the job directory."""
     directory = workdir / "work"
     side = prepare(directory, """
         from pathlib import Path
@@ -254,7 +254,7 @@ def test_outputs_of_failed_jobs_are_never_believed(workdir: Path, keep: list[str
     time.sleep(0.05)
     (directory / "version.txt").write_text("new\n")
     arguments = ("-j3", "--config", f"side={side}", "--keep-going", *keep)
-    for _ in range(2):  # the second run must not believe what the first has left
+    for _ in range(2):  # the second run must not use the first run's outputs
         failed = run(directory, *arguments)
         assert failed.code != 0
         assert {a["outcome"] for a in failed.attempts()} == {"failed"}
@@ -275,7 +275,7 @@ def test_outputs_of_failed_jobs_are_never_believed(workdir: Path, keep: list[str
 
 @contextmanager
 def on_an_overlay(workdir: Path) -> Iterator[Path]:
-    """A working directory whose file system cannot be the upper layer of an overlay: it is one itself."""
+    """A working directory on an overlay, which cannot be the upper layer of another overlay."""
     for name in ("lower", "upper", "kernels", "place"):
         (workdir / name).mkdir()
     options = f"lowerdir={workdir}/lower,upperdir={workdir}/upper,workdir={workdir}/kernels"
@@ -289,7 +289,7 @@ def on_an_overlay(workdir: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("fault", ["supervisor:renamed:quick", "all:synced:quick"])
 def test_staged_on_another_file_system(workdir: Path, fault: str) -> None:
-    """An overlay cannot be the upper layer of another one: staged in the scratch, copied beside the place, renamed."""
+    """On an overlay, outputs are staged in the scratch, copied beside their place, and renamed, also after a crash."""
     with on_an_overlay(workdir) as directory:
         side = prepare(directory, WORKFLOW)
         (side / "go").touch()

@@ -1,4 +1,4 @@
-"""Jobs that are run again: by Forge with more memory, by Snakemake for all else; and what they keep for the next try."""
+"""Jobs that run again, by Forge with more memory or by Snakemake for other failures, and the files they keep for the next try."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_more_memory_for_jobs_that_were_killed_for_it_and_for_no_others(workdir:
                 for a in result.attempts(rule)]
 
     assert tried("once") == [(1, 0, "oom", 60), (1, 1, "succeeded", 120)], result.output
-    assert result.read("once.out") == f"60 {120 * MIB}\n", "the rule is told what it asked for, the job what it has"
+    assert result.read("once.out") == f"60 {120 * MIB}\n", "the rule sees its request, the job its limit"
     assert tried("never") == [(1, 0, "oom", 60), (1, 1, "oom", 120), (1, 2, "oom", 200)], "up to --forge-oom-max"
     assert not (workdir / "never.out").exists()
     assert tried("attempt") == [(1, 0, "oom", 60), (1, 1, "failed", 120), (2, 0, "succeeded", 120)]
@@ -91,7 +91,7 @@ def test_more_memory_for_jobs_that_were_killed_for_it_and_for_no_others(workdir:
 
 
 def test_a_raised_job_has_room_for_its_memory(workdir: Path) -> None:
-    """Three jobs of 60 MiB fit into the run, three of 120 do not: they would kill each other at the limit of the run."""
+    """Three jobs of 60 MiB fit into the run, three of 120 MiB do not: they would exceed the run's limit together."""
     write_workflow(workdir, f"""
         rule all:
             input: expand("{{n}}.out", n=range(3))
@@ -108,7 +108,7 @@ def test_a_raised_job_has_room_for_its_memory(workdir: Path) -> None:
 
 
 def run_as(user: str, directory: Path, *arguments: str) -> Result:
-    """Run the workflow as root (or whoever runs the tests), or as an ordinary user."""
+    """Run the workflow as the user who runs the tests, or as an ordinary user."""
     if user == "self":
         return run(directory, *arguments)
     ordinary.hand_over(directory)
@@ -155,8 +155,8 @@ def test_what_a_job_keeps_for_its_next_try(workdir: Path, user: str) -> None:
         assert outcomes == ["failed", "failed", "succeeded"], (policy, result.output)
         (last,) = [a for a in result.attempts("kept") if a["wildcards"]["policy"] == policy][2:]
         seen = Path(last["directory"], "stdout.log").read_text().split()
-        assert f"{CHECKPOINTS}/*" not in seen, "its own is"
-        assert last["isolation"]["files"] == "open" or len(seen) == 1, "those of other jobs are not seen"
+        assert f"{CHECKPOINTS}/*" not in seen, "its own is seen"
+        assert last["isolation"]["files"] == "open" or len(seen) == 1, "the job sees no checkpoint of other jobs"
     assert [a["outcome"] for a in result.attempts("python")] == ["failed", "succeeded"], result.output
     assert [a["outcome"] for a in result.attempts("oom")] == ["oom", "succeeded"]
     (left,) = os.listdir(workdir / CHECKPOINTS)
@@ -164,7 +164,7 @@ def test_what_a_job_keeps_for_its_next_try(workdir: Path, user: str) -> None:
 
     (workdir / "in.txt").write_text("another")
     again = run_as(user, workdir, "-j4", "given_up.out")
-    assert again.code != 0, "a checkpoint of other inputs is no checkpoint of this job"
+    assert again.code != 0, "a checkpoint of other inputs must not be used"
     assert "its checkpoint was not used" in again.output
     assert (workdir / CHECKPOINTS / left / "tries").read_text() == "x\n"
     assert run_as(user, workdir, "-j4", "given_up.out").code == 0

@@ -1,4 +1,4 @@
-"""Damaged runtimes of each kind, all in one run: named before its first job, by file and package, with the command that helps."""
+"""Damaged runtimes of each kind in one run: before the first job, Forge names file, package and the command that repairs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..conda.channel import environment_file, make_channel, packages
 from ..conftest import FORGE, Result, forge, residue, run, write_workflow
 from .test_runtimes import TOOL, make_wheel
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 MODULES = Path("/usr/share/modules/init/bash")
 DEBIAN = Path("/var/lib/dpkg/info/bash.md5sums")
@@ -51,7 +51,7 @@ def _flip(path: Path) -> None:
 
 
 def _make_root(root: Path) -> None:
-    """A root directory with Debian's bash, what it loads, and dpkg's lists of it."""
+    """Make a root directory with Debian's bash, its libraries, and dpkg's lists of it."""
     loaded = subprocess.run(["ldd", "/bin/bash"], capture_output=True, text=True, check=True).stdout
     for path in ("/bin/bash", *re.findall(r"(/\S+) \(", loaded), str(DEBIAN), str(DEBIAN.with_suffix(".list"))):
         place = root / path.lstrip("/")
@@ -61,7 +61,7 @@ def _make_root(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory whose runtimes are built, but for the last, which another channel's package keeps from it."""
+    """A working directory whose venv and first conda environment are built; ``locked`` is not."""
     directory = tmp_path_factory.mktemp("health").resolve()
     channel = make_channel(directory / "channel")
     for version in ("1.0", "2.0"):
@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _replace_in_channel(channel: Path) -> None:
-    """A package by the same name and version, with other content, as its author should never do."""
+    """Replace a package by one of the same name and version with other content, as no author should."""
     package = next(p for p in packages() if p.name == "many")
     package.files["share/many/000.txt"] = b"another one\n"
     package.write(channel / "linux-64")
@@ -96,7 +96,7 @@ def test_each_kind_is_named_before_the_first_job_and_its_command_repairs_it(plac
     subprocess.run([*pip, "forgetool==2.0"], check=True, capture_output=True)
     module = next(py.glob("lib/python3*/site-packages/pip/__main__.py"))
     _flip(module)
-    python = py / "bin/python"  # as if another system had this path: its loader is that of musl
+    python = py / "bin/python"  # as if made on another system: its loader is that of musl
     body = python.resolve().read_bytes()
     assert LOADERS[0] in body
     python.unlink()
@@ -141,7 +141,7 @@ def test_each_kind_is_named_before_the_first_job_and_its_command_repairs_it(plac
 
 
 def test_the_environment_of_snakemake_itself_is_read_when_asked_for(place: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"  # a venv that stands for Snakemake's: it has Forge by a path, and a package of its own
+    own = tmp_path / "own"  # a venv that stands for Snakemake's: it has Forge through a .pth file, and its own package
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", own], check=True)
     site = next(own.glob("lib/python3*/site-packages"))
     (site / "forge.pth").write_text("\n".join(path for path in sys.path if path.startswith("/")))

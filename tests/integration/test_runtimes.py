@@ -14,7 +14,7 @@ import pytest
 
 from ..conftest import DEADLINE, Result, command, residue, run, write_workflow
 
-pytestmark = pytest.mark.busy  # most of its seconds are starts of other programs
+pytestmark = pytest.mark.busy  # it mostly waits for other programs to start
 
 
 def make_wheel(directory: Path, name: str, version: str, text: str) -> None:
@@ -243,7 +243,7 @@ NOTEBOOK = {
 
 
 def test_a_notebook_is_run_by_the_kernel_of_its_venv(workdir: Path) -> None:
-    """Its packages come from the index: papermill and ipykernel."""
+    """The venv's packages, papermill and ipykernel, come from the index."""
     write_workflow(workdir, "rule a:\n    output: 'a.txt'\n    notebook: 'n.py.ipynb'\n")
     (workdir / "n.py.ipynb").write_text(json.dumps(NOTEBOOK))
     (workdir / "requirements.txt").write_text("papermill\nipykernel\n")

@@ -1,4 +1,4 @@
-"""Runtimes of an ordinary user: in user namespaces, with an image's root directory that is the user's own."""
+"""Runtimes of an ordinary user: in user namespaces, with an image's root directory that the user owns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that a rule writes, changes and deletes beside its outputs: with Forge they are what they are with ``local``."""
+"""Files that a rule writes, changes and deletes beside its outputs: Forge leaves the same files as ``local``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from ..conftest import Result
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 
 def _same_inode(name: str) -> Any:
-    """The file of before the last run is still the same one: its inode and time are in NAME.was."""
+    """The last run has kept the file itself: NAME.was has its earlier inode and time."""
 
     def check(result: Result, attempts: list[dict[str, Any]]) -> None:
         status = (result.directory / name).stat()
@@ -26,7 +26,7 @@ def _same_inode(name: str) -> Any:
 
 
 def _untouched(name: str, files: dict[str, str]) -> Any:
-    """These files are in the case's directory, as they were, and nothing else."""
+    """The case's directory has exactly these files, unchanged."""
 
     def check(result: Result, attempts: list[dict[str, Any]]) -> None:
         root = result.directory / name
@@ -36,7 +36,7 @@ def _untouched(name: str, files: dict[str, str]) -> Any:
 
 
 def _repositories(directory: Path) -> None:
-    """Repositories of the user, whose index is older than the times of the files."""
+    """Make the user's git repositories, with an index older than the files' times."""
     for name in ("pulled", "described"):
         root = directory / name / "repo"
         root.mkdir()
@@ -271,13 +271,13 @@ def both(user: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 @pytest.fixture(scope="module")
 def after_local(user: str, both: Both, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """What is there was made by the local executor."""
+    """The cases with existing files of the local executor."""
     return Both.run(tmp_path_factory.mktemp("local"), CASES, user=user, versions=VERSIONS, first_local=True, beside=both)
 
 
 @pytest.fixture(scope="module")
 def nobodys(user: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """What is there was made by nobody."""
+    """The cases with existing files that no job has made."""
     return Both.run(tmp_path_factory.mktemp("nobodys"), NOBODYS, user=user, prepare=_repositories)
 
 

@@ -1,4 +1,4 @@
-"""$HOME and caches: what jobs write there is seen by later jobs and later runs of the workflow; the real ones stay as they are."""
+"""$HOME and caches: later jobs and runs of the workflow see the files that jobs write there; the real ones stay unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .. import ordinary
 from ..conftest import Result, command, end_at_once, forge, run, wait_until, write_workflow
 from ..side_by_side import USERS
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 WORKFLOW = """
     import os
@@ -124,7 +124,7 @@ def test_later_jobs_see_what_earlier_ones_left(place: Place) -> None:
     assert place.text("python.txt") == "kept\n"
     assert place.text("cached.txt") == "20\n"  # no increment of parallel jobs is lost
     assert place.text("deep/inner.txt") == "made\n"
-    assert sorted({*os.listdir(place.home)} - {".local"}) == ["old", "out", "rc"]  # .local/state: what Forge itself notes there
+    assert sorted({*os.listdir(place.home)} - {".local"}) == ["old", "out", "rc"]  # .local/state: Forge's own notes
     assert "number" not in os.listdir(place.cache)
 
 
@@ -180,7 +180,7 @@ def test_gc_lists_and_removes_it(place: Place) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts as root")
 def test_mounts_that_go_and_come_while_the_run_lasts(place: Place) -> None:
-    """Another user's run has a mount namespace of its own."""
+    """Only root's run: another user's has its own mount namespace."""
     if place.before:
         return
     usb, new, fuse = (place.home / name for name in ("usb", "new", "fuse"))
@@ -194,9 +194,9 @@ def test_mounts_that_go_and_come_while_the_run_lasts(place: Place) -> None:
         _mount("fuse", fuse, f"fd={device},rootmode=40000,user_id=0,group_id=0")
         stack.callback(_unmount, fuse)
         (usb / "name").write_text("usb")
-        os.close(device)  # now it is like one whose daemon was killed: ENOTCONN
+        os.close(device)  # now the mount behaves as if its daemon had been killed: ENOTCONN
         running = place.start("-j1", "after.txt")
-        # The file is there before cat has read what goes into it.
+        # The file appears before cat has read its content.
         wait_until(lambda: "usb" in [path.read_text() for path in place.directory.glob(".snakemake/forge/staging/*/upper/before.txt")], running)
         _unmount(usb)
         usb.rmdir()

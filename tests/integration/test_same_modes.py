@@ -1,4 +1,4 @@
-"""Groups, modes and access control lists of what jobs leave: those that the place gives, as with ``local``."""
+"""Groups, modes and access control lists of jobs' files: the directory decides them, as with ``local``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from ..ordinary import GROUPS
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 RULES = """
 rule @:
@@ -39,7 +39,7 @@ CASES = [Case(name, RULES, before={"there/old": "old\n", "updated.txt": "0\n", "
 
 
 def share(directory: Path) -> None:
-    """Make the directories of a project: its group, its access control lists, and some owned by somebody else."""
+    """Make the directories of a project: with its group, access control lists, and some of another owner."""
     for name in NAMES:
         place = directory / name
         for path in (place, place / "there", place / "bare"):
@@ -54,7 +54,7 @@ def share(directory: Path) -> None:
 
 
 def _list(others: int) -> bytes:
-    """A list that also lets a group in: linux/posix_acl_xattr.h, posix_acl.h."""
+    """An access control list that also admits a group: linux/posix_acl_xattr.h, posix_acl.h."""
     owner, group, named, mask, rest = 1, 4, 8, 16, 32
     none = 0xFFFFFFFF
     entries = [(owner, 7, none), (group, 7, none), (named, 7, GROUPS[1]), (mask, 7, none), (rest, others, none)]

@@ -1,4 +1,4 @@
-"""Unusual outputs and logs: with Forge they are what they are with ``local``."""
+"""Unusual outputs and logs: Forge leaves the same files as ``local``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .. import ordinary
 from ..conftest import run, write_workflow
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 CASES = [
     Case("inside", """
@@ -76,7 +76,7 @@ CASES = [
         """, outcome="failed", check=lambda forge, _: not (forge.directory / "never/d").exists()),
 ]
 
-# As root, Snakemake itself deletes /dev/stdout before a job whose log it is.
+# As root, Snakemake itself deletes /dev/stdout before a job that has it as its log.
 _DEVICES = """
 mount -t tmpfs -o mode=755 dev /mnt
 for d in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m 666 /mnt/${d%:*} c 1 ${d#*:}; done
@@ -142,7 +142,7 @@ def test_devices_as_logs_and_outputs(tmp_path: Path, user: str) -> None:
 
 @pytest.mark.parametrize("user", USERS)
 def test_scripts_that_are_to_stay(tmp_path: Path, user: str) -> None:
-    """``--skip-script-cleanup``, of a job that succeeds and of one that fails."""
+    """``--skip-script-cleanup`` keeps the scripts of successful and failed jobs."""
     names = {}
     for executor in ("local", "forge"):
         directory = tmp_path / executor

@@ -1,4 +1,4 @@
-"""Processes of jobs that know of each other: by their ids, by locks, and by files to which all of them append."""
+"""Jobs' processes that know of each other: by their ids, by locks, and by files to which all of them append."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 _DIFFERENT = 'shell: "cat {input} | tr \' \' \'\\\\n\' | sort -n | uniq -c | awk \'$1 > 1\' > {output}"'
 
@@ -72,7 +72,7 @@ CASES = [
             shell: "flock @/lock true; touch {output}"
         """, check=lambda _, attempts: attempts[0]["notes"] == []),
 ]  # fmt: skip
-# Once: each of their blocks is a start of Snakemake.
+# One version only: each of their blocks is a start of Snakemake.
 ONCE = [
     Case("python", f"""
         rule @:

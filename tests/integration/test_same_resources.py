@@ -1,4 +1,4 @@
-"""Resources that the host does not have: run as with ``local``, or refused at once, by name, and on record."""
+"""Resources that the host lacks: jobs run as with ``local``, or Forge refuses them at once, by name, and on record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from ..conftest import forge, run, write_workflow
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 HUGE = 900_000_000  # MB
 
@@ -52,7 +52,7 @@ CASES = [
 
 @pytest.fixture(scope="module", params=USERS)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """With a cap on the memory, as a user of a small host sets it."""
+    """The comparison under a cap on memory, as a user of a small host sets it."""
     place = tmp_path_factory.mktemp("resources")
     return Both.run(place, CASES, user=request.param, arguments=("--resources", "mem_mb=900"))
 
@@ -88,7 +88,7 @@ WORKFLOW = f"""
 
 
 def test_all_are_named_at_once_before_anything_runs(tmp_path: Path) -> None:
-    """So does a dry run, which warns of names that limit nothing below its list of jobs."""
+    """A dry run refuses the same rules; below its list of jobs it warns of resources that limit nothing."""
     write_workflow(tmp_path, WORKFLOW)
     dry = run(tmp_path, "-j4", "-n")
     result = run(tmp_path, "-j4")
@@ -114,7 +114,7 @@ def test_all_are_named_at_once_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_what_is_known_in_mid_run_only_is_on_record_too(tmp_path: Path) -> None:
-    """The newest attempt is what ``why`` explains; another try of a job whose first one fitted gets all that there is."""
+    """``why`` explains the newest attempt; a later try that asks for too much gets all the memory if the first try fitted."""
     write_workflow(tmp_path, f"""
         rule all:
             input: "late", "grows"
@@ -182,7 +182,7 @@ def test_values_of_default_resources_are_named_and_need_not_limit(tmp_path: Path
 
 
 def test_a_dry_run_counts_the_threads_of_a_run(tmp_path: Path) -> None:
-    """Snakemake has one core in a dry run with -j; partitions of Slurm are chosen by what the run will have."""
+    """Snakemake has one core in a dry run with -j; Forge chooses Slurm partitions by the real run's cores."""
     write_workflow(tmp_path, """
         rule wide:
             output: "wide.txt"

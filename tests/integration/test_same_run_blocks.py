@@ -1,4 +1,4 @@
-"""``run:`` blocks of Snakefiles with state: what they write is what they write with ``local``, and they do not hang."""
+"""``run:`` blocks of Snakefiles with state: they write the same files as with ``local``, and do not hang."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from ..conftest import Result
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 STATE = """
 import multiprocessing, os, random, sqlite3
@@ -26,7 +26,7 @@ base.execute("CREATE TABLE IF NOT EXISTS t (x)")
 
 
 def _differ(name: str) -> Any:
-    """Both jobs of a rule drew numbers of their own."""
+    """Both jobs of a rule drew different random numbers."""
     return lambda result, _: result.read(f"{name}/a.txt") != result.read(f"{name}/b.txt")
 
 

@@ -1,6 +1,6 @@
 """Files that jobs share while they run at the same time: tables with a header, databases, locks, hard links.
 
-Jobs of a pair wait for each other in a directory for caches, which jobs share, so they overlap on a busy machine, too.
+The jobs of a pair wait for each other in the shared cache directory, so they overlap even on a busy machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .. import ordinary
 from ..conftest import Result, run, write_workflow
 from ..side_by_side import USERS
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 _BOTH = "touch $XDG_CACHE_HOME/@.{wildcards.s}; until [ $(ls $XDG_CACHE_HOME/@.? | wc -l) -ge $TOGETHER ]; do sleep 0.1; done; "
 _PYTHON = f"{sys.executable} -c"
-SHARED = {  # what each of two jobs does
+SHARED = {  # the command of both jobs of a pair
     "header": "[ -s @.tsv ] || printf 'name\\tn\\n' > @.tsv; #; printf '{wildcards.s}\\t1\\n' >> @.tsv",
     "equal": "[ -s @.tsv ] || echo name > @.tsv; #; echo 1 >> @.tsv",
     "pandas": f"""{_PYTHON} 'import os; print("" if os.path.exists("@.tsv") else "a\\tb\\n", end="")' > $TMPDIR/head; #; """
@@ -56,7 +56,7 @@ rule replaced:
 
 
 def _workflow(directory: Path, resources: str, user: str, together: int) -> Result:
-    """Run all pairs, with this line in each of their rules."""
+    """Run all pairs, with the line ``resources`` in each rule."""
     rules = [f"""
 rule {name}:
     input: "first.txt"

@@ -17,7 +17,7 @@ from ..side_by_side import USERS, Both, Case
 
 pytestmark = [pytest.mark.slow, pytest.mark.security]
 
-LEVELS = 1100  # more than a recursion of Python and, as a path, than PATH_MAX
+LEVELS = 1100  # more than Python's recursion limit, and a path longer than PATH_MAX
 _NAMES = r"""[b"-rf", b"a\nb", b"\\", b"'\"", b"\xff\xfe", b"\xed\xb3\xbf", b"x" * 255, b" ", b"\x1b[2J", b"{a}", b"\xc3\xa9"]"""
 
 RENAMED = Case("renamed", """
@@ -91,7 +91,7 @@ def test_the_files_are_those_of_local(both: Both, number: int) -> None:
 
 
 def test_a_rename_that_is_refused_names_the_line_that_allows_it(workdir: Path) -> None:
-    """As an ordinary user, for a large one; and nobody's directory, which a job of root may not rename either, is where it was."""
+    """An ordinary user's job cannot rename a large directory, nor root's job one that no job has made; it stays in place."""
     (workdir / "theirs").mkdir()
     (workdir / "theirs" / "file").touch()
     os.truncate(workdir / "theirs" / "file", MOST_BYTES + 1)
@@ -114,7 +114,7 @@ rule all:
 
 
 def test_a_job_that_renames_the_state_of_forge_gets_nothing_of_it(workdir: Path) -> None:
-    """Its layer is in there, and would be filled with itself."""
+    """The job's layer lies in that directory, and would be copied into itself."""
     (workdir / "Snakefile").write_text("""
 rule all:
     output: "out"
@@ -169,7 +169,7 @@ def deep(tmp_path: Path) -> Path:
 
 
 def _ends(root: Path) -> list[int]:
-    """The size of each file below a directory."""
+    """The sizes of all files below a directory."""
     return [entry.stat(follow_symlinks=False).st_size for _, entry in tree.scan(str(root)) if not entry.is_dir(follow_symlinks=False)]
 
 
@@ -181,7 +181,7 @@ def test_trees_of_many_levels(deep: Path, user: str) -> None:
             result = run(deep, "-j3", "-k", "--forceall", "--show-failed-logs", "all", "never.txt", before=before)
             outcomes = {a["rule"]: a["outcome"] for a in result.attempts()}
             assert outcomes == {"deep": "succeeded", "declared": "succeeded", "sibling": "succeeded", "fails": "failed"}, result.output
-            assert _ends(deep / "left") == [number], "what the second job has appended below it is there"
+            assert _ends(deep / "left") == [number], "the file has one byte for each run"
             assert len(_ends(deep / "d")) == 2, "the file and Snakemake's time stamp"
             assert not (deep / "in").exists()
             assert "Traceback" not in result.output, result.output
@@ -190,7 +190,7 @@ def test_trees_of_many_levels(deep: Path, user: str) -> None:
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
         assert not list((deep / ".snakemake/forge").glob("staging/*"))
 
-        def no_home() -> bool:  # the process that holds it may live a moment longer than the run
+        def no_home() -> bool:  # the process that holds the home may outlive the run for a moment
             forge(deep, "gc", "--only", "home", "--kept-after", "1s", before=before)
             return not list((deep / ".snakemake/forge").glob("home/*"))
 

@@ -1,4 +1,4 @@
-"""Processes that outlive the command of their job and still write: with Forge the files are what they are with ``local``."""
+"""Processes that outlive the command of their job and still write: Forge leaves the same files as ``local``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .. import ordinary
 from ..conftest import run
 from ..side_by_side import USERS, Both, Case
 
-pytestmark = pytest.mark.slow  # each case beside local
+pytestmark = pytest.mark.slow  # runs each case with local, too
 
 CASES = [
     Case("tee", """

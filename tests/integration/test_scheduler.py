@@ -1,4 +1,4 @@
-"""``--scheduler forge`` in one workflow that has all that a scheduler has to mind, with Forge and with the local executor."""
+"""``--scheduler forge`` in one workflow with everything that a scheduler must respect, with Forge and the local executor."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ WORKFLOW = """
 
 
 def _begun(result: Result) -> list[str]:
-    """The rules of the jobs in the order in which they were started."""
+    """The rules of the jobs in the order of their starts."""
     return re.findall(r"^ *(?:local)?(?:rule|checkpoint) (\w+):$", result.output, re.MULTILINE)
 
 
@@ -121,7 +121,7 @@ def test_all_that_a_scheduler_has_to_mind(workdir: Path, executor: str) -> None:
 
 
 class _Chooser:
-    """A scheduler of which the choices take the time that the clock says."""
+    """A scheduler whose choices take ``seconds`` on a fake clock."""
 
     def __init__(self, seconds: float, clock: list[float]) -> None:
         self.seconds, self.clock = seconds, clock

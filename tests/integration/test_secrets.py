@@ -1,4 +1,4 @@
-"""Secrets of Snakemake's environment: no process that a job can read has one in its environment or its memory."""
+"""Secrets in Snakemake's environment: no process that a job can read has one in its environment or memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..side_by_side import USERS
 
 pytestmark = pytest.mark.security
 
-# The head of the Snakefile leaves what Python programs leave: a copy of the environment, made and freed again.
+# The head of the Snakefile copies and frees the environment, as Python programs often do.
 WORKFLOW = """
 import os, subprocess
 subprocess.run(["true"], env={**os.environ, "MORE": "1"})
@@ -93,7 +93,7 @@ SECRETS = {"MY_SECRET": "forge-canary-1", "AWS_SESSION_TOKEN": "forge-canary-2 w
 def test_no_job_finds_a_secret_in_any_process_that_it_can_read(user: str, tmp_path: Path) -> None:
     write_workflow(tmp_path, WORKFLOW)
     (tmp_path / "search.py").write_text(SEARCH)
-    # A process of its own from the start: one forked from a warm Snakemake has what that was sent, the environment too.
+    # Snakemake is executed, not forked: a fork of the warm server has the request in memory, with the environment.
     before = ordinary.given_to(user, tmp_path)
     done = subprocess.run([*before, sys.executable, "-P", "-m", "snakemake", "--executor", "forge", "--scheduler", "greedy", "-j2"], cwd=tmp_path,
                           capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False, timeout=DEADLINE, env=os.environ | SECRETS)
@@ -101,9 +101,9 @@ def test_no_job_finds_a_secret_in_any_process_that_it_can_read(user: str, tmp_pa
     assert result.code == 0, result.output
     for kind in ("shell", "script", "run", "inner"):
         lines = result.read(f"{kind}.txt").splitlines()
-        assert any(line.endswith(" memory 0") for line in lines), lines  # its own at least
+        assert any(line.endswith(" memory 0") for line in lines), lines  # at least the job's own process
         assert all(line.endswith((" 0", " unreadable")) for line in lines), (kind, lines)
-    # Process 1 of the job is Forge's: it shows nothing, be it readable or not. That of run: is a fork until it has become cat.
+    # Process 1 of the job is Forge's and shows no secret. In a run: job it is a fork until it has become cat.
     first = {"cat environ 0", "cat environ unreadable", "forge-super environ unreadable"}
     assert first & {*result.read("run.txt").splitlines()} and "forge-init environ unreadable" in result.read("shell.txt")
     assert not residue(tmp_path)

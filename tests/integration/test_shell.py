@@ -1,4 +1,4 @@
-"""``snakemake-forge shell``: as if one were in the job."""
+"""``snakemake-forge shell``: a command or a prompt in a job's sandbox."""
 
 from __future__ import annotations
 
@@ -93,15 +93,15 @@ def test_a_prompt_has_a_terminal_with_job_control(place: Path) -> None:
         until(b"command.sh")
         os.write(terminal, b"echo $((40 + 2)) ready\n")
         until(b"42 ready")
-        # The command says itself that it runs, in the foreground already: Ctrl-C reaches a shell that is about to fork it too early.
+        # The command itself reports its start, in the foreground: Ctrl-C would be too early while the shell is about to fork it.
         os.write(terminal, b"sh -c 'echo sleeps$((1 + 1)); exec sleep 1000'\n")
         until(b"sleeps2")
-        os.write(terminal, b"\x03")  # Ctrl-C ends the command and not the shell
+        os.write(terminal, b"\x03")  # Ctrl-C ends the command, not the shell
         os.write(terminal, b"echo $((50 + 1)) after\n")
         until(b"51 after")
         os.write(terminal, b"sh -c 'echo sleeps$((1 + 2)); exec sleep 1000'\n")
         until(b"sleeps3")
-        os.write(terminal, b"\x1a")  # Ctrl-Z stops it, and the shell goes on
+        os.write(terminal, b"\x1a")  # Ctrl-Z stops it, and the shell continues
         os.write(terminal, b"jobs; kill -9 %1; tty; ls /dev/pts\n")
         until(b"Stopped")
         until(b"/dev/console")
@@ -112,26 +112,26 @@ def test_a_prompt_has_a_terminal_with_job_control(place: Path) -> None:
         os.write(terminal, b"exit 5\n")
         _, status = os.waitpid(pid, 0)
     finally:
-        os.close(terminal)  # which ends the shell, also after a failure
+        os.close(terminal)  # ends the shell, also after a failure
     assert os.waitstatus_to_exitcode(status) == 5
     assert residue(place) == []
 
 
 @pytest.mark.parametrize("redirect", ["", "| cat", "2>/dev/null | cat", "</dev/null", "2>err.txt"])
 def test_a_command_does_not_have_the_terminal_of_its_user(place: Path, redirect: str) -> None:
-    """Whatever is redirected: it is in another session, and its streams are another terminal or none."""
+    """With any redirection, the command is in another session, and its streams are another terminal or none."""
     command = 'echo session $(cut -d" " -f6 /proc/$$/stat); for n in 0 1 2; do readlink /proc/$$/fd/$n; done | sort -u'
     code, seen = in_a_terminal(["/bin/bash", "-c", f"tty <&2; {' '.join(CLI)} call s=a --run '{command}' {redirect}"], place)
     assert code == 0, seen
     users, session, *streams = seen.split()
     assert users.startswith("/dev/pts/")
     assert session == "session"
-    assert streams[0] != "0", "it is in the session of its process in the sandbox"
+    assert streams[0] != "0", "its session leader is a process in the sandbox"
     assert users not in streams, seen
 
 
 def test_runs_and_resume_go_on_beside_it(place: Path) -> None:
-    """They take neither its files nor wait for its end."""
+    """A run and resume neither remove the shell's files nor wait for its end."""
     words = ["call", "s=a", "--run", "echo mine > new.txt; echo ready; read line; cat new.txt && touch other.txt && ls"]
     shell = subprocess.Popen([*CLI, *words], cwd=place, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert shell.stdin is not None
@@ -166,7 +166,7 @@ def test_the_next_one_clears_up_after_one_that_was_killed(place: Path) -> None:
     killed.communicate()
     for shell in shells:
         (base,) = Path("/tmp").glob(f"forge-shell-{shell.pid}-*")
-        os.utime(base, (time.time() - 100, time.time() - 100))  # what is younger than a minute is left alone
+        os.utime(base, (time.time() - 100, time.time() - 100))  # directories younger than a minute are spared
     assert left(killed.pid)
     there = left(living.pid)
     try:

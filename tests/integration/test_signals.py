@@ -1,4 +1,4 @@
-"""Every way in which a run can be stopped: nothing half-written, nothing running, nothing left."""
+"""All ways to stop a run: no partial output, no process and no leftover remains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OUTPUTS = ("0.out", "1.out", "2.out", "stubborn.out")
 
 @contextmanager
 def started(directory: Path, *arguments: str, head: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A run whose slow jobs have all written half of their outputs, and whose jobs are all on record."""
+    """Start a run; its slow jobs have written half of their outputs, and all its jobs are on record."""
     write_workflow(directory, head + WORKFLOW)
     with (directory / "log.txt").open("w") as log:
         process = subprocess.Popen(
@@ -63,7 +63,7 @@ def descendants(pid: int, name: str) -> list[int]:
     found, wanted = [], [pid]
     while wanted:
         parent = wanted.pop()
-        with suppress(FileNotFoundError, ProcessLookupError):  # some end meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # some processes end meanwhile
             for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
                 wanted.append(int(child))
                 if Path(f"/proc/{child}/comm").read_text().strip() == name:
@@ -92,7 +92,7 @@ def test_stopped_by_signal(workdir: Path, number: signal.Signals) -> None:
 def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:
     with started(workdir, "--forge-grace", "1h") as process:
         process.send_signal(signal.SIGINT)
-        # Two at once would be one; and right after its message, Snakemake has not told its executor yet.
+        # Two signals at once count as one; and right after its message, Snakemake has not told its executor yet.
         wait_until(lambda: any(a["outcome"] == "cancelled" for a in Result(1, "", workdir).attempts()), process)
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE) != 0
@@ -126,7 +126,7 @@ def test_killed_nursery(workdir: Path) -> None:
     pytest.param(("forge-nursery", "forge-super"), marks=pytest.mark.outside, id="all but the launcher"),
 ])
 def test_many_killed_at_once(workdir: Path, names: tuple[str, ...]) -> None:
-    """Nobody is left who could clear up: the kernel ends the jobs, and resume removes the rest."""
+    """No process is left to clear up: the kernel ends the jobs, and resume removes the rest."""
     with started(workdir) as process:
         victims = [pid for name in names for pid in descendants(process.pid, name)]
         assert len(victims) > len(names)

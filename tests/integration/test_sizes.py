@@ -38,7 +38,7 @@ rule changed:
 
 @pytest.fixture
 def outside() -> Iterator[Path]:
-    """A directory that an ordinary user can reach, too."""
+    """A directory that an ordinary user can also reach."""
     with tempfile.TemporaryDirectory(prefix="forge-sizes-") as directory:
         yield Path(directory)
 
@@ -54,7 +54,7 @@ def test_many_inputs_and_directories_cost_few_mounts(user: str, tmp_path: Path, 
     result = run(place, "-j2", "all", before=before)
     assert result.code == 0, result.output
     assert (place / "inputs.txt").read_text() == "3000\n"
-    mounts, refused = (place / "inputs.log").read_text().split()  # the first thousand are read-only, for the job: fault 49
+    mounts, refused = (place / "inputs.log").read_text().split()  # the first thousand inputs are read-only for the job: fault 49
     assert (int(mounts) < 1500, refused) == (True, "refused")
     assert int((place / "dirs.log").read_text()) < 500
     assert {path.read_text() for path in outside.glob("*/o.txt")} == {f"{i}\n" for i in range(1000)}

@@ -1,4 +1,4 @@
-"""What a supervisor says of its own failures, tried with one that is started without nursery and Snakemake."""
+"""A supervisor's reports of its own failures, tested without nursery and Snakemake."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _reason(place: Path, fault: str, outcome: str = "failed") -> str:
 
 
 def test_an_order_to_end_that_came_with_the_order_to_start(workdir: Path) -> None:
-    """In the same read: nothing more will come, so nobody would wake up for it."""
+    """Both orders arrive in one read: no later message would wake the supervisor."""
     assert "Snakemake died" in _reason(workdir, "together", "cancelled")
 
 
@@ -139,7 +139,7 @@ print(os.listdir(place))
 
 
 def test_a_process_that_waited_is_used_only_where_it_fits(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A directory that was made anew is another one, and what was made ahead for the old one must not be used."""
+    """A recreated directory is a different one, so a sandbox prepared for the old one must not be used."""
     place, elsewhere = tmp_path_factory.mktemp("standby"), tmp_path_factory.mktemp("elsewhere")
     done = subprocess.run([sys.executable, "-c", STANDBY, str(place), str(elsewhere)], check=False, timeout=DEADLINE,
                           cwd=place, capture_output=True, text=True)

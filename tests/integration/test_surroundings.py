@@ -1,6 +1,6 @@
-"""Odd places to run in: namespaces around Forge, names that are no text, links under ``strict``, /tmp, no /proc.
+"""Odd places to run in: namespaces around Forge, names that are not text, links under ``strict``, /tmp, no /proc.
 
-Each case is one workflow with a shell command, a ``run:`` block and, where that is the matter, linked inputs.
+Each case is one workflow with a shell command, a ``run:`` block and linked inputs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ rule linked:
     shell: "cat {input} > {output}; test -L whole.txt"
 """
 C_LOCALE = "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"
-# the directory; what happens to its mount namespace first; what comes before the command; arguments
+# the directory; a command before the run; words before the commands; arguments
 PLACES: dict[str, tuple[bytes, str, str, str]] = {
     "a user namespace, not UTF-8": (b"w\xff\xe9", "", "unshare -Urm", ""),
     "namespaces, strict": (b"strict", "", "unshare -Urmp --fork --mount-proc", "--forge-files strict"),
@@ -45,7 +45,7 @@ PLACES: dict[str, tuple[bytes, str, str, str]] = {
 
 
 def _run(directory: Path, user: str, place: bytes, setup: str, before: str, arguments: str) -> str:
-    """Run the workflow below ``directory``, and the commands that read its record; return what they say."""
+    """Run the workflow below ``directory``, and the commands that read its record; return their output."""
     write_workflow(directory / "files", WORKFLOW)
     given = ordinary.prefix() if user == "user" and os.geteuid() == 0 else []
     words = shlex.join(given) + " " + before
@@ -76,7 +76,7 @@ def _run(directory: Path, user: str, place: bytes, setup: str, before: str, argu
 def test_forge_works_in_odd_places(workdir: Path, where: str, user: str) -> None:
     said = _run(workdir, user, *PLACES[where])
     assert said.count("succeeded") >= 3
-    assert "files open" not in said, "it could not stage"
+    assert "files open" not in said, "outputs could not be staged"
     assert "undeclared" not in said and "does not declare" not in said
     assert "\nleft\n" in said
 
@@ -87,7 +87,7 @@ def test_the_working_directory_is_tmp(workdir: Path, user: str) -> None:
     setup = "cp -a . /run/forge-test-$$; mount -t tmpfs -o mode=1777 none /tmp; cp -a /run/forge-test-$$/. /tmp; rm -r /run/forge-test-$$"
     setup += '; cd /tmp; ln -sf "$PWD/file.txt" whole.txt'
     checkout = Path(__file__).parents[2]
-    if checkout.is_relative_to("/tmp"):  # what would be hidden; a mount that is root's would keep users from layers
+    if checkout.is_relative_to("/tmp"):  # the tmpfs would hide the checkout; root's bind mount there would keep users from layers
         setup = f"mount -t tmpfs none /mnt; mkdir /mnt/checkout; mount --bind {checkout} /mnt/checkout; {setup}"
         setup += f"; mkdir -p {checkout.parent}; ln -s /mnt/checkout {checkout}"
     said = _run(workdir, user, b"w", setup, "", "")
@@ -98,7 +98,7 @@ def test_the_working_directory_is_tmp(workdir: Path, user: str) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
 @pytest.mark.parametrize("user", ["root", "user"])
 def test_the_working_directory_is_read_only(workdir: Path, user: str) -> None:
-    """But for ``.snakemake``, which Snakemake itself needs; outputs are elsewhere."""
+    """Only ``.snakemake``, which Snakemake itself needs, is writable; outputs are elsewhere."""
     work = workdir / "work"
     elsewhere = work / "elsewhere"
     write_workflow(work, f"""

@@ -1,4 +1,4 @@
-"""The terminal at which somebody starts Snakemake is out of reach for every kind of job, and jobs have terminals of their own."""
+"""No kind of job reaches the terminal in which Snakemake was started; jobs can open their own terminals."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         os.mknod(directory / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         (directory / "null").chmod(0o666)
     else:
-        (directory / "null").touch(mode=0)  # only root makes devices
+        (directory / "null").touch(mode=0)  # only root can make devices
     before = ordinary.given_to(request.param, directory)
     code, output = in_a_terminal([*before, *command("forge", "-j3", "-k")], directory)
     assert code == 0, output

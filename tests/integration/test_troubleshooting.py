@@ -1,6 +1,6 @@
-"""docs/how-to/troubleshooting.md: jobs show each text that a user may look for there.
+"""docs/how-to/troubleshooting.md: jobs print each text that a user may look for there.
 
-But for one, which takes ten minutes to provoke: a process that still writes an output long after its command has ended.
+The tests leave out one, which takes ten minutes: a process that still writes an output long after its command has ended.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ TIGHT = r"""
 
 
 def _said_where_limits_are_tight(place: Path) -> str:
-    """What is said of jobs that reach limits of the run, in which a supervisor is killed and a file system is full."""
+    """The output of a run whose jobs reach its limits, with a killed supervisor and a full file system."""
     (place / "small").mkdir()
     (place / "shared.txt").write_text("a\n")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "none", str(place / "small")], check=True)

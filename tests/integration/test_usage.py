@@ -1,4 +1,4 @@
-"""Figures of the record against jobs whose use of the host is known, and what becomes of jobs that others tamper with."""
+"""The record's figures for jobs of known use, and jobs whose cgroups or disk others interfere with."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.kernel
 MIB = 2**20
 SPIN = "while :; do :; done"
 
-# What the kernel itself counted is the measure: on a machine with other work (the guests of these tests emulate two
-# CPUs beside this) four processes may get less than the one CPU of their limit, and nothing is held back.
+# The kernel's own counters are the measure: on a busy machine (the guests of these tests emulate two CPUs beside this)
+# four processes may get less than the one CPU of their limit, and nothing is throttled.
 SPIN_UNTIL_THROTTLED = """
 import glob, os, subprocess, sys, time
 with open("/proc/self/cgroup") as lines:
@@ -51,7 +51,7 @@ print(*throttled())
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """One run of all the jobs below that need no help from outside."""
+    """One run of all jobs below that need no intervention."""
     directory = tmp_path_factory.mktemp("usage").resolve()
     (directory / "spin.py").write_text(SPIN_UNTIL_THROTTLED)
     write_workflow(directory, f"""
@@ -104,7 +104,7 @@ def test_memory_of_a_job_that_is_over_at_once_and_page_cache_that_is_gone_at_the
 def test_user_and_system_time_add_up(result: Result) -> None:
     usage = _usage(result, "user")
     assert usage["cpu_user_seconds"] + usage["cpu_system_seconds"] == pytest.approx(usage["cpu_seconds"], abs=1e-3)
-    # An emulated start of a program takes the kernel tenths of a second.
+    # Under emulation, the kernel needs tenths of a second to start a program.
     assert usage["cpu_user_seconds"] > (0.8 if PATIENCE == 1 else 0.4) * usage["cpu_seconds"] > 0
 
 
@@ -115,9 +115,9 @@ def test_throttling_is_counted(result: Result) -> None:
     periods, seconds = map(float, (Path(attempt["directory"]) / "stdout.log").read_text().split())
     assert usage["throttled_periods"] >= periods
     assert usage["throttled_seconds"] >= seconds - 1e-6
-    assert periods > 0 or usage["cpu_seconds"] < 0.95 * attempt["seconds"], "the limit was used up, and nothing held back"
+    assert periods > 0 or usage["cpu_seconds"] < 0.95 * attempt["seconds"], "the job used its whole limit, and nothing was throttled"
     assert usage["pids_peak"] >= 5
-    # cgroup v2 has the pressure of each group, unless it is switched off; v1 never has.
+    # cgroup v2 has the pressure of each group, unless it is disabled; v1 never has.
     has_pressure = attempt["isolation"]["limits"] == "cgroup-v2" and Path("/proc/pressure/cpu").exists()
     assert (usage["cpu_pressure_seconds"] or 0) > 0 if has_pressure else usage["cpu_pressure_seconds"] is None
 
@@ -129,7 +129,7 @@ def test_bytes_written_by_children_are_counted(result: Result, rule: str) -> Non
 
 
 def _victim(name: str, attempt: dict[str, Any]) -> tuple[str | None, ...]:
-    """What the record may name: no process if the kernel wrote no line, of which it writes ten in five seconds."""
+    """The processes that the record may name: none if the kernel wrote no line (it writes at most ten in five seconds)."""
     job = Path(attempt["directory"]).name
     run_name = Path(attempt["directory"]).parent.name
     logged = any(job in line and run_name in line for line in kernel_log(1 << 20).splitlines() if "oom-kill:" in line)
@@ -138,7 +138,7 @@ def _victim(name: str, attempt: dict[str, Any]) -> tuple[str | None, ...]:
 
 @pytest.mark.v2
 def test_whose_limit_it_was(workdir: Path) -> None:
-    """The limit of the run, which one job without a limit of its own reaches, or of the job; the process is named."""
+    """The record says whether the run's limit or the job's own was reached, and names the process."""
     write_workflow(workdir, """
         rule hog:
             output: "hog.out"
@@ -152,7 +152,7 @@ def test_whose_limit_it_was(workdir: Path) -> None:
     done = run(workdir, "-j1", "--keep-going", "hog.out", "limited.out", "--forge-run-memory", "200MiB")
     attempt, limited = done.attempt("hog"), done.attempt("limited")
     assert (limited["outcome"], limited["evidence"]["scope"]) == ("oom", "job")
-    assert limited["evidence"]["process"] is None  # a fork of Snakemake, which says nothing to the user
+    assert limited["evidence"]["process"] is None  # a fork of Snakemake, whose name would not help the user
     assert limited["evidence"]["memory_peak_bytes"] <= limited["evidence"]["limit_bytes"] == 100 * MIB
     assert attempt["outcome"] == "oom"
     assert attempt["evidence"]["scope"] == "run"
@@ -168,7 +168,7 @@ HOLD = "import time; x = bytearray({mb} * 2**20); time.sleep(0.25); del x; time.
 
 @pytest.mark.outside
 def test_benchmark_files_have_what_polling_misses(workdir: Path) -> None:
-    """200 MB for a quarter of a second; 20 MB written; the CPU time of a job shorter than a poll. Same columns."""
+    """They show 200 MB held for 0.25 s, 20 MB written, and the CPU time of a job shorter than a poll, in local's columns."""
     write_workflow(workdir, f"""
         rule all:
             input: "shell.out", "run.out", "short.out", "twice.out"
@@ -200,7 +200,7 @@ def test_benchmark_files_have_what_polling_misses(workdir: Path) -> None:
     assert 0.02 < float(short["cpu_time"]) <= result.attempt("short")["usage"]["cpu_seconds"] + 0.01
     assert float(short["mean_load"]) == pytest.approx(100 * float(short["cpu_time"]) / float(short["s"]), rel=0.1)
     record = json.loads((workdir / "run.jsonl").read_text())
-    assert record["max_rss"] > 250  # with the workflow, which Snakemake's own figure counts too
+    assert record["max_rss"] > 250  # includes the workflow, as Snakemake's own figure does
     assert list(record) == sorted(record)
     assert list(shell)[:10] == ["s", "h:m:s", "max_rss", "max_vms", "max_uss", "max_pss", "io_in", "io_out", "mean_load",
                                 "cpu_time"]
@@ -212,12 +212,12 @@ def _table(path: Path) -> list[dict[str, str]]:
     return [dict(zip(header.split("\t"), row.split("\t"), strict=True)) for row in rows]
 
 
-# -- what others do to a job's cgroup --------------------------------------------------------------------------------
+# -- interference with a job's cgroup --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def sleeper(workdir: Path) -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
-    """A job that sleeps: Snakemake, the working directory, and the pid of a process of the job."""
+    """A sleeping job: Snakemake's process, the working directory, and the pid of the job's process."""
     write_workflow(workdir, """
         rule sleeper:
             output: "sleeper.out"
@@ -266,10 +266,10 @@ def test_a_job_that_is_moved_out_of_its_cgroup_is_ended(sleeper: tuple[subproces
     shelters = []
     for group in _groups(pid):
         outside = next(p for p in group.parents if not any(part.startswith("forge-") for part in p.parts))
-        shelter = outside / f"test-shelter-{pid}"  # v2: what hands controllers down may hold no process itself
+        shelter = outside / f"test-shelter-{pid}"  # v2: a cgroup that delegates controllers may not hold processes itself
         shelter.mkdir()
         shelters.append(shelter)
-        # v1 has several: Forge may end the job, and remove the others, once the first is empty.
+        # v1 has several cgroups: Forge may end the job, and remove the others, once the first is empty.
         with suppress(OSError) if len(shelters) > 1 else nullcontext():
             for member in (group / "cgroup.procs").read_text().split():
                 (shelter / "cgroup.procs").write_text(member)
@@ -278,14 +278,14 @@ def test_a_job_that_is_moved_out_of_its_cgroup_is_ended(sleeper: tuple[subproces
     for shelter in shelters:
         shelter.rmdir()
     assert attempt["outcome"] == "failed"
-    # What is noticed first: that nobody is in it any more, or that it is gone.
+    # Forge first notices either that the cgroup is empty, or that it is gone.
     assert re.search("cgroup was emptied or removed from outside|removed or changed the job's cgroup", attempt["reason"])
     assert any("counters could not be read" in note for note in attempt["notes"])
 
 
 @pytest.mark.v2
 def test_a_frozen_job_dies_all_the_same(sleeper: tuple[subprocess.Popen[str], Path, int]) -> None:
-    """v1: frozen in the freezer hierarchy; v2: in a sub-cgroup of the job's. Sub-cgroups are closed, and removed too."""
+    """A job frozen in v1's freezer or in a sub-cgroup (v2) dies, and inaccessible sub-cgroups are removed, too."""
     process, directory, pid = sleeper
     (group, *others) = _groups(pid)
     for one in (group, *others):
@@ -334,7 +334,7 @@ sys.exit(done.returncode)
 
 @pytest.mark.outside
 def test_a_full_disk_under_the_records(workdir: Path) -> None:
-    """Fault 77: the job goes on and its outputs count; that its record is not whole is said."""
+    """Fault 77: the job continues and its outputs count; Forge says that its record is incomplete."""
     write_workflow(workdir, """
         rule all:
             input: "big.out", "next.out"

@@ -1,4 +1,4 @@
-"""Corruption is found: truncated formats and changed inputs before outputs are published, damaged outputs afterwards."""
+"""Forge finds corruption: truncated formats and changed inputs before publication, damaged outputs afterwards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def verify(directory: Path, *words: str) -> dict[str, Any]:
 
 
 def flip(path: Path, place: int) -> None:
-    """Another bit, and the same times: as a bad disk does it."""
+    """Flip a bit and keep the times, as a bad disk does."""
     status = path.stat()
     with path.open("r+b") as file:
         file.seek(place)
@@ -55,7 +55,7 @@ def flip(path: Path, place: int) -> None:
 
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """Files of real tools, whole and cut."""
+    """Files of real tools, whole and truncated."""
     directory = tmp_path_factory.mktemp("formats").resolve()
     for program, package in (("samtools", "samtools"), ("bgzip", "tabix"), ("gzip", "gzip")):
         need(program, package)
@@ -158,7 +158,7 @@ def test_damage_is_found_and_the_printed_command_mends_exactly_that(tmp_path: Pa
     first = run(tmp_path, "-j2", "all")
     assert first.code == 0, first.output
     (large,) = first.attempt("large")["outputs"]
-    assert large["covers"] == "samples"  # of so many bytes, unless it takes 18 seconds: record/checksum.py
+    assert large["covers"] == "samples"  # because of its size: see record/checksum.py
     sound = verify(tmp_path)
     assert (sound["damaged"], sound["missing"], sound["used_up"]) == ([], [], 1)
     assert sound["checked"] == sound["sound"] + 1 == 8

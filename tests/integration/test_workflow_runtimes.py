@@ -30,7 +30,7 @@ def test_three_kinds_of_runtimes_in_one_run(workdir: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     table = dict(line.split("\t") for line in (workdir / "results" / "summary.tsv").read_text().splitlines())
-    assert table["calls"] == "11"  # as workflows/variants, by the same programs
+    assert table["calls"] == "11"  # as in workflows/variants, with the same programs
     assert 0 < int(table["covered calls"]) <= 11
     assert table["own interpreter"] == "yes"
     attempts = Result(0, "", workdir).attempts()
@@ -43,7 +43,7 @@ def test_three_kinds_of_runtimes_in_one_run(workdir: Path) -> None:
     assert kinds.keys() == {"conda", "container", "venv"}
     assert kinds["conda"] == {"bcftools": "1.16 0", "samtools": "1.16 0"}
     assert "pysam" in kinds["venv"]
-    # A prompt like that of a job has its software, and what it writes does not stay.
+    # A shell in a job's sandbox has the job's software, and its files do not stay.
     for job, program in (("conda_sort sample=HG00101", "samtools"), ("image_depth sample=HG00101", "bedtools"),
                          ("python_summary", "python")):
         words = [*FORGE, "shell", *job.split(), "--run",

@@ -1,4 +1,4 @@
-"""Workflows on real data: killed at a random point, resumed, failed by a limit, mended as ``why`` says, verified, reported, checked."""
+"""Workflows on real data: killed at a random point, resumed, failed at a limit, mended as ``why`` says, verified, reported, checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _succeeded(directory: Path) -> Counter[str]:
 
 
 def _forge(workdir: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """``snakemake-forge WORDS``, for as long as the test may take: resuming is most of the work."""
+    """Run ``snakemake-forge WORDS`` without a DEADLINE: resuming is most of the work."""
     return subprocess.run([*FORGE, *words], cwd=workdir, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
@@ -43,8 +43,8 @@ def _words(name: str, leaf: str, too_little: int, store: Path) -> list[str]:
     return [*words, "--config", "tools=pip"]
 
 
-# The venv of expression stays for later sessions, as it would stay for a user; each run checks all of its files. That of
-# singlecell is built in the working directory each time, which takes too long for each run of the tests.
+# The venv of expression stays for later sessions, as it would for a user; each run checks all of its files. The venv of
+# singlecell is built in the working directory each time, which takes too long for every run of the tests.
 @pytest.mark.busy
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("name", "others", "leaf", "too_little"), [

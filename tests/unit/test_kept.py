@@ -1,4 +1,4 @@
-"""The process that holds the workflow's home: what jobs could send it changes nothing."""
+"""The process that holds the workflow's home: no message from a job changes anything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ held.leave(wait=True)
 
 
 class _Order:
-    """Pickled, an order to run a program."""
+    """An object whose pickle runs a program."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,7 +37,7 @@ class _Order:
 
 
 def test_no_request_runs_anything_or_ends_it(tmp_path: Path) -> None:
-    """A job with ``files: open`` reaches its socket."""
+    """A job with ``files: open`` reaches the holder's socket."""
     place, home = tmp_path / "state/home", tmp_path / "home"
     place.parent.mkdir()
     home.mkdir()

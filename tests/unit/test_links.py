@@ -1,4 +1,4 @@
-"""Links that a job leaves, through which Snakemake would do something elsewhere when the job has ended."""
+"""Links that a job leaves, through which Snakemake would act elsewhere after the job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snakemake_executor_plugin_forge.staging.links import cut_off, leads_to_own
 
 
 def test_no_output_leads_to_what_is_hidden(tmp_path: Path) -> None:
-    """Snakemake would show it in a report, or upload it to a storage."""
+    """Snakemake would show the target in a report, or upload it to a storage."""
     secret, work = tmp_path / "secret", tmp_path / "work"
     secret.mkdir()
     work.mkdir()
@@ -23,7 +23,7 @@ def test_no_output_leads_to_what_is_hidden(tmp_path: Path) -> None:
 
 
 def test_a_shadow_directory_leads_nowhere_else(tmp_path: Path) -> None:
-    """But to the same place in the working directory, as Snakemake makes it with ``shadow: "shallow"``, and within it."""
+    """Its links may lead within it, or to the same place in the working directory, as ``shadow: "shallow"`` makes them."""
     work, victim = tmp_path / "work", tmp_path / "victim"
     shadow = work / ".snakemake/shadow/x"
     for directory in (shadow / "deep", shadow / "real", shadow / "d", work / "same", work / "other", victim):

@@ -1,4 +1,4 @@
-"""Verdicts through a mailbox of the kernel's: one that is too large is passed on with less text, and never lost."""
+"""Verdicts through a mailbox: a verdict that is too large is sent with less text, and never lost."""
 
 from __future__ import annotations
 

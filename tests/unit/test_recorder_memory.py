@@ -1,4 +1,4 @@
-"""What is remembered of attempts that are over does not grow with their number: their records are on the disk."""
+"""Memory does not grow with the number of finished attempts: their records are on the disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..records import Made, write_run
 from .test_plan import HOST
 
 REQUEST = JobRequest(rule="a", wildcards={}, attempt=1, threads=1, resources={}, command="true", inputs=(), outputs=("a",))
-MOST_BYTES = 200  # of an attempt; its verdict alone has more than a thousand
+MOST_BYTES = 200  # for an attempt; its verdict alone has more than a thousand
 
 
 def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monk
             attempts.start(Submission(backend, b"x" * 1000, True, done, (), HOST.run_memory_bytes, OomPolicy()), spec)
         assert backend.wait_idle(DEADLINE)
 
-    run(0, 500)  # what is made once
+    run(0, 500)  # objects that are made once
     gc.collect()
     tracemalloc.start()
     try:

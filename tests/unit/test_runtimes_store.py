@@ -168,7 +168,7 @@ def test_a_relative_path_means_another_package_elsewhere_and_other_content_anoth
 
 
 def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its variables, pip takes a package in ~/.local for installed, which no job sees."""
+    """Without these variables, pip counts a package in ~/.local as installed, which no job sees."""
     monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     runtime = Runtime("c", RuntimeKind.CONDA, str(tmp_path / "e.yaml"))
     (tmp_path / "e.yaml").write_text("channels: [x]\ndependencies: [python, {pip: [-r r.txt, ./tool]}]\n")

@@ -50,7 +50,7 @@ def test_every_flag_has_help_a_variable_and_a_row_in_the_reference(field: Field[
     metadata = field.metadata
     assert len(metadata["help"]) > 20
     assert "%" not in metadata["help"]
-    assert ("Default: " in metadata["help"]) == (field.name not in ("audit", "metrics_file"))  # which are off, or need a name
+    assert ("Default: " in metadata["help"]) == (field.name not in ("audit", "metrics_file"))  # these are off, or need a name
     assert metadata["env_var"] is True
     name = field.name.replace("_", "-")
     assert f"| `--forge-{name}` | `SNAKEMAKE_FORGE_{field.name.upper()}` |" in REFERENCE

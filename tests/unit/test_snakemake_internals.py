@@ -43,7 +43,7 @@ class Unpicklable:
 
 
 class Delegating:
-    """Its attributes are those of another object, which is not there yet when pickle asks for ``__setstate__``."""
+    """An object with another one's attributes, which does not exist yet when pickle asks for ``__setstate__``."""
 
     def __init__(self, data: dict[str, int]) -> None:
         self.data = data
@@ -66,7 +66,7 @@ def test_the_nursery_outlives_what_it_cannot_unpickle() -> None:
 
 
 def scheduler(jobs: int) -> Any:
-    """One that may start so many jobs in the time span."""
+    """A scheduler that may start so many jobs in the time span."""
     made = object.__new__(JobScheduler)
     made.job_rate_limiter = JobRateLimiter(MaxJobsPerTimespan(jobs, f"{SECONDS}s"))
     made._open_jobs = threading.Semaphore(0)
@@ -77,7 +77,7 @@ def scheduler(jobs: int) -> Any:
 
 
 def looks(made: Any) -> int:
-    """How often it was told to look, when all timers have run."""
+    """Count how often it was told to look, after all timers have run."""
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
             thread.join()
