@@ -122,10 +122,8 @@ def write(directory: str, journal: Journal, *, durable: bool = False) -> None:
     data = _encode(journal._replace(directory=directory))
     write_file(f"{directory}/{COPY_OF_JOURNAL}", data)  # not synced: it only matters if the other one is damaged
     path, temporary = f"{directory}/{JOURNAL}", f"{directory}/{JOURNAL}.new"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_file(temporary, data)
+    to_disk(temporary)
     os.rename(temporary, path)
     if durable:
         to_disk(directory)

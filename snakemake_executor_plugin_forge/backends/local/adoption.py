@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from ...kernel.descriptors import closing, is_readable
 from ...record.codec import read_verdict, was_discarded
 from ...spec import words
 from ...spec.backend import Done
@@ -373,13 +374,8 @@ def _wait_for(entry: Entry, seconds: float | None, bell: int) -> None:
         fd = os.pidfd_open(entry.pid)
     except OSError:
         return
-    try:
+    with closing(fd):
         if entry.supervised():
-            poll = select.poll()
-            for readable in (fd, bell):
-                poll.register(readable, select.POLLIN)
-            poll.poll(None if seconds is None else seconds * 1000)
+            is_readable(fd, bell, seconds=seconds)
             with suppress(BlockingIOError):
                 os.eventfd_read(bell)
-    finally:
-        os.close(fd)

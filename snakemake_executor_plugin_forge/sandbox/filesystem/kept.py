@@ -20,15 +20,17 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ...kernel import descriptors, syscalls
+from ...kernel import descriptors, inherited, syscalls
+from ...kernel.descriptors import closing, is_readable
 from ...kernel.tree import remove_tree
 from ...record.jsonfile import parse
 from ...spec.errors import SandboxError
+from ...spec.host import Host
 from ...spec.paths import HOME
 from . import mounts
-from .directories import is_like, make_like
+from .directories import is_like, locked, make_like
 from .homes import kept_directories
 from .overlay import Layer
 
@@ -128,10 +130,9 @@ class HeldHome:
         """
         self.connection.close()
         if self.pid and wait:
-            pidfd = os.pidfd_open(self.pid)
-            if select.select([pidfd], [], [], _LAST_SECONDS)[0]:
-                os.waitpid(self.pid, 0)
-            os.close(pidfd)
+            with closing(os.pidfd_open(self.pid)) as pidfd:
+                if is_readable(pidfd, seconds=_LAST_SECONDS):
+                    os.waitpid(self.pid, 0)
 
 
 def hold_home(namespaces: str, workdir: str, scratch: str, *, apart: bool) -> tuple[HeldHome | None, str]:
@@ -152,6 +153,14 @@ def hold_home(namespaces: str, workdir: str, scratch: str, *, apart: bool) -> tu
         return hold(candidates, directories, namespaces), ""
     except (OSError, SandboxError) as error:
         return None, str(error)
+
+
+def with_home(host: Host, workdir: str, scratch: str) -> tuple[Host, HeldHome | None]:
+    """Hold the workflow's home, if there can be layers, and say so in the description of the host."""
+    if host.layers_note:
+        return host, None
+    home, note = hold_home(host.namespaces, workdir, scratch, apart=host.layers_apart)
+    return replace(host, home_layer=home is not None, home_note=note), home
 
 
 def hold(candidates: Sequence[str], directories: Sequence[str], kind: str) -> HeldHome:
@@ -207,7 +216,7 @@ def _shown(connection: Connection, directories: Sequence[str]) -> tuple[str, ...
 def in_use(place: str) -> bool:
     """Whether a holder has mounted the overlays of a place."""
     try:
-        with _locked(f"{place}/{_LOCK}"):
+        with locked(f"{place}/{_LOCK}", os.O_RDWR):
             return False
     except FileNotFoundError:
         return False
@@ -221,7 +230,7 @@ def remove(place: str) -> None:
     Raises:
         OSError: if a holder serves it.
     """
-    with suppress(FileNotFoundError), _locked(f"{place}/{_LOCK}"):
+    with suppress(FileNotFoundError), locked(f"{place}/{_LOCK}", os.O_RDWR):
         for name in os.listdir(place):
             if name != _LOCK:
                 with suppress(OSError):  # closed directories of the kernel in closed directories
@@ -265,30 +274,20 @@ def _fork(place: str, kind: str, listening: socket.socket, lock: int) -> int:
     with _short(place) as directory:
         listening.bind(f"{directory}/{_SOCKET}")
     listening.listen(128)
-    pid = os.fork()
-    if pid == 0:
-        _live(place, kind, listening, lock)
-    return pid
+    return inherited.fork(lambda: _live(place, kind, listening, lock))
 
 
 def _live(place: str, kind: str, listening: socket.socket, lock: int) -> None:
     """Live as a holder."""
-    code = 1
-    try:
-        os.setsid()
-        os.chdir("/")
-        syscalls.set_process_name("forge-home")
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in range(3):  # who reads the streams of its parent must not wait for this process
-            os.dup2(null, fd)
-        for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd > 2 and fd not in (listening.fileno(), lock):
-                with suppress(OSError):
-                    os.close(fd)
-        _Holder(place, kind, listening, lock).serve()
-        code = 0
-    finally:
-        os._exit(code)
+    os.setsid()
+    os.chdir("/")
+    syscalls.set_process_name("forge-home")
+    inherited.to_null(0, 1, 2)  # who reads the streams of its parent must not wait for this process
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in (listening.fileno(), lock):
+            with suppress(OSError):
+                os.close(fd)
+    _Holder(place, kind, listening, lock).serve()
 
 
 class _Holder:
@@ -396,8 +395,6 @@ def _connected(place: str) -> socket.socket:
 def _ask(connected: socket.socket, directories: tuple[str, ...] | None) -> list[int]:
     connected.sendall(json.dumps(directories).encode())
     text, found = descriptors.receive(connected, _BYTES, _MOST_DIRECTORIES)
-    for fd in found:
-        os.set_inheritable(fd, False)
     if not text:
         raise ConnectionResetError("the process that holds the workflow's home has ended")
     if text != b".":
@@ -408,18 +405,5 @@ def _ask(connected: socket.socket, directories: tuple[str, ...] | None) -> list[
 @contextmanager
 def _short(place: str) -> Iterator[str]:
     """A short name of a directory, for sockets in it: unix(7) allows 108 bytes."""
-    fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(fd)
