@@ -303,7 +303,7 @@ class Deployment:
         if prefix is None:
             raise BrokenRuntimeError(
                 f"Rule {job.rule.name}: its environment {name} cannot be activated: conda finds none by this name. "
-                "Those that there are: conda env list."
+                "To list them: conda env list."
             )
         manifest = conda.existing(name, name, prefix)
         self._refuse_damage(job, manifest)

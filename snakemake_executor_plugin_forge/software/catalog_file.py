@@ -141,7 +141,7 @@ class ForgeFile(_Strict):
 
     version: Literal[1] = Field(description="The version of this format.")
     defaults: DefaultsModel = DefaultsModel.model_validate({})
-    runtimes: dict[Name, RuntimeModel] = Field({}, description="Name of a runtime to what it is.")
+    runtimes: dict[Name, RuntimeModel] = Field({}, description="The runtimes by name.")
     rules: dict[Text, Text] = Field(
         {}, description="Pattern of rule names (* ? [abc]) to a runtime; the first that fits holds."
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from snakemake_executor_plugin_forge.backends.slurm.exchange import COPY_NAME, copy_name
 from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import remove_abandoned
 
-# Does as a copy on a node: makes and holds the base, and takes a slot in it.
+# Like a copy on a node: makes and holds the base, and takes a slot in it.
 _HOLDER = """
 import os, sys, time
 from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import Scratch, hold

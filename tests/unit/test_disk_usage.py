@@ -54,7 +54,7 @@ def test_the_largest_thing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_large_tree_is_measured_in_slices_and_at_a_bounded_price(tmp_path: Path) -> None:
-    """With 20,000 files no step takes long, and the pause after a step is 20 times as long."""
+    """With 20,000 files no step takes long, and the pause after each is 20 times as long."""
     for number in range(20):
         directory = tmp_path / str(number)
         directory.mkdir()

@@ -17,7 +17,6 @@ LINES, FUNCTION, CLASS = 450, 50, 250
 REASON = re.compile(r"\b[Ll]ong(er than other \w+:| because)")
 """The sentence that excuses a size: above a definition, in its docstring, or within the first lines of a file."""
 
-LATER = ("tests/contract/", "tests/host/", "tests/integration/", "tests/slurm/", "tests/upstream/")
 BANNED = re.compile(
     r"\b(g[ia]ves? up|given up|giving up|anew|stands? back|let off|as ever|manieth|goes on|going on|jobs? go on|bears the|"
     r"no feature of the|a look\b|looks of|the opposite)\b", re.IGNORECASE)
@@ -100,9 +99,8 @@ def _texts() -> Iterator[tuple[str, str]]:
     folders = [PACKAGE, *OTHERS, *(ROOT / name for name in ("docs", "tests", "bench", "workflows"))]
     paths = [path for folder in folders for pattern in ("*.py", "*.md", "*.smk", "Snakefile") for path in folder.rglob(pattern)]
     for path in (*ROOT.glob("*.md"), ROOT / "Makefile", *sorted(paths)):
-        name = str(path.relative_to(ROOT))
-        if path != Path(__file__) and path.parent != ROOT / "tests" and not name.startswith(LATER):
-            yield name, path.read_text(encoding="utf-8")
+        if path != Path(__file__):
+            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
 
 
 def _found(pattern: re.Pattern[str]) -> str:

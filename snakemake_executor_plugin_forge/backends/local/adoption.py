@@ -135,7 +135,7 @@ class AdoptingBackend:
         try:
             verdict = self._consider(taken, found)
         except OSError as error:
-            self._notice(f"Forge: rule {taken.spec.rule}: what an earlier run left cannot be adopted: {error}")
+            self._notice(f"Forge: rule {taken.spec.rule}: the result of an earlier run cannot be adopted: {error}")
         except BaseException as error:  # a bug of Forge: Snakemake must be told all the same
             traceback.print_exc()
             verdict = lost(taken.spec, Cause.ADOPTION_FAILED, repr(error))
@@ -186,7 +186,7 @@ class AdoptingBackend:
         match deed:
             case Deed.REPLACE:
                 what = "still makes" if running else "had staged"
-                self._notice(f"{begin}: what run {entry.run} {what} is discarded, because {why}.")
+                self._notice(f"{begin}: the outputs that run {entry.run} {what} are discarded, because {why}.")
             case Deed.ADOPT:
                 if running:
                     self._notice(f"{begin} continues from run {entry.run}: adopted ({entry.directory}).")
@@ -249,7 +249,9 @@ class AdoptingBackend:
         try:
             verdict = held.publish(self._run)
         except UnfitError as error:
-            self._notice(f"Forge: rule {entry.rule}: what run {entry.run} had staged is discarded, because {error}.")
+            self._notice(
+                f"Forge: rule {entry.rule}: the outputs that run {entry.run} had staged are discarded, because {error}."
+            )
             held.discard(str(error))
             return None
         except UndecidedError as error:  # the job is run again, so that its outputs are whole
@@ -352,7 +354,9 @@ class AdoptingBackend:
         try:
             held.check()
         except UnfitError as error:
-            self._notice(f"Forge: rule {entry.rule}: what run {entry.run} had staged is discarded, because {error}.")
+            self._notice(
+                f"Forge: rule {entry.rule}: the outputs that run {entry.run} had staged are discarded, because {error}."
+            )
             held.discard(str(error))
             return True
         finally:

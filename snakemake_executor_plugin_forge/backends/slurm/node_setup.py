@@ -128,7 +128,7 @@ class NodeSetup:
         self.host, self._home = with_home(self._probe.host, self._needs.workdir, os.path.dirname(scratch_base))
         hold(scratch_base)
         if gone := remove_abandoned(os.path.dirname(scratch_base), exchange.COPY_NAME):
-            print(f"Forge: removed what copies of jobs that were killed on this node have left: {', '.join(gone)}")
+            print(f"Forge: removed leftovers of job copies that were killed on this node: {', '.join(gone)}")
         kept = self._home.kept if self._home is not None else None
         base = prepare(self.host.namespaces, self.host.gpus, home=kept)
         # Where a job is what is found below this process, there is nothing else below it, and one job only.
