@@ -230,9 +230,8 @@ class Deployment:
 
     def declared(self) -> tuple[str, ...]:
         """Variables that jobs need beside those that the workflow declares."""
-        return (
-            ("BASH_ENV", "ENV") if self._modules else ()
-        )  # where the command "module" comes from, in a shell of a job
+        # Where the command "module" comes from, in a shell of a job.
+        return ("BASH_ENV", "ENV") if self._modules else ()
 
     def runtime(self, job: Any) -> Runtime:
         """The runtime of a job; the host for a job that :meth:`place` will refuse."""

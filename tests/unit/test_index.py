@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
-from snakemake_executor_plugin_forge.record.schema import MIGRATIONS, connect, file_system, migrate, supports_wal
+from snakemake_executor_plugin_forge.record.schema import VERSION, file_system, supports_wal
 from snakemake_executor_plugin_forge.spec.job import RunContext
 
 from ..conftest import FORGE
@@ -198,19 +198,14 @@ def test_of_another_user_and_from_a_newer_forge_a_temporary_one_is_made(tmp_path
         assert not path.exists()
 
 
-def test_migrations_go_on_from_where_they_are(tmp_path: Path) -> None:
-    path = str(tmp_path / "index.db")
-    connect(path).close()
-    connection = sqlite3.connect(path, isolation_level=None)
-    later = (*MIGRATIONS, "ALTER TABLE run ADD COLUMN size INTEGER; UPDATE run SET over = 0")
-    migrate(connection, later)
-    migrate(connection, later)
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(later),)
-    assert "size" in [row[1] for row in connection.execute("PRAGMA table_info(run)")]
-    with pytest.raises(sqlite3.OperationalError):
-        migrate(connection, (*later, "CREATE TABLE half (x); SELECT nonsense"))
-    assert connection.execute("PRAGMA table_info(half)").fetchall() == []
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(later),)
+def test_tables_of_an_older_forge_are_made_again(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE)
+    found = _indexed(tmp_path)
+    with sqlite3.connect(_state(tmp_path) / "index.db") as connection:
+        connection.execute("ALTER TABLE attempt DROP COLUMN submitted")
+        connection.execute("PRAGMA user_version = 2")
+    assert _indexed(tmp_path) == found == _verdicts(tmp_path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
     connection.close()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.analysis.failures import Failures
-from snakemake_executor_plugin_forge.analysis.metrics_file import MetricsFile
+from snakemake_executor_plugin_forge.analysis.metrics_file import MetricsFile, RunFacts
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
 from snakemake_executor_plugin_forge.run.attempts import Attempts, Submission
 from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, LaunchSpec, RunContext
@@ -32,7 +32,7 @@ def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monk
     context = RunContext("r", str(tmp_path), str(tmp_path), ())
     backend = FakeBackend(lambda spec: Scripted(outcome=Outcome.FAILED if spec.rule == "bad" else Outcome.SUCCEEDED, exit_code=1))
     attempts, failures = Attempts(print), Failures(str(tmp_path))
-    metrics = MetricsFile(str(tmp_path / "m.prom"), print)
+    metrics = MetricsFile(str(tmp_path / "m.prom"), print, RunFacts("r", str(tmp_path), "none", 1))
     attempts.observe = metrics.observe
 
     def run(first: int, count: int) -> None:
@@ -60,7 +60,7 @@ def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monk
         metrics.close()
         backend.close()
     assert grown < 1000 * MOST_BYTES, grown
-    assert 'forge_attempts_total{outcome="failed",rule="bad"} 150.0' in (tmp_path / "m.prom").read_text()
+    assert f'forge_attempts_total{{outcome="failed",rule="bad",run="r",workdir="{tmp_path}"}} 150.0' in (tmp_path / "m.prom").read_text()
 
 
 def test_the_index_is_brought_up_to_date_without_having_all_in_memory(tmp_path: Path) -> None:
