@@ -114,13 +114,13 @@ def probe(workdir: str) -> Host:
     """Probe the host as a run does: start its nursery, and end it."""
     from ..backends.local.backend import LocalBackend
     from ..sandbox.gpus import find
-    from ..workers.zygote import ZygoteSetup
+    from ..workers.nursery import NurserySetup
 
     config = Config()
     run_id = f"doctor-{os.getpid()}-{secrets.token_hex(2)}"
     nothing: dict[str, object] = {"exit_code": 0}
     gpus = find(config.gpus, os.environ)
-    setup = ZygoteSetup(
+    setup = NurserySetup(
         run_id, workdir, config.run_memory, config.run_pids, gpus, (), lambda: None, lambda *_: nothing, lambda *_: None
     )
     setup = replace(setup, priority=Priority(io_weights=True))

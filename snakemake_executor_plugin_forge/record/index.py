@@ -19,8 +19,8 @@ from typing import Any, Self, TypeVar
 
 from ..spec.verdict import EndedBy
 from .archive import read_entries
+from .index_schema import JSONS, NUMBERS, TEXTS, NewerIndexError, connect, transaction
 from .reader import RUNNING, RunDirectory, run_directories, state_directory
-from .schema import JSONS, NUMBERS, TEXTS, NewerIndexError, connect, transaction
 
 NAME = "index.db"
 COLUMNS = (*TEXTS, *JSONS, *NUMBERS)

@@ -18,8 +18,8 @@ from ..spec.backend import Backend
 from ..spec.errors import ForgeError
 from ..spec.job import Config
 from ..staging.pending import Status, entries
+from ..workers.nursery import NurserySetup
 from ..workers.renderer import Renderer
-from ..workers.zygote import ZygoteSetup
 
 
 class Backends:
@@ -28,7 +28,7 @@ class Backends:
     def __init__(
         self,
         config: Config,
-        setup: ZygoteSetup,
+        setup: NurserySetup,
         run_dir: str,
         local_cores: int,
         notice: Callable[[str], None],
@@ -83,7 +83,7 @@ class Backends:
 
 
 def _local(
-    config: Config, setup: ZygoteSetup, notice: Callable[[str], None], cores: int
+    config: Config, setup: NurserySetup, notice: Callable[[str], None], cores: int
 ) -> LocalBackend | QueuedBackend:
     """Open this host's backend. Where jobs may get more memory than Snakemake knows, they wait until it is free."""
     most = jobs_at_once()

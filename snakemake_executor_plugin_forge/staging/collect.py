@@ -17,10 +17,10 @@ from ..sandbox.filesystem.overlay import Layer
 from ..spec.file_policy import inside_outputs
 from ..spec.job import Files, Target, TargetKind
 from .journal import Move
+from .layer_files import is_whiteout, unfit
 from .links import leads_to_own
 from .owners import mark
 from .publish import publish_one
-from .tree import is_whiteout, unfit
 from .undeclared import PRIVATE, Decided, take_own
 
 _FILES_OF_SNAKEMAKE = """

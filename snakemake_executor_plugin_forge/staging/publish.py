@@ -32,7 +32,7 @@ from ..spec.paths import COPY
 from . import journal
 from .file_version import NOTHING, FileVersion, status_of
 from .journal import Journal, Move
-from .tree import unfit
+from .layer_files import unfit
 
 _MANY_FILES = 32  # with more files, one sync of the whole file system is faster
 OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ..kernel.inherited import fork
-from ..spec.errors import ZygoteError
+from ..spec.errors import NurseryError
 from .channel import Channel, Frame, FrameKind
 from .launcher import Command
-from .zygote import Render, leave_snakemake
+from .nursery import Render, leave_snakemake
 
 INNER = "inner snakemake: it is no shell command alone, or it is more than one"
 
@@ -36,11 +36,11 @@ class Renderer:
         """Return the command of a job, and how it came about (for the record).
 
         Args:
-            payload: a pickled pair: the payload for :data:`.zygote.Render`, or None; and the command to fall back on.
+            payload: a pickled pair: the payload for :data:`.nursery.Render`, or None; and the command to fall back on.
             scratch: $TMPDIR to render it with.
 
         Raises:
-            ZygoteError: if the process is dead.
+            NurseryError: if the process is dead.
         """
         call, inner = pickle.loads(payload)
         if call is None:
@@ -51,7 +51,7 @@ class Renderer:
             while answer is None and not self._channel.closed:
                 answer = next(self._channel.receive(), None)
         if answer is None:
-            raise ZygoteError(f"the process that renders commands (pid {self._pid}) was killed")
+            raise NurseryError(f"the process that renders commands (pid {self._pid}) was killed")
         command: Command | None = pickle.loads(answer.body)
         return (inner, INNER) if command is None else (command, "launcher")
 

@@ -26,7 +26,7 @@ from snakemake_executor_plugin_forge.spec.plan import plan
 from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order, Outcome, Verdict
 from snakemake_executor_plugin_forge.workers import launcher
 from snakemake_executor_plugin_forge.workers.launcher import Command
-from snakemake_executor_plugin_forge.workers.zygote import ZygoteSetup
+from snakemake_executor_plugin_forge.workers.nursery import NurserySetup
 from tests.conftest import DEADLINE, wait_until, written
 from tests.contract.fake import FakeBackend, Scripted
 from tests.slurm.cluster import Cluster
@@ -100,7 +100,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     backend: Backend
     match request.param:
         case "local" | "queued" | "adopting":
-            setup = ZygoteSetup(RUN, str(place), "90%", None, (), (), _nothing, launcher.execute, _command)
+            setup = NurserySetup(RUN, str(place), "90%", None, (), (), _nothing, launcher.execute, _command)
             backend = LocalBackend(setup)
             if request.param == "queued":
                 backend = QueuedBackend(backend, by_cores(2))

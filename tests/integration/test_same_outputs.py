@@ -101,7 +101,7 @@ CASES = [
     Case("untouched", """
         rule @:
             output: touch("@/a"), touch("@/b"), directory("@/d"), touch("@/d/c"), "@/seen"
-            shell: "mkdir @/d; ls @ > @/seen; [ {config[version]} = 2 ] || for f in a d/c; do echo old > @/$f; done"
+            shell: "mkdir -p @/d; ls @ > @/seen; [ {config[version]} = 2 ] || for f in a d/c; do echo old > @/$f; done"
         """),
     Case("private", """
         rule @:

@@ -25,7 +25,7 @@ from snakemake_executor_plugin_forge.backends.slurm.parse import parse_squeue
 from snakemake_executor_plugin_forge.backends.slurm.states import SlurmState
 from snakemake_executor_plugin_forge.backends.slurm.verdicts import amend, needs_state, reconcile
 from snakemake_executor_plugin_forge.sandbox.cgroups.slurm_step import StepCgroup
-from snakemake_executor_plugin_forge.spec.errors import HostError, UsageError, ZygoteError
+from snakemake_executor_plugin_forge.spec.errors import HostError, NurseryError, UsageError
 from snakemake_executor_plugin_forge.spec.job import Config, Limits, Require
 from snakemake_executor_plugin_forge.spec.slurm import SlurmSettings
 from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
@@ -278,6 +278,6 @@ def test_a_dead_renderer_is_an_error_and_no_hang() -> None:
         os._exit(1)
 
     renderer = Renderer(lambda: None, render)
-    with pytest.raises(ZygoteError, match="was killed"):
+    with pytest.raises(NurseryError, match="was killed"):
         renderer.command(pickle.dumps((b"yes", Command("/bin/sh", (), "/", {}, ()))), "/scratch")
     renderer.close()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
-from snakemake_executor_plugin_forge.record.schema import VERSION, file_system, supports_wal
+from snakemake_executor_plugin_forge.record.index_schema import VERSION, file_system, supports_wal
 from snakemake_executor_plugin_forge.spec.job import RunContext
 
 from ..conftest import FORGE
@@ -212,7 +212,7 @@ def test_tables_of_an_older_forge_are_made_again(tmp_path: Path) -> None:
 def test_wal_only_where_the_file_system_is_this_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert file_system("/proc") == "proc"
     assert supports_wal(str(tmp_path / "x")) is True
-    monkeypatch.setattr("snakemake_executor_plugin_forge.record.schema.file_system", lambda _: "nfs4")
+    monkeypatch.setattr("snakemake_executor_plugin_forge.record.index_schema.file_system", lambda _: "nfs4")
     write_run(tmp_path, MADE)
     assert _indexed(tmp_path) == _verdicts(tmp_path)
     with sqlite3.connect(_state(tmp_path) / "index.db") as connection:

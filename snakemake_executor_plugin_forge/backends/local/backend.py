@@ -22,15 +22,15 @@ from ...kernel.descriptors import is_readable
 from ...kernel.failpoints import reached
 from ...kernel.shortage import REMEDY, patiently
 from ...spec.backend import Done
-from ...spec.errors import ZygoteError
+from ...spec.errors import NurseryError
 from ...spec.host import Host
 from ...spec.job import LaunchSpec
 from ...spec.resources import check_resources
 from ...spec.verdict import Order, Verdict
 from ...supervisor.reaper import lost
-from ...workers import zygote
+from ...workers import nursery
 from ...workers.channel import Channel, FrameKind, Mailbox
-from ...workers.zygote import ZygoteSetup
+from ...workers.nursery import NurserySetup
 from .jobs import Instruction, LocalJob, LocalJobs, Send, Tell, TellLost
 
 _READY_SECONDS = 60.0
@@ -42,11 +42,11 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, setup: ZygoteSetup) -> None:
+    def __init__(self, setup: NurserySetup) -> None:
         """Fork the nursery. Call it while Snakemake has no threads.
 
         Raises:
-            ZygoteError: if the process from which jobs are forked does not get ready.
+            NurseryError: if the process from which jobs are forked does not get ready.
         """
         self._restore_signals = inherited.accept_signals()
         inherited.open_streams()
@@ -57,14 +57,14 @@ class LocalBackend:
         self._was_frozen = gc.get_freeze_count() > 0
         gc.freeze()
         itself = os.pidfd_open(os.getpid())
-        self._pid = _fork(lambda: zygote.run(setup, theirs, writers, itself))
+        self._pid = _fork(lambda: nursery.run(setup, theirs, writers, itself))
         os.close(itself)
         theirs.close()
         writers.close()
         self._channel = Channel(ours)
         try:
             self.host = self._await_ready()
-        except ZygoteError:  # it may hang, so it is not waited for
+        except NurseryError:  # it may hang, so it is not waited for
             self._channel.close()
             self._mailbox.close()
             raise
@@ -79,12 +79,12 @@ class LocalBackend:
 
     def _await_ready(self) -> Host:
         if not self._wait_for_mail(time.monotonic() + _READY_SECONDS):
-            raise ZygoteError(f"the nursery (pid {self._pid}) did not get ready within {_READY_SECONDS:.0f} s")
+            raise NurseryError(f"the nursery (pid {self._pid}) did not get ready within {_READY_SECONDS:.0f} s")
         frame = self._mailbox.receive()
         if frame is None:
-            raise ZygoteError(f"the nursery (pid {self._pid}) died while it probed this host; see its message above")
+            raise NurseryError(f"the nursery (pid {self._pid}) died while it probed this host; see its message above")
         if frame.kind is FrameKind.REFUSED:
-            raise ZygoteError(frame.body.decode())
+            raise NurseryError(frame.body.decode())
         host: Host = pickle.loads(frame.body)
         return host
 
@@ -275,4 +275,4 @@ def _fork(life: Callable[[], None]) -> int:
     try:
         return patiently(lambda: inherited.fork(life))
     except OSError as error:
-        raise ZygoteError(f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}.") from error
+        raise NurseryError(f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}.") from error

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import select
 import socket
 import stat
@@ -287,6 +288,7 @@ def _live(place: str, kind: str, listening: socket.socket, lock: int) -> None:
         if fd > 2 and fd not in (listening.fileno(), lock):
             with suppress(OSError):
                 os.close(fd)
+    inherited.limit_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # one connection of each supervisor
     _Holder(place, kind, listening, lock).serve()
 
 
@@ -299,16 +301,18 @@ class _Holder:
 
     def serve(self) -> None:
         """Serve until nobody is connected any more."""
-        connections: list[socket.socket] = []
-        patience: float | None = _FIRST_SECONDS
-        while ready := select.select([self._listening, *connections], [], [], patience)[0]:
+        connections: dict[int, socket.socket] = {}
+        poll = select.poll()  # select(2) takes no descriptor above 1023, and each supervisor has a connection
+        poll.register(self._listening, select.POLLIN)
+        patience: float | None = 1000 * _FIRST_SECONDS
+        while ready := poll.poll(patience):
             patience = None
-            for one in ready:
-                if one is self._listening:
-                    connections.append(self._listening.accept()[0])
-                elif not self._answer(one):
-                    connections.remove(one)
-                    one.close()
+            for fd, _ in ready:
+                if fd == self._listening.fileno():
+                    self._accept(connections, poll)
+                elif not self._answer(connections[fd]):
+                    poll.unregister(fd)
+                    connections.pop(fd).close()
             if not connections:
                 break
         with suppress(OSError):
@@ -320,6 +324,15 @@ class _Holder:
                 remove_tree(own)
         if os.listdir(self._place) == [_LOCK]:
             remove_tree(self._place)
+
+    def _accept(self, connections: dict[int, socket.socket], poll: select.poll) -> None:
+        try:
+            connection = self._listening.accept()[0]
+        except OSError:  # a job has opened as many as there can be: the next supervisor waits until some are closed
+            time.sleep(_PAUSE_SECONDS)
+            return
+        connections[connection.fileno()] = connection
+        poll.register(connection, select.POLLIN)
 
     def _answer(self, asking: socket.socket) -> bool:
         """Answer one request; return False if the other end is closed."""
