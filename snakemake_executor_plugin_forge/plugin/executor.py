@@ -217,11 +217,7 @@ class Executor(_InnerSnakemake):
             group = ConnectedJobs(run.submitter, job, partial(self._conclude_group, info))
             run.group_threads.submit(group.start)  # not here: it may have to wait for a service
             return
-        try:
-            prepared = run.submitter.prepare(job)
-        except UsageError as error:
-            self.report_job_submission(info, register_job=False)
-            self.report_job_error(info, msg=str(error))
+        if (prepared := _prepared(self, run.submitter, info)) is None:
             return
         # Staged outputs are never half-written at their places, and need no mark for that; but not every node of a
         # cluster can stage.
@@ -374,6 +370,16 @@ class Executor(_InnerSnakemake):
             self.logger.info(write(run.crates, os.getcwd()))
         if self._failures is not None and (summary := self._failures.text()):
             self.logger.error(summary)
+
+
+def _prepared(executor: Executor, submitter: Submitter, info: SubmittedJobInfo) -> PreparedJob | None:
+    """Return a prepared job; None if that has failed, which fails this job and no other."""
+    try:
+        return submitter.prepare(info.job)
+    except UsageError as error:
+        executor.report_job_submission(info, register_job=False)
+        executor.report_job_error(info, msg=str(error))
+        return None
 
 
 def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:

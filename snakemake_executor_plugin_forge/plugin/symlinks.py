@@ -24,7 +24,7 @@ class Links:
         return tuple(found)
 
     def targets_on_the_way(self, paths: Iterable[str]) -> tuple[str, ...]:
-        """The same, of the links in their directories only: for outputs, which a job replaces where they are links."""
+        """Targets of the links in the directories of outputs: an output that is a link itself is replaced."""
         found: list[str] = []
         for path in paths:
             parent, _, name = (path if path.startswith("/") else f"{self._workdir}/{path}").rpartition("/")
