@@ -1,6 +1,6 @@
 # Every target sets itself up: `make demo` and `make test` work in a fresh clone.
 #
-# PYTHON    the Python (3.11 or newer) that the environment in .venv is made of
+# PYTHON    the Python (3.11 or newer) for the environment in .venv
 # ARGS      more arguments for pytest: make test ARGS='-k oom -x'
 # BENCH     arguments for the benchmark: make bench BENCH='--only shell run --rounds 5'
 # LAB       arguments for the demonstration of four analyses: make demo-lab LAB='--size demo'
@@ -21,7 +21,7 @@ LAB ?=
 UPSTREAM_VENV := build/upstream-venv
 UPSTREAM_STAMP := $(UPSTREAM_VENV)/.stamp
 
-# What Snakemake's own tests need beside it; see tests/upstream/README.md.
+# Packages that Snakemake's own tests need; see tests/upstream/README.md.
 UPSTREAM_NEEDS := 'pytest<9' pytest-timeout pytest-mock pytest-xdist 'pandas<3' polars snakemake-executor-plugin-cluster-generic \
 	snakemake-storage-plugin-fs snakemake-storage-plugin-http snakemake-storage-plugin-s3 boto3 eido peppy pygments
 
@@ -49,11 +49,11 @@ $(STAMP): pyproject.toml
 	@$(MAKE) --no-print-directory python-is-usable
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,bench]'
-# pip does not compile what is editable, and each run starts processes that import it.
+# pip does not compile editable packages, and each run starts processes that import them.
 	$(BIN)/python -m compileall -q snakemake_*_plugin_forge tests
 	@touch $(DEMO_STAMP) $(LAB_STAMP) $@
 
-# Who only wants to see the demo waits for no tools of development.
+# The demo alone does not install the development tools.
 define install
 	@$(MAKE) --no-print-directory python-is-usable
 	@echo 'Installing Forge with what the demonstration needs into .venv …'
@@ -90,20 +90,20 @@ demo-crash: $(DEMO_STAMP) ## kill Snakemake in the middle of the demo, and resum
 $(LAB_STAMP): pyproject.toml
 	$(call install,demo$(comma)provenance)
 
-demo-lab: $(LAB_STAMP) ## four analyses and a hostile one beside a database; minutes, the first time more (it builds venvs)
+demo-lab: $(LAB_STAMP) ## four analyses and a hostile one beside a database; minutes, more the first time (it builds venvs)
 	$(BIN)/python workflows/lab/lab.py build/lab $(BIN) $(LAB)
 
 # One worker of three waits for the Slurm cluster for ten minutes.
-test: $(STAMP) ## all tests: also in a guest with cgroup v2, on a Slurm cluster, Snakemake's own (root: installs what they need)
+test: $(STAMP) ## all tests, also in a guest with cgroup v2, on a Slurm cluster, and Snakemake's own (root: installs packages for them)
 	$(BIN)/python -m pytest -n 3 $(ARGS)
 
-test-fast: $(STAMP) ## the tests that need no other host (guest, cluster), but for those that take long
+test-fast: $(STAMP) ## all tests but the slow ones and those that need another host (guest, cluster)
 	$(BIN)/python -m pytest -n 2 -m 'not host and not busy and not slow' $(ARGS)
 
 soak: $(STAMP) ## crashes at random times by the hundred, and every case of containment in the guest; hours
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
-check: $(STAMP) ## lint, types, who may import whom, links in the documentation
+check: $(STAMP) ## lint, types, the import contract, links in the documentation
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports

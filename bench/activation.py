@@ -1,4 +1,4 @@
-"""What a runtime costs each job: the same shell jobs in a conda environment and on the host."""
+"""The cost of a runtime for each job: the same shell jobs in a conda environment and on the host."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ FILES = 100
 
 @dataclass(frozen=True)
 class Activation:
-    """Pairs of runs, of Forge alone: the other executors activate with a conda that is not here."""
+    """Pairs of runs with Forge alone: the other executors need a real conda, which is not here."""
 
     jobs: int
     name: str = "activation"
@@ -46,7 +46,7 @@ class Activation:
 
 
 def make_environment(prefix: Path) -> None:
-    """Make what an installer leaves behind: files, the list of their checksums, a hook."""
+    """Make the environment that an installer leaves: files, the list of their checksums, a hook."""
     paths = []
     bodies = {f"share/{n}.txt": f"{n}\n".encode() * 1000 for n in range(FILES)}
     bodies["etc/conda/activate.d/bench.sh"] = HOOK.encode()

@@ -1,9 +1,9 @@
-"""Sandboxes one after the other, as a supervisor makes them, without Snakemake. A program of its own: it forks.
+"""Sandboxes one after the other, as a supervisor makes them, without Snakemake, in a program of its own that forks.
 
     python -m bench.attempts sandbox|attempt|bash COUNT
 
-In the working directory. ``sandbox``: cgroup, namespaces, mounts, layer, the command, its death, and all of it gone
-again. ``attempt``: that with its record, outputs checked, published and synced. ``bash``: the command alone.
+It uses the working directory. ``sandbox``: cgroup, namespaces, mounts and layer, the command and its end, removal of
+all. ``attempt``: the sandbox with a record, and checked, published and synced outputs. ``bash``: the command alone.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from snakemake_executor_plugin_forge.workers.launcher import Command, execute
 from snakemake_executor_plugin_forge.workers.pool import ControlChannel
 
 BASH = "/bin/bash"
-WARM = 3  # the first ones make what later ones use again
+WARM = 3  # the first ones make things that later ones reuse
 
 
 def main(kind: str, count: int) -> None:
-    """Print the median of the seconds of each as JSON."""
-    gc.disable()  # as the launcher does, from which supervisors are forked
+    """Print the median of their seconds as JSON."""
+    gc.disable()  # as in the launcher, which forks supervisors
     gc.freeze()
     walls = [took for _, took in zip(range(count + WARM), _each(kind), strict=False)]
-    middle = sorted(walls[WARM:])[count // 2]  # statistics brings random, which each fork would seed anew
+    middle = sorted(walls[WARM:])[count // 2]  # statistics imports random, which each fork would seed again
     print(json.dumps({"wall_s": middle}), flush=True)
 
 
@@ -101,7 +101,7 @@ def _forge(kind: str) -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def _probed(place: str) -> tuple[Host, RunCgroup]:
-    """Probe the host in another process, as the nursery does: that takes modules which no launcher has."""
+    """Probe the host in another process, as the nursery does: this needs modules that no launcher has."""
     answer, told = os.pipe()
     if os.fork() == 0:
         from snakemake_executor_plugin_forge.sandbox.probe import probe_host

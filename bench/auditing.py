@@ -1,4 +1,4 @@
-"""What --forge-audit costs a job: the same jobs with and without it, by the seconds that their records give."""
+"""The cost of --forge-audit for a job: the same jobs with and without it, by the seconds in their records."""
 
 import json
 import os

@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 1 after a failed run, and with --strict after a missed target."""
+    """Run the benchmark; return 1 after a failed run, and with --strict after a missed target."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     settings = Settings(QUICK if options.quick else FULL, options.cores, options.rounds, options.timeout)
@@ -134,7 +134,7 @@ def _cases(settings: Settings, only: list[str] | None) -> list[Case]:
 def _measure(cases: list[Case], executors: list[Executor], workspace: Workspace, results: Results) -> None:
     """Run all rounds; executors alternate within each case, in an order that turns with every round."""
     for executor in executors:
-        # Not measured: reads files into the page cache and writes bytecode that later runs profit from.
+        # Not measured: this run fills the page cache and writes bytecode for later runs.
         workspace.snakemake(executor, workspace.directory("shell"), jobs=1, steps=2)
     rounds = workspace.settings.rounds
     for number in range(rounds):

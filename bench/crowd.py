@@ -1,4 +1,4 @@
-"""Many jobs at once that only sleep: how long it takes until all of them run, and what each holds in memory."""
+"""Many jobs that sleep at the same time: the seconds until all of them run, and the memory of each."""
 
 import time
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Crowd:
         }
 
     def _run(self, executor: Executor, workspace: Workspace, jobs: int) -> tuple[float, float]:
-        """Seconds until all jobs sleep, and private megabytes of the executor's processes then."""
+        """Return the seconds until all jobs sleep, and the private megabytes of the executor's processes then."""
         directory = workspace.directory("sleep")
         begin = time.monotonic()
         command = workspace.start(executor, directory, jobs, [f"jobs={jobs}", f"seconds={self.seconds}"])
@@ -55,7 +55,7 @@ class Crowd:
 
 
 def private_bytes(pid: int) -> int:
-    """Memory of one of Forge's processes that no other shares (proc_pid_smaps(5)); 0 for all others."""
+    """Return the memory that one of Forge's processes does not share (proc_pid_smaps(5)); 0 for other processes."""
     try:
         if not Path(f"/proc/{pid}/comm").read_text().startswith(FORGES):
             return 0

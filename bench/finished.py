@@ -1,4 +1,4 @@
-"""What waits behind a user's back: thousands of finished jobs before a resume, thousands of files beside a job."""
+"""Costs that grow unseen: thousands of finished jobs before a resume, thousands of files beside a job."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ class Finished:
     _made: dict[str, Path] = field(default_factory=dict)
 
     def measure(self, executor: Executor, workspace: Workspace) -> Metrics:
-        """Make the directory once; then both ways."""
+        """Make the directory once, then measure both ways."""
         if executor.name != FORGE:
             return {}
         if FORGE not in self._made:
@@ -55,7 +55,7 @@ class Finished:
         return directory
 
     def _interrupt(self, directory: Path) -> None:
-        """Have the record of the run say that its Snakemake died."""
+        """Change the record of the run as if its Snakemake had died."""
         path = _run_directory(directory) / "run.json"
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"ended": None}))
@@ -67,7 +67,7 @@ def _run_directory(directory: Path) -> Path:
 
 @dataclass(frozen=True)
 class ManyFiles:
-    """The same shell jobs in a directory of their own, and in one with thousands of (sparse) files beside."""
+    """Shell jobs in a directory of their own, and in one with thousands of (sparse) files beside."""
 
     jobs: int
     files: int

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The machine and versions of a measurement."""
 
 import os
 import platform
@@ -27,10 +27,10 @@ def machine() -> dict[str, str | int | None]:
 
 
 class OtherLoad:
-    """How many cores other processes kept busy, from this object's creation on.
+    """The number of cores that other processes have kept busy since this object was made.
 
-    Walls on a shared machine mean little without it: CPU seconds of all processes in /proc/stat, less those
-    of this process and of the children it has collected.
+    Wall times on a shared machine mean little without it. It counts CPU seconds of all processes in /proc/stat, less
+    those of this process and of the children it has collected.
     """
 
     def __init__(self) -> None:

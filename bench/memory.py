@@ -18,9 +18,9 @@ FORGE_PREFIX = "forge-"
 
 @dataclass(frozen=True)
 class Memory:
-    """What the executor holds in memory beside Snakemake, with one job running and with several.
+    """The memory of the executor beside Snakemake, with one running job and with several.
 
-    PSS divides every shared page among its users, so the sum over processes is memory really in use.
+    PSS divides every shared page among its users, so the sum over all processes is the memory in use.
     """
 
     jobs: int
@@ -74,8 +74,8 @@ def executor_share(sizes: dict[str, float]) -> float:
 def tree_sizes(snakemake: int) -> dict[str, float]:
     """Return the PSS in megabytes (10^6 bytes) of the benchmark's process tree by role.
 
-    All descendants of the benchmark are taken, not only Snakemake's: a supervisor that let go of its parent
-    counts as well.
+    All descendants of the benchmark count, not only Snakemake's: a supervisor that has left its parent counts as
+    well.
     """
     main_line = _cmdline(snakemake)
     sizes: Counter[str] = Counter()
@@ -109,7 +109,7 @@ def _role(pid: int, main_line: bytes) -> str:
 
 
 def sleepers() -> int:
-    """How many processes below the benchmark are a job's ``sleep``."""
+    """Count the processes below the benchmark that are a job's ``sleep``."""
     return sum(_comm(pid) == "sleep" for pid in descendants(os.getpid()))
 
 

@@ -21,9 +21,9 @@ FORGES = ("forge, sandbox", "forge, whole attempt")
 
 @dataclass(frozen=True)
 class Peers:
-    """Each program in turn, as one calls it for one command; Forge as its supervisors do it, one after the other.
+    """Each program in turn, called as for one command; Forge as its supervisors run one sandbox after the other.
 
-    A program that this host does not have, or that fails here, is named with the reason.
+    The results name a program that is missing or fails here, with the reason.
     """
 
     count: int
@@ -31,7 +31,7 @@ class Peers:
     _reasons: dict[str, str] = field(default_factory=dict)
 
     def measure(self, executor: Executor, workspace: Workspace) -> Metrics:
-        """Run all of them alternating, ``count`` times, and Forge's own as often in one process."""
+        """Run all programs ``count`` times in turn, and Forge's sandbox as often in one process."""
         if executor.name != FORGE:
             return {}
         directory = workspace.directory("shell")
@@ -57,7 +57,7 @@ class Peers:
         return metrics
 
     def _own(self, kind: str, directory: Path, workspace: Workspace) -> tuple[float, float]:
-        """Milliseconds of wall and CPU of one in ``bench.attempts``: the CPU is what more of them cost more."""
+        """Return wall and CPU milliseconds of one in ``bench.attempts``; CPU is the extra cost of more of them."""
         used: list[tuple[Usage, float]] = []
         for count in (1, self.count + 1):
             shutil.rmtree(directory / ".snakemake", ignore_errors=True)
@@ -106,7 +106,7 @@ def _runexec(directory: Path) -> list[str]:
 
 
 def _podman(directory: Path) -> list[str]:
-    """No image is needed: an empty root with the host's /usr in it."""
+    """Use an empty root with the host's /usr in it instead of an image."""
     root = directory / "root"
     for name in ("usr", "etc", "proc", "sys", "dev", "tmp", "run"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -121,4 +121,4 @@ def _podman(directory: Path) -> list[str]:
 
 
 PEERS: dict[str, Callable[[Path], list[str]]] = {"bwrap": _bwrap, "runexec": _runexec, "podman": _podman}
-"""Other programs, each with its arguments for a command that may write to a directory, with as much as it offers."""
+"""Other programs with their arguments for a command that may write to a directory, with all their protection."""

@@ -1,7 +1,7 @@
 """Running a command and accounting for the whole process tree it leaves behind.
 
 The benchmark makes itself a child subreaper: processes whose parent ended become its own children, so their
-CPU time can be collected and nothing an executor forgot outlives its run unnoticed.
+CPU time can be collected, and no process that an executor forgot outlives its run unnoticed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """What one run cost: the wall time of the command and the CPU time of its whole tree.
+    """The cost of one run: the wall time of the command and the CPU time of its whole tree.
 
     ``left_running`` counts the processes that still ran some seconds after the command had ended.
     """
@@ -58,7 +58,7 @@ def parents() -> dict[int, int]:
             stat = (entry / "stat").read_text(errors="replace")
         except OSError:
             continue
-        # The command in parentheses may itself contain blanks and parentheses.
+        # The command in parentheses may contain blanks and parentheses.
         state, parent = stat.rpartition(")")[2].split()[:2]
         if state != "Z":
             found[int(entry.name)] = int(parent)

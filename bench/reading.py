@@ -1,4 +1,4 @@
-"""What the commands that answer questions cost, with many attempts on record."""
+"""The cost of commands that answer questions, with many attempts on record."""
 
 import sys
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ COMMANDS = {
 class Reading:
     """Commands of ``snakemake-forge`` over one run with many attempts, written by Forge's own code without the jobs.
 
-    Each command is held against its CPU time: it is a single process that waits for nothing, and its wall time on a
-    machine with other load says more about that.
+    The limits are for CPU time: each command is a single process that waits for nothing, and its wall time on a machine
+    with other load says more about that.
     """
 
     attempts: int

@@ -1,4 +1,4 @@
-"""What the record costs a job."""
+"""The cost of the record for a job."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ EVENTS = ("started", "inside", "exec", "ended inside", "dead", "published")
 
 @dataclass(frozen=True)
 class Recording:
-    """The record of an attempt, written again and again by the code that a supervisor uses, with nothing else to do."""
+    """The record of an attempt, written again and again by the code of a supervisor, with nothing else to do."""
 
     records: int = 500
     name: str = "recording"
@@ -34,7 +34,7 @@ class Recording:
 
 
 def write_records(directory: Path, count: int) -> tuple[list[float], list[float]]:
-    """Wall and CPU seconds of each record: its directory, streams, description, events and verdict."""
+    """Return wall and CPU seconds of each record: its directory, streams, description, events and verdict."""
     context = RunContext("20260131-120000-1-aaaa", str(directory), f"{directory}/.snakemake/forge", ())
     request = JobRequest(
         rule="call", wildcards={"sample": "A"}, attempt=1, threads=1, resources={"mem_mb": 512, "runtime": 3},

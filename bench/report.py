@@ -20,7 +20,7 @@ class Table:
 
 
 def show(results: Results, sizes: Sizes) -> None:
-    """Print all tables of what was measured, the targets last."""
+    """Print all tables of the results, the targets last."""
     tables = [_timed_table(results, case, sizes) for case in ("shell", "run", "script", "heavy", "dag")]
     tables += [
         _peers_table(results),
@@ -113,7 +113,7 @@ def _memory_table(results: Results) -> Table:
 
 
 def _roles_table(results: Results) -> Table:
-    """Where the memory is, process by process."""
+    """The memory of each kind of process."""
     table = Table("memory: PSS in MB by kind of process", ["executor and kind", "1 job", "many"])
     hidden = {"executor", "tree"}
     for name, metrics in results.samples.get("memory", {}).items():

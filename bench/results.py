@@ -1,4 +1,4 @@
-"""The results of a call: what was sampled, its medians and ratios, and the project's targets."""
+"""The results of a call: samples, their medians and ratios, and the project's targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ class Results:
     def ratio(self, over: Key, under: Key) -> float | None:
         """Return the median of the ratios of two metrics round by round.
 
-        Both sides of each ratio were measured minutes apart, so a load that comes and goes between rounds
-        falls out of it. Per-job times that noise made zero or negative have no ratio.
+        Both sides of each ratio were measured within minutes, so a load that comes and goes between rounds
+        cancels out. Per-job times that noise made zero or negative have no ratio.
         """
         pairs = zip(self.values(*over), self.values(*under), strict=False)
         ratios = [above / below for above, below in pairs if above > 0 and below > 0]
@@ -54,7 +54,7 @@ class Results:
         return self.ratio((case, executor, metric), (case, LOCAL, metric))
 
     def growth(self, executor: str, metric: str = "job_wall_ms") -> float | None:
-        """Compare what a job costs in the large DAG with what it costs among the shell jobs."""
+        """Compare the cost of a job in the large DAG with its cost among the shell jobs."""
         return self.ratio(("dag", executor, metric), ("shell", executor, metric))
 
     def medians(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -68,7 +68,7 @@ class Results:
         }
 
     def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return the ratios to the local executor that there are, for the record."""
+        """Return all known ratios to the local executor, for the record."""
         return {
             case: {
                 executor: {

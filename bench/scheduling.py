@@ -1,8 +1,7 @@
 """Many ready jobs: Forge with its own scheduler beside the local executor with Snakemake's.
 
-Nobody wants to wait for the latter: they weigh all ready jobs for each job, so that a run of n jobs takes
-c + a n + b n². Runs of one job and of two larger numbers give the three, and these what as many jobs as Forge's run has
-would take.
+The latter would take too long: they weigh all ready jobs for each job, so a run of n jobs takes c + a n + b n². Runs of
+one job and of two larger numbers give c, a and b, and these give the time for as many jobs as Forge's run has.
 """
 
 import re
@@ -15,7 +14,7 @@ from bench.timed import Metrics
 from bench.workspace import Workspace
 
 CORES = 8
-FEW = 400  # jobs, beside which a job among many is held
+FEW = 400  # jobs, with which a job among many is compared
 WORKFLOWS = {"shell": 1, "chain": 3}  # jobs for each output
 CHANGES = re.compile(r"^(?:Finished jobid: \d+ \(Rule: (first|second)\)|Removing temporary output )", re.MULTILINE)
 
@@ -30,7 +29,7 @@ class Scheduling:
     name: str = "schedule"
 
     def measure(self, executor: Executor, workspace: Workspace) -> Metrics:
-        """Run Forge at its full number of jobs, and Snakemake's schedulers at the numbers that they can do."""
+        """Run Forge with all jobs, and Snakemake's schedulers with as many as they can do."""
         metrics: Metrics = {}
         for workflow, length in WORKFLOWS.items():
             if executor.name == FORGE:
@@ -64,14 +63,14 @@ class Scheduling:
 
 
 def _run(executor: Executor, workspace: Workspace, workflow: str, number: int) -> dict[str, float]:
-    """Run a workflow in a directory of its own; its times, and the most temporary files at a time."""
+    """Run a workflow in a new directory; return its times, and the most temporary files at a time."""
     directory = workspace.directory(workflow)
     usage: Usage = workspace.snakemake(executor, directory, number, number * WORKFLOWS[workflow] + 1, cores=CORES)
     return {"wall_s": usage.wall, "cpu_s": usage.cpu, "temporary": temporary_files(workspace.root / "output.log")}
 
 
 def temporary_files(log: Path) -> float:
-    """The most temporary files that there were at a time, by what Snakemake says about their jobs and about them."""
+    """Return the most temporary files at a time, from Snakemake's messages about their jobs and their removal."""
     there = most = 0
     for change in CHANGES.finditer(log.read_text(errors="replace")):
         there += 1 if change[1] else -1
@@ -80,7 +79,7 @@ def temporary_files(log: Path) -> float:
 
 
 def extrapolated(one: float, measured: dict[int, float], jobs: int) -> float:
-    """What ``jobs`` would take, by c + a n + b n²: for one job, and for two numbers of jobs."""
+    """Return the time of ``jobs`` by c + a n + b n², from the times of one job and of two numbers of jobs."""
     (n, first), (m, second) = ((number - 1, time - one) for number, time in measured.items())
     b = (second / m - first / n) / (m - n)
     a = first / n - b * n

@@ -1,4 +1,4 @@
-"""What a benchmark consists of, as data: the executors, the sizes of the cases and how a call is set up."""
+"""The parts of a benchmark as data: executors, sizes of the cases, and settings of a call."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ FORGE = "forge"
 
 @dataclass(frozen=True)
 class Executor:
-    """One executor: its name, its command line and what it is asked to do.
+    """One executor: its name, its command line and its cases.
 
     ``max_jobs`` caps the number of jobs of a case (a slow executor is compared per job), and ``cases``, if
     given, names the only cases it takes part in.
@@ -60,7 +60,7 @@ EXECUTORS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much each case does."""
+    """The size of each case."""
 
     shell: int = 400
     run: int = 40

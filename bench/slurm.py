@@ -1,11 +1,11 @@
-"""The same trivial jobs on the same Slurm cluster: with forge, and with snakemake-executor-plugin-slurm.
+"""Equal trivial jobs on one Slurm cluster: with forge, and with snakemake-executor-plugin-slurm.
 
     python -m bench.slurm [--jobs 20 200] [--seconds 0.2] [--rounds 1] [--executors NAME ...] [--json PATH]
 
-As root. The cluster is one of its own, started and stopped here (tests/slurm/cluster.py installs Debian's packages),
-with accounting, which the plugin asks for the states of its jobs. Wall time is that of the ``snakemake`` process. What
-Slurm's controller needs is the CPU time of ``slurmctld`` meanwhile. How long it takes from the end of a job to
-Snakemake knowing of it: each job writes the time of its end, and Snakemake writes the job's metadata when it knows.
+Run it as root. It starts and stops a cluster of its own (tests/slurm/cluster.py installs Debian's packages) with
+accounting, which the plugin asks for the states of its jobs. Wall time is that of the ``snakemake`` process; the load
+of Slurm's controller is the CPU time of ``slurmctld`` meanwhile. The delay until Snakemake knows of the end of a job is
+measured: each job writes the time of its end, and Snakemake writes the job's metadata when it knows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ EXECUTORS: dict[str, tuple[str, ...]] = {
     AUTO: ("--executor", "forge", "--forge-backend", "slurm", *RESOURCES),
     "slurm, every second": (*PLUGIN, *EVERY_SECOND),
     "slurm, as it comes": PLUGIN,
-    # With arrays of 100, version 2.8 left 2 of 200 outputs: it hands them to sbatch as a script, most likely therefore.
+    # With arrays of 100, version 2.8 left 2 of 200 outputs, probably because it hands them to sbatch as a script.
     "slurm, arrays": (*PLUGIN, "--slurm-array-jobs", "all", "--slurm-array-limit", "40"),
 }
 LIMITS = {"slurm, as it comes": 0.25, "slurm, every second": 0.5}
@@ -62,11 +62,11 @@ class Run:
     jobs: int
     wall_seconds: float
     controller_cpu_seconds: float
-    noticed_seconds: float  # median, from the end of a job to Snakemake knowing
+    noticed_seconds: float  # median, from the end of a job until Snakemake knows
 
 
 def measure(cluster: Cluster, executor: str, jobs: int, seconds: float) -> Run:
-    """Run it in a fresh directory; for packs by time, after one more such job, which tells how long they take.
+    """Run the jobs in a fresh directory; for packs by time, run one more such job first, which tells their time.
 
     Raises:
         SystemExit: with the end of its output, if it fails.
@@ -103,13 +103,13 @@ def measure(cluster: Cluster, executor: str, jobs: int, seconds: float) -> Run:
         ended, noticed = ended[before:], noticed[before:]
         if len(ended) != jobs or len(noticed) != jobs:
             sys.exit(f"{executor}: {len(ended)} outputs and {len(noticed)} metadata records of {jobs} jobs")
-        # One by one in their order: nothing can be known before it has happened, so this is no more than the truth.
+        # Paired in their order: nothing can be known before it has happened, so this never overstates the delay.
         late = statistics.median(known - end for known, end in zip(noticed, ended, strict=True))
         return Run(executor, jobs, wall, cluster.controller_cpu_seconds() - cpu, late)
 
 
 def with_configuration(environment: dict[str, str], directory: Path) -> dict[str, str]:
-    """An environment in which the plugin's node jobs find the cluster: they drop SLURM_CONF before they call srun."""
+    """Return an environment in which the plugin's node jobs find the cluster: they drop SLURM_CONF before srun."""
     program = shutil.which("srun", path=environment["PATH"])
     directory.mkdir()
     wrapper = directory / "srun"
@@ -119,7 +119,7 @@ def with_configuration(environment: dict[str, str], directory: Path) -> dict[str
 
 
 def table(runs: Sequence[Run]) -> Table:
-    """Medians, and the ratios to them of forge."""
+    """Show medians, and forge's ratios to them."""
     shown = Table(
         "jobs",
         "executor",
@@ -152,7 +152,7 @@ def _ratio(one: float | None, other: float) -> str:
 
 
 def main() -> None:
-    """See above."""
+    """Run the comparison; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m bench.slurm", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--jobs", type=int, nargs="+", default=[20, 200])
     parser.add_argument("--seconds", type=float, default=0.2, help="that each job sleeps")

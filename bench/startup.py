@@ -1,11 +1,11 @@
-"""The start-up case: what an installed plugin adds to every start of Snakemake.
+"""The start-up case: the time that an installed plugin adds to every start of Snakemake.
 
-Snakemake imports all plugins to build its command line, for ``snakemake --version`` as for a run. Each pair
+Snakemake imports all plugins to build its command line, even for ``snakemake --version``. Each pair
 of starts has the plugin visible once and hidden once (``bench/start.py``).
 
 A start takes most of a second, so a few milliseconds drown in the noise of the difference between whole
-starts. Therefore the plugin's own part, its import and its command-line options, is timed by itself too:
-that is what the target is held against, and the difference of whole starts is the check on it.
+starts. Therefore the plugin's own part, its import and its command-line options, is timed by itself too.
+The target applies to this part, and the difference of whole starts is the check on it.
 """
 
 import json
@@ -43,7 +43,7 @@ class Startup:
 
 
 def _start(plugin: str, mode: str, workspace: Workspace) -> dict[str, float]:
-    """Start Snakemake once; the times of the whole start and of the plugin's part in milliseconds."""
+    """Start Snakemake once; return the milliseconds of the whole start and of the plugin's part."""
     argv = [sys.executable, "-P", str(PROGRAM), plugin, mode]
     command = workspace.command(argv, workspace.root)
     usage = command.finish(workspace.settings.timeout)

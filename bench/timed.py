@@ -27,8 +27,8 @@ class Case(Protocol):
 class Trivial:
     """Many jobs that do next to nothing, in a fresh working directory every time.
 
-    The run of all jobs is followed, in the same directory, by a run of one job: the difference is what the
-    other jobs cost, without the start of Snakemake and of the executor.
+    A run of one job in the same directory follows the run of all jobs: the difference is the cost of the
+    other jobs, without the start of Snakemake and of the executor.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Trivial:
 
 @dataclass(frozen=True)
 class Heavy:
-    """One job with real work to do: what containment costs a process that computes and writes."""
+    """One job with real work to do: the cost of containment for a process that computes and writes."""
 
     name: str = "heavy"
 
@@ -59,9 +59,9 @@ class Heavy:
 
 @dataclass(frozen=True)
 class LargeDag:
-    """A DAG of which only a small part has to run: whether its size makes each job dearer.
+    """A DAG with a small part to run: whether its size makes each job more expensive.
 
-    Every executor has a directory of its own, made once and kept over the rounds; before each run outputs
+    Every executor has a directory of its own, made once and kept over the rounds; before each run some outputs
     are removed. The baseline is a run of one job of the same DAG, not a run with nothing to do: Snakemake
     itself spends seconds on ten thousand jobs as soon as any of them has to run, whatever the executor.
     """

@@ -1,4 +1,4 @@
-"""What it costs to look at an environment before a run: for the first time, and when nothing has changed since."""
+"""The cost of checking an environment before a run: the first time, and when nothing has changed since."""
 
 import os
 import statistics
@@ -14,21 +14,21 @@ from snakemake_executor_plugin_forge.software.health import verify
 from snakemake_executor_plugin_forge.spec.catalog import RuntimeKind
 
 REST_SECONDS = 2.1
-"""What was changed more recently is not believed, however often it was looked at."""
+"""Age from which time stamps are trusted: younger files are read at every check."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A conda environment of 100 files of 2 to 4 kB, looked at by the code that a run uses.
+    """A conda environment of 100 files of 2 to 4 kB, checked by the code that a run uses.
 
-    Cold: nothing is remembered, and the files have been dropped from the page cache. Warm: all were found sound before.
+    Cold: nothing is remembered, and the page cache has no file of it. Warm: an earlier check found all sound.
     """
 
     repeats: int = 5
     name: str = "verification"
 
     def measure(self, executor: Executor, workspace: Workspace) -> Metrics:
-        """Look several times each way."""
+        """Check several times each way."""
         if executor.name != FORGE:
             return {}
         prefix, memory = workspace.directory("shell") / "environment", workspace.root / "verified.json"
@@ -44,7 +44,7 @@ class Verification:
 
 
 def look(prefix: Path, memory: Path) -> float:
-    """Seconds that a look takes which finds nothing wrong."""
+    """Return the seconds of a check that finds nothing wrong."""
     begin = time.perf_counter()
     health = verify(str(prefix), RuntimeKind.CONDA, str(memory))
     seconds = time.perf_counter() - begin
@@ -54,7 +54,7 @@ def look(prefix: Path, memory: Path) -> float:
 
 
 def forget(directory: Path) -> None:
-    """Drop the pages of all files below: posix_fadvise(2)."""
+    """Drop the page cache of all files below: posix_fadvise(2)."""
     for path in directory.rglob("*"):
         if path.is_file():
             fd = os.open(path, os.O_RDONLY)

@@ -20,7 +20,7 @@ class Workspace:
     """Makes working directories and runs Snakemake in them, the same way for every executor."""
 
     def __init__(self, root: Path, settings: Settings, notes: dict[str, str] | None = None) -> None:
-        """Use ``root``, an empty directory that the caller removes; ``notes`` get what cannot be measured, and why."""
+        """Use ``root``, an empty directory that the caller removes; ``notes`` say why something is not measured."""
         self.notes = {} if notes is None else notes
         self.root = root
         self.settings = settings
@@ -55,7 +55,7 @@ class Workspace:
 
     def start(self, executor: Executor, directory: Path, cores: int, config: Sequence[str]) -> Command:
         """Start Snakemake with the executor in the directory."""
-        # The last run's dirty pages must not be written back at the expense of this one.
+        # Writing back the last run's dirty pages must not slow this run.
         os.sync()
         options = ["--config", *config, "-j", str(cores), "--scheduler", executor.scheduler, *executor.args]
         return self.command([sys.executable, "-m", "snakemake", *options], directory)
@@ -70,8 +70,8 @@ class Workspace:
     def up_to_date(self, jobs: int) -> Path:
         """Make a directory of the shell workflow in which Snakemake has nothing to do for ``jobs`` jobs.
 
-        One job is really run; its output and its metadata record serve as the pattern for all others.
-        Letting Snakemake make them (``--touch`` included) takes far longer than the benchmark itself.
+        Snakemake runs one job; its output and its metadata record are the pattern for all others. Snakemake
+        itself, also with ``--touch``, would take far longer to make them than the benchmark takes.
         """
         directory = self.directory("shell")
         self.snakemake(EXECUTORS[LOCAL], directory, jobs=1, steps=2)
@@ -110,7 +110,7 @@ def check_steps(command: Command, steps: int) -> None:
 
 
 def write_data(path: Path, megabytes: int) -> None:
-    """Write a deterministic table of random keys: compressible as text is, and in no order."""
+    """Write a deterministic table of random keys, as compressible as text, in no order."""
     chance = random.Random(20_240_101)
     with path.open("wb") as stream:
         while stream.tell() < megabytes * 1_000_000:

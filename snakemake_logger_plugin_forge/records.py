@@ -9,8 +9,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from snakemake_executor_plugin_forge.analysis.forecast import planned_jobs, run_of_process, times_of_rules
+from snakemake_executor_plugin_forge.analysis.forecast import planned_jobs, times_of_rules
 from snakemake_executor_plugin_forge.record.index import Index, open_index
+from snakemake_executor_plugin_forge.record.reader import living_run
 from snakemake_executor_plugin_forge.spec.errors import ForgeError
 
 from .watched import Known
@@ -50,7 +51,7 @@ class Records:
                 self._index = open_index(os.getcwd())
             else:
                 self._index.refresh()
-            run = run_of_process(self._index, os.getpid())
+            run = living_run(self._index.state, os.getpid())
             self._known = Known(times_of_rules(self._index), planned_jobs(run or {}))
         took = time.monotonic() - now
         self._next = now + max(_SECONDS, took * _SHARE)

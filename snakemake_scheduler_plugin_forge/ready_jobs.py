@@ -23,8 +23,8 @@ _Key = tuple[int, int, int, int]  # the negative reward, then the number of the 
 _Valid = Callable[[_Key, Any], bool]
 
 PATIENCE = 20
-"""How many times what a job needs of each resource it lacks may be started past it. While resources are held they are
-idle, on average half of them until the running jobs end: a fortieth of a run, in the worst case."""
+"""Others may start past a job until together they need this many times its need of each resource that it lacks. Held
+resources are idle, on average half of them until the running jobs end: a fortieth of a run, in the worst case."""
 _LOOK = 64  # starts of jobs between two searches for a shape to hold, which look at all shapes
 
 

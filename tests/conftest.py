@@ -42,7 +42,7 @@ DEADLINE = 300 * max(3, PATIENCE)  # seconds that only a hanging process takes, 
 
 
 def pytest_configure() -> None:
-    """Let signals interrupt tests and their children, which a shell in the background would have ignore them."""
+    """Let signals interrupt tests and their children, also if a shell started pytest in the background."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)

@@ -99,7 +99,7 @@ def finishing_scenarios(rng: random.Random, at_random_times: int) -> list[Scenar
                           ("python", "snakemake"), ("python", "nursery"), ("single", "supervisor"))
         if (step, rule) != ("renamed", "single")
     ]  # fmt: skip
-    # Killed when it runs without Snakemake; the adopting run is killed as well.
+    # The supervisor is killed after Snakemake; the adopting run is killed as well.
     alone = ("alone", "exited", "looked through", "synced", "staged", "ended", "verdict", "written", "cleared up")
     found += [(f"snakemake:started:pair,supervisor:{step}:pair",) for step in alone]
     adopting = ("adopting", "journal", "renamed", "all renamed", "adopted", "adoption noted", "adoption cleared")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _LOCK = Path("/var/lock/forge-tests-apt")
-_POLICY = Path("/usr/sbin/policy-rc.d")  # forbids the packages' scripts to start daemons
+_POLICY = Path("/usr/sbin/policy-rc.d")  # keeps packages' scripts from starting daemons
 
 
 def install(packages: Sequence[str]) -> str:

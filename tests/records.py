@@ -24,7 +24,7 @@ BEGIN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Made:
-    """An attempt to write."""
+    """The values of one attempt's record."""
 
     rule: str = "call"
     wildcards: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-# Chains of three jobs with temporary files between them: how many of these lie around at a time is up to the scheduler.
+# Chains of three jobs with temporary files between them: the scheduler decides how many of these exist at a time.
 rule all:
     input:
         [f"out/{i}.txt" for i in range(int(config["jobs"]))],

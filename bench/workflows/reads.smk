@@ -1,4 +1,4 @@
-# One job that reads many files, each of them once, which is when an audit has most to do.
+# One job that reads many files once each: the most work for an audit.
 rule all:
     input:
         "out/0.txt",

@@ -1,4 +1,4 @@
-# n trivial shell jobs; also the large DAG, so that the overheads of both compare like with like.
+# n trivial shell jobs; the large DAG uses them too, so that both overheads can be compared.
 rule all:
     input:
         [f"out/{i}.txt" for i in range(int(config["jobs"]))],

@@ -1,4 +1,4 @@
-# n jobs that only sleep, so that what is measured is the executor's memory and not the jobs'.
+# n jobs that only sleep, so that the memory measured is the executor's and not the jobs'.
 rule all:
     input:
         [f"out/{i}.txt" for i in range(int(config["jobs"]))],

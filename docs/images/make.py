@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def look(directory: str) -> tuple[int, str]:
-    """What ``top`` shows now: how many rules have been seen to use something, and the picture as HTML."""
+    """The present output of ``top``: the number of rules seen to use something, and the picture as HTML."""
     try:
         with open_index(directory) as index:
             sampler = Sampler(index)

@@ -12,7 +12,7 @@ from ..spec.units import MEBIBYTE
 
 COLUMNS = (
     *("rule", "outcome", "seconds", "cpus", "cpu_seconds", "memory_peak_bytes", "memory_anon_peak_bytes"),
-    *("threads_asked", "memory_limit_bytes", "wall_limit_seconds", "disk_limit_bytes", "scratch_peak_bytes"),
+    *("threads_asked", "memory_limit_bytes", "wall_limit_seconds", "disk_limit_bytes"),
 )
 FEWEST_JOBS = 5
 """The number of succeeded jobs below which a rule gets no suggestion."""
@@ -50,7 +50,6 @@ class _Seen:
     memory_bytes: list[int] = field(default_factory=list)
     cores: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    scratch_bytes: list[int] = field(default_factory=list)
     memory_limit_bytes: int | None = None  # the newest
     cpus: int = 1
     wall_limit_seconds: float | None = None
@@ -140,7 +139,6 @@ def _take(seen: _Seen, row: Mapping[str, Any]) -> None:
             seen.disk_sufficed_bytes = max(seen.disk_sufficed_bytes, row["disk_limit_bytes"] or 0)
             seen.memory_bytes.append((row["memory_anon_peak_bytes"] or 0) if cached else peak)
             seen.seconds.append(seconds)
-            seen.scratch_bytes.append(row["scratch_peak_bytes"] or 0)
             seen.core_seconds += seconds
             whole = row["threads_asked"] is not None and row["threads_asked"] <= seen.cpus  # not scaled to --cores
             if seconds >= _SHORT_SECONDS and whole:

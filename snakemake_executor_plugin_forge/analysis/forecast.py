@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from ..record.index import Index, Row
-from ..record.reader import read_run
 from ..spec.progress import Planned, Progress, RuleProgress, Times
 
 NEWEST = 20
@@ -28,15 +27,6 @@ def planned_jobs(run: Row) -> dict[str, Planned]:
     return {
         rule: Planned(plan["jobs"], plan["threads"], tuple(plan["after"])) for rule, plan in run.get("plan", {}).items()
     }
-
-
-def run_of_process(index: Index, pid: int) -> Row | None:
-    """The ``run.json`` as it is now of the run that this Snakemake leads."""
-    for name, known in reversed(index.runs()):
-        if known.get("pid") == pid:
-            run = read_run(f"{index.state}/runs/{name}")
-            return run.record if run.alive else None
-    return None
 
 
 def progress_of_newest_run(index: Index, times: Mapping[str, Times]) -> Progress | None:

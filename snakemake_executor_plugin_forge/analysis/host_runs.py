@@ -17,7 +17,7 @@ from datetime import datetime
 from ..kernel import process_tree
 from ..record.identity import user_name
 from ..record.index import Row, open_index
-from ..record.reader import read_run, state_directory
+from ..record.reader import living_run, state_directory
 from ..sandbox.cgroups.run_usage import RunUsage, run_directories, run_usage
 from ..spec.errors import UsageError
 from ..spec.paths import run_name
@@ -63,21 +63,10 @@ def _found() -> Iterator[HostRun]:
         with suppress(OSError, UsageError, ValueError):  # over by now, another user's, or only of that name
             snakemake = int(process_tree.stat(pid)[1])
             directory = os.readlink(f"/proc/{pid}/cwd")
-            record = _record(directory, snakemake)
+            record = living_run(state_directory(directory), snakemake)
             if record is not None:
                 user = user_name(os.stat(f"/proc/{pid}").st_uid)
                 yield HostRun(directory, user, record, _usage(pid, record), _progress(directory, record))
-
-
-def _record(directory: str, pid: int) -> Row | None:
-    """The ``run.json`` of the run that the Snakemake ``pid`` leads. The names of runs have the pid in them."""
-    runs = f"{state_directory(directory)}/runs"
-    for name in sorted(os.listdir(runs), reverse=True):
-        if f"-{pid}-" in name:
-            run = read_run(f"{runs}/{name}")
-            if run.alive and run.record.get("pid") == pid:
-                return run.record
-    return None
 
 
 def _usage(nursery: int, record: Row) -> RunUsage:

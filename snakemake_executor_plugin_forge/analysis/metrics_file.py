@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, Final
 
 from ..record.codec import verdict_json
@@ -51,12 +50,11 @@ class MetricsFile:
     text, never for a disk or a cgroup.
     """
 
-    def __init__(self, path: str, notice: Callable[[str], None], facts: RunFacts | None = None) -> None:
+    def __init__(self, path: str, notice: Callable[[str], None], facts: RunFacts) -> None:
         """Write it for the first time.
 
         Args:
             path: of the file, or of a directory in which each run has a file of its own.
-            facts: of the run; None: its metrics say nothing about it.
 
         Raises:
             UsageError: if it cannot be written, or prometheus_client is not installed.
@@ -64,12 +62,9 @@ class MetricsFile:
         self._notice = notice
         self._facts = facts
         self._path, self._mode = _place(path, facts)
-        labels = {} if facts is None else {"workdir": facts.workdir, "run": facts.run}
-        self._tally = Tally(labels, runs=1, started=datetime.now().astimezone().timestamp())
-        self._cgroups: dict[str, str] = {}
-        if facts is not None:
-            self._tally.now.cores = facts.cores
-            self._cgroups = run_directories(os.getpid(), run_name(facts.run), facts.cgroup)
+        labels = {"workdir": facts.workdir, "run": facts.run}
+        self._tally = Tally(labels, runs=1, started=time.time(), now=Now(cores=facts.cores))
+        self._cgroups = run_directories(os.getpid(), run_name(facts.run), facts.cgroup)
         self._attempts: dict[str, LaunchSpec] = {}  # by name: running
         self._started: dict[str, int] = {}  # by rule: jobs of this run that have started
         self._planned: dict[str, int] = {}  # by rule: jobs that this run has to do
@@ -120,8 +115,7 @@ class MetricsFile:
         return counted
 
     def _is_of_another_run(self, verdict: Verdict) -> bool:
-        facts = self._facts
-        here = "" if facts is None else f"{facts.workdir}/{RUNS}/{facts.run}/"
+        here = f"{self._facts.workdir}/{RUNS}/{self._facts.run}/"
         return bool(verdict.directory) and not verdict.directory.startswith(here)
 
     def sample(self) -> None:
@@ -133,7 +127,7 @@ class MetricsFile:
     def close(self) -> None:
         """Write it for the last time, when the run has no cgroup any more."""
         with self._lock:
-            self._tally.ended = datetime.now().astimezone().timestamp()
+            self._tally.ended = time.time()
             self._planned = {}
         self._over.set()
         self._changed.set()
@@ -176,13 +170,13 @@ class MetricsFile:
         return Now(pending, memory, usage, before.cores)
 
 
-def _place(path: str, facts: RunFacts | None) -> tuple[str, int | None]:
+def _place(path: str, facts: RunFacts) -> tuple[str, int | None]:
     """The file of a run, and its permissions; in a directory, files of runs that are over are removed first.
 
     Raises:
         UsageError: for a name that exporters do not read: most likely it was to be a directory.
     """
-    if facts is not None and os.path.isdir(path):
+    if os.path.isdir(path):
         remove_stale(path)
         return f"{path}/forge-{facts.run}.prom", _FOR_ALL
     if not path.endswith(".prom"):

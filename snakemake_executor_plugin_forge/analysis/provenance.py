@@ -7,7 +7,6 @@ record gets the checksum on record, without being read.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from ..kernel.tree import remove_tree
-from ..record.checksum import WHOLE
+from ..record.checksum import ALGORITHM, WHOLE, file_digest
 from ..record.index import Index, Row, Selection
 from ..spec.errors import UsageError, require
 from ..spec.printable import printable
@@ -340,8 +339,8 @@ def _inside(path: str, base: str, directory: str) -> str:
 
 
 def _sha256(path: str) -> str:
-    with suppress(OSError), open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(OSError):
+        return file_digest(path, ALGORITHM)
     return ""
 
 

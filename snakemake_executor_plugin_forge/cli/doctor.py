@@ -319,5 +319,5 @@ def _print(host: Host, missing: list[str], advice: list[Fix], record: str | None
 def _print_runs(runs: list[HostRun]) -> None:
     """Print what the runs of this host use of their budgets."""
     if runs:
-        print("\nruns on this host: what all jobs of each use together, of what they may use (live: top --all)")
+        print("\nruns on this host: usage of all jobs of each together, of its limits (live: top --all)")
         print_table(host_runs.HEADER, host_runs.as_rows(runs, {}), less=host_runs.LESS)

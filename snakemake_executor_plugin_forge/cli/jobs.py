@@ -89,12 +89,9 @@ def _print_running(index: Index, selection: Selection, as_json: bool) -> bool:
     """Print the running attempts, with their present usage."""
     from .top import HEADER, LESS, Sampler  # a tenth of the time that the other kinds of lists take to start
 
-    found = Sampler(index).look()
-    wanted = {record["directory"] for record in index.unfinished(selection)}
-    found = [running for running in found if running.record["directory"] in wanted]
+    found = Sampler(index).look(selection)
     if as_json:
-        extra = [running.record | {"live": asdict(running.live), "newest_line": running.line} for running in found]
-        print_json(extra)
+        print_json([running.record | {"live": asdict(running.live), "newest_line": running.line} for running in found])
     elif found:
         print_table(HEADER, [running.cells() for running in found], less=LESS)
     return bool(found)

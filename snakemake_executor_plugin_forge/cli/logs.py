@@ -72,16 +72,10 @@ def _open(attempt: Row, name: str) -> IO[bytes]:
     except OSError as error:
         text = archived_stream(attempt["directory"], name)
         if text is not None:
-            return _Archived(text.encode(), path)
+            kept = io.BytesIO(text.encode())
+            kept.name = path
+            return kept
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-class _Archived(io.BytesIO):
-    """The part of a stream that the archive of a run has kept."""
-
-    def __init__(self, data: bytes, path: str) -> None:
-        super().__init__(data)
-        self.name = path
 
 
 class _Output:

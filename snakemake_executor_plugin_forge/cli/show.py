@@ -109,7 +109,7 @@ def print_json(value: object) -> None:
     print(json_text(json.dumps(value, indent=1, ensure_ascii=False)))
 
 
-def print_fields(fields: Iterable[tuple[str, str]], style: str | None = None) -> None:
+def print_fields(fields: Iterable[tuple[str, str]], style: str) -> None:
     """Print lines that begin with a name; on a terminal the names are dim, and the first line has ``style``."""
     if not sys.stdout.isatty():
         for name, text in fields:
@@ -120,5 +120,5 @@ def print_fields(fields: Iterable[tuple[str, str]], style: str | None = None) ->
 
     console = Console(file=plain(sys.stdout), soft_wrap=True)
     for number, (name, text) in enumerate(fields):
-        colour = style if number == 0 and style else ""
+        colour = "" if number else style
         console.print(Text.assemble((f"{name:<9} ", "dim"), (printable(text), colour)))

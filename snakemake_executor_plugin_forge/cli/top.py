@@ -45,6 +45,7 @@ LESS = ("TRY", "CPUS", "ELAPSED", "MEMORY", "WILDCARDS")
 _TIMES_SECONDS = 10.0  # between two updates of how long jobs take
 _LINE = 20  # columns that the newest line gets at least
 _FULL, _HIGH = 0.9, 0.75
+_ALL = Selection(running=True)
 
 
 def add_parser(commands: Any) -> None:
@@ -101,10 +102,10 @@ class Sampler:
         self._times: dict[str, Times] = {}
         self._renew = 0.0
 
-    def look(self) -> list[Running]:
-        """List all running attempts, the longest first."""
+    def look(self, selection: Selection = _ALL) -> list[Running]:
+        """List running attempts, the longest first."""
         moment, found, seen = time.monotonic(), [], {}
-        for record in self._index.unfinished(Selection(running=True)):
+        for record in self._index.unfinished(selection):
             live, directory = look(record), record["directory"]
             cores = None
             if live.cpu_seconds is not None:
@@ -202,7 +203,7 @@ class Pace:
         }
 
 
-def picture_of_host(runs: list[HostRun], cores: dict[str, float], height: int, width: int = 1000) -> Any:
+def picture_of_host(runs: list[HostRun], cores: dict[str, float], height: int, width: int) -> Any:
     """The view of all runs as rich shows it, in a terminal of so many lines and columns."""
     from rich.console import Group
     from rich.table import Table
@@ -234,7 +235,7 @@ def _title(found: list[Running], counts: list[str]) -> str:
     return f"{', '.join([f'{len(found)} running', *counts])}; {show_bytes(memory)}, {cores:.1f} CPUs"
 
 
-def picture(found: list[Running], counts: list[str], height: int, width: int = 1000) -> Any:
+def picture(found: list[Running], counts: list[str], height: int, width: int) -> Any:
     """The view as rich shows it, in a terminal of so many lines and columns."""
     from rich.console import Group
     from rich.table import Table

@@ -27,11 +27,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "why", _EXAMPLES)
     add_job(parser)
     add_run(parser, "the newest with that job")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print a JSON object with these texts",
-    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object with these texts")
     parser.set_defaults(run=run)
 
 

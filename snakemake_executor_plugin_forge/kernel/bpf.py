@@ -11,6 +11,9 @@ import ctypes
 import os
 import struct
 
+from .descriptors import closing
+from .syscalls import checked
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _NUMBER = {"x86_64": 321, "aarch64": 280}  # of bpf(2)
 _PROG_LOAD, _PROG_ATTACH = 5, 8
@@ -49,19 +52,10 @@ def keep_settings(cgroup: str) -> None:
     load = bytearray(72)
     struct.pack_into("=IIQQ", load, 0, _PROG_TYPE, len(_PROGRAM), ctypes.addressof(code), ctypes.addressof(licence))
     struct.pack_into("=I", load, 68, _ATTACH_TYPE)
-    program = _bpf(_PROG_LOAD, bytes(load))
-    try:
-        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _bpf(_PROG_ATTACH, struct.pack("=IIII", directory, program, _ATTACH_TYPE, _ALLOW_MULTI))
-        finally:
-            os.close(directory)
-    finally:
-        os.close(program)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with closing(_bpf(_PROG_LOAD, bytes(load))) as program, closing(os.open(cgroup, flags)) as directory:
+        _bpf(_PROG_ATTACH, struct.pack("=IIII", directory, program, _ATTACH_TYPE, _ALLOW_MULTI))
 
 
 def _bpf(command: int, attributes: bytes) -> int:
-    found: int = _libc.syscall(_NUMBER.get(os.uname().machine, -1), command, attributes, len(attributes))
-    if found < 0:
-        raise OSError(ctypes.get_errno(), f"bpf: {os.strerror(ctypes.get_errno())}")
-    return found
+    return checked(_libc.syscall(_NUMBER.get(os.uname().machine, -1), command, attributes, len(attributes)), "bpf")

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -71,6 +72,25 @@ def handle(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> dict[
     return {number: previous for number, previous in before.items() if callable(previous)}
 
 
+def fork(life: Callable[[], None]) -> int:
+    """Fork a process that does nothing but call a function, and return its number.
+
+    Raises:
+        OSError: if that is refused.
+    """
+    pid = os.fork()
+    if pid != 0:
+        return pid
+    code = 1
+    try:
+        life()
+        code = 0
+    except BaseException:  # a bug of Forge; the parent only sees that this process ended
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def keep_memory_shared() -> None:
     """Keep the garbage collector from writing to the memory that this process will share with its forks."""
     gc.collect()
@@ -86,6 +106,15 @@ def open_streams() -> None:
             os.close(fd)
             return
         os.set_inheritable(fd, True)
+
+
+def to_null(*numbers: int) -> None:
+    """Put /dev/null in the place of descriptors."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in numbers:
+        os.dup2(null, number)
+    if null not in numbers:  # it was closed, and so the lowest
+        os.close(null)
 
 
 def take_stream(number: int) -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from . import descriptors, procfs, syscalls
+from .descriptors import closing
 
 _SO_PEEK_OFF = 42  # asm-generic/socket.h
 _MOST_SENT = 253  # SCM_MAX_FD of include/net/scm.h: descriptors in one message
@@ -114,11 +115,8 @@ def _sent(directory: str, number: int) -> Iterator[Unnamed | None]:
     )
     if int(waiting.split()[-1]) == 0:
         return
-    pidfd = syscalls.open_thread(int(directory.rpartition("/")[2]))
-    try:
+    with closing(syscalls.open_thread(int(directory.rpartition("/")[2]))) as pidfd:
         copy = syscalls.copy_descriptor(pidfd, number)
-    finally:
-        os.close(pidfd)
     yield from _received([copy], 0)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
+from .descriptors import closing
 from .syscalls import exchange_at, open_without_links
 
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -69,11 +70,8 @@ def directory_of(path: str) -> Iterator[tuple[int, str]]:
         OSError: if it cannot be opened, or a link is on the way.
     """
     parent, name = os.path.split(path)
-    fd = open_plain(parent, _PLACE)
-    try:
+    with closing(open_plain(parent, _PLACE)) as fd:
         yield fd, name
-    finally:
-        os.close(fd)
 
 
 @contextmanager
@@ -182,12 +180,9 @@ class Places:
         """
         for path in directories:
             if path in self._open:
-                now = open_plain(path, _PLACE)
-                try:
+                with closing(open_plain(path, _PLACE)) as now:
                     if not os.path.samestat(os.fstat(now), os.fstat(self._open[path])):
                         raise OSError(errno.ESTALE, "another process exchanged this directory meanwhile", path)
-                finally:
-                    os.close(now)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -251,11 +246,7 @@ def _open(path: str, flags: int, dir_fd: int) -> int:
 @functools.cache
 def _has_openat2() -> bool:
     """Whether the kernel has openat2(2), and no filter around this process refuses it."""
-    root = os.open("/", _PLACE)
-    try:
+    with suppress(OSError), closing(os.open("/", _PLACE)) as root:
         os.close(open_without_links(root, ".", _PLACE))
-    except OSError:
-        return False
-    finally:
-        os.close(root)
-    return True
+        return True
+    return False

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from . import syscalls
+from .descriptors import closing
 from .procfs import read
 
 _PAUSE_MILLISECONDS = 5
@@ -110,17 +111,9 @@ def kill_below(root: int) -> None:
 
 def _kill(pid: int, root: int) -> None:
     """Kill a process by pidfd, and only if it is still below ``root``, because its number may be in use again."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
+    with suppress(OSError), closing(os.pidfd_open(pid)) as pidfd:  # it may have ended
         if _is_below(pid, root):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except OSError:
-        pass  # it has ended
-    finally:
-        os.close(pidfd)
 
 
 def _is_below(pid: int, root: int) -> bool:

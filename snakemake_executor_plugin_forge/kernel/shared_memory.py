@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from . import open_files, syscalls
+from .descriptors import closing
 from .procfs import mount_path
 
 _RESIDENT = 14  # the column of /proc/sysvipc/shm
@@ -60,22 +61,16 @@ def segment_bytes(pid: int) -> int:
     This process enters it for a moment: to stay would keep the segments of a job that has ended.
     """
     try:
-        own = os.open("/proc/self/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with closing(os.open("/proc/self/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)) as own:
             if os.path.samestat(os.fstat(own), os.stat(f"/proc/{pid}/ns/ipc")):
                 return 0
-            theirs = os.open(f"/proc/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
-            try:
+            with closing(os.open(f"/proc/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)) as theirs:
                 syscalls.setns(theirs, syscalls.CLONE_NEWIPC)
-            finally:
-                os.close(theirs)
             try:
                 with open("/proc/sysvipc/shm", "rb") as file:
                     lines = file.readlines()[1:]
             finally:
                 syscalls.setns(own, syscalls.CLONE_NEWIPC)
-        finally:
-            os.close(own)
     except OSError:  # it has ended, or this process may not
         return 0
     return sum(int(line.split()[_RESIDENT]) for line in lines)

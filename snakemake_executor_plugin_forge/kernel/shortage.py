@@ -9,9 +9,13 @@ import errno
 import os
 import resource
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from ..spec.errors import HostError
 from . import process_tree
+
+T = TypeVar("T")
 
 _ERRORS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 """fork(2), clone(2), mount(2), open(2)."""
@@ -31,9 +35,9 @@ def is_shortage(error: BaseException) -> bool:
 class Patience:
     """Says how long to wait before the next try."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
-        """Begin a series of tries, the last of which comes after ``seconds``."""
-        self._pause, self._end = _FIRST_PAUSE_SECONDS, time.monotonic() + seconds
+    def __init__(self) -> None:
+        """Begin a series of tries, the last of which comes after :data:`SECONDS`."""
+        self._pause, self._end = _FIRST_PAUSE_SECONDS, time.monotonic() + SECONDS
 
     def pause(self, error: BaseException) -> float | None:
         """Return the seconds to wait before the next try; None if the error is another one, or the time is over."""
@@ -42,13 +46,22 @@ class Patience:
         pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
         return pause
 
-    def waits(self, error: BaseException) -> bool:
-        """Sleep before the next try; False if there is to be none."""
-        pause = self.pause(error)
-        if pause is None:
-            return False
-        time.sleep(pause)
-        return True
+
+def patiently(call: Callable[[], T]) -> T:
+    """Make a call, and make it again while the host is short of something.
+
+    Raises:
+        OSError: of the last try.
+    """
+    patience = Patience()
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            pause = patience.pause(error)
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 def told(error: OSError) -> bytes:

@@ -16,6 +16,8 @@ import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from .descriptors import closing
+
 CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -102,6 +104,18 @@ def run(steps: Iterable[Step]) -> None:
             raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
+def checked(result: int, call: str) -> int:
+    """Return the result of a call.
+
+    Raises:
+        OSError: if it has failed.
+    """
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result
+
+
 def unshare_step(flags: int) -> Step:
     """unshare(2)."""
     return _libc.unshare, (flags,), f"unshare({flags:#x})"
@@ -165,11 +179,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 def clone_mount(path: str) -> int:
     """A descriptor of a detached copy of the mount at ``path``: open_tree(2)."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
-    fd: int = _libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"open_tree {path}: {os.strerror(number)}")
-    return fd
+    return checked(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), f"open_tree {path}")
 
 
 def attach_mount(fd: int, target: str) -> None:
@@ -292,9 +302,7 @@ def kernel_log(size: int) -> str:
         OSError: EPERM without CAP_SYSLOG where the sysctl kernel.dmesg_restrict is 1.
     """
     buffer = ctypes.create_string_buffer(size)
-    length = _libc.klogctl(_SYSLOG_ACTION_READ_ALL, buffer, size)
-    if length < 0:
-        raise OSError(ctypes.get_errno(), "klogctl")
+    length = checked(_libc.klogctl(_SYSLOG_ACTION_READ_ALL, buffer, size), "klogctl")
     return buffer.raw[:length].decode("utf-8", "replace")
 
 
@@ -312,16 +320,12 @@ def spread_subdirectories(directory: str) -> None:
     6.3 ms instead of 0.1 ms for the six files of a record were measured. Only a hint: other file systems refuse it.
     Source: ioctl_iflags(2), chattr(1), find_inode_bit() of fs/ext4/ialloc.c.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):
-            flags = bytearray(8)
-            fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
-            (value,) = struct.unpack("=q", flags)
-            if not value & _FS_TOPDIR_FL:
-                fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=q", value | _FS_TOPDIR_FL))
-    finally:
-        os.close(fd)
+    with closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd, suppress(OSError):
+        flags = bytearray(8)
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+        (value,) = struct.unpack("=q", flags)
+        if not value & _FS_TOPDIR_FL:
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=q", value | _FS_TOPDIR_FL))
 
 
 def exchange_at(one_fd: int, one: str, other_fd: int, other: str) -> None:
@@ -333,9 +337,8 @@ def exchange_at(one_fd: int, one: str, other_fd: int, other: str) -> None:
     Raises:
         OSError: if that fails; EINVAL or ENOSYS: the file system cannot (NFS and others).
     """
-    if _libc.renameat2(one_fd, os.fsencode(one), other_fd, os.fsencode(other), _RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"exchange {one} and {other}: {os.strerror(number)}")
+    result = _libc.renameat2(one_fd, os.fsencode(one), other_fd, os.fsencode(other), _RENAME_EXCHANGE)
+    checked(result, f"exchange {one} and {other}")
 
 
 def open_in_root(root: int, path: str, flags: int) -> int:
@@ -411,10 +414,7 @@ def copy_descriptor(pidfd: int, number: int) -> int:
     Raises:
         OSError: if that is refused.
     """
-    fd: int = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "pidfd_getfd")
-    return fd
+    return checked(_libc.syscall(_PIDFD_GETFD, pidfd, number, 0), "pidfd_getfd")
 
 
 def sync_file_system(path: str) -> None:
@@ -423,11 +423,8 @@ def sync_file_system(path: str) -> None:
     Raises:
         OSError: for an error of the disk since the last call.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         run([(_libc.syncfs, (fd,), f"syncfs {path}")])
-    finally:
-        os.close(fd)
 
 
 def start_writeback(path: str) -> None:
@@ -435,9 +432,6 @@ def start_writeback(path: str) -> None:
 
     A refusal is no error: a caller that needs the file on disk uses fsync(2).
     """
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
-        finally:
-            os.close(fd)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError), closing(os.open(path, flags)) as fd:
+        _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)

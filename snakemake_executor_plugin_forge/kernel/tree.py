@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
+from .descriptors import closing
 from .long_paths import SHORT, Shortcut, reach
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -206,16 +207,13 @@ def _open(name: str, parent: int | None, *, open_up: bool) -> int:
     except PermissionError:
         if not open_up:
             raise
-    fd = os.open(name, os.O_PATH | _DIRECTORY, dir_fd=parent)
-    try:
+    with closing(os.open(name, os.O_PATH | _DIRECTORY, dir_fd=parent)) as fd:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
         os.chmod(f"/proc/self/fd/{fd}", mode | _ENTERED)
         try:
             return os.open(name, _DIRECTORY, dir_fd=parent)
         finally:
             os.chmod(f"/proc/self/fd/{fd}", mode)
-    finally:
-        os.close(fd)
 
 
 def _let_in(fd: int, needed: int) -> int:

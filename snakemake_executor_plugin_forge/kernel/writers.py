@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+from .descriptors import closing
+from .syscalls import checked
 from .tree import walk
 
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 3.0, 0.01
@@ -44,25 +46,15 @@ def freeze(mounts: Sequence[int]) -> bool:
 
 
 def _freeze(mount: int) -> bool:
-    context = _call(_FSPICK, mount, b"", _CLOEXEC | _EMPTY_PATH)
-    try:
-        _call(_FSCONFIG, context, _SET_FLAG, b"ro", None, 0)
-        _call(_FSCONFIG, context, _RECONFIGURE, None, None, 0)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return False
-    finally:
-        os.close(context)
+    with closing(checked(_libc.syscall(_FSPICK, mount, b"", _CLOEXEC | _EMPTY_PATH), "fspick")) as context:
+        try:
+            checked(_libc.syscall(_FSCONFIG, context, _SET_FLAG, b"ro", None, 0), "fsconfig")
+            checked(_libc.syscall(_FSCONFIG, context, _RECONFIGURE, None, None, 0), "fsconfig")
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
     return True
-
-
-def _call(number: int, *arguments: object) -> int:
-    result: int = _libc.syscall(number, *arguments)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
 
 
 def _patiently(is_free: Callable[[], bool]) -> bool:
@@ -107,12 +99,11 @@ def _is_held(path: str) -> bool:
 
 
 def _is_held_file(path: str, directory: int | None = None) -> bool:
-    with suppress(OSError):  # unreadable, a link, a FIFO: whatever it is, it is judged elsewhere
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # An unreadable file, a link or a FIFO is judged elsewhere. Closing gives the lease back.
+    with suppress(OSError), closing(os.open(path, flags, dir_fd=directory)) as fd:
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except OSError as error:
             return error.errno == errno.EAGAIN
-        finally:
-            os.close(fd)  # which gives the lease back
     return False

@@ -407,7 +407,7 @@ def _error(verdict: Verdict) -> str | None:
     return verdict.error if verdict.cause in (Cause.EXCEPTION, Cause.ERROR) else None
 
 
-def _message(verdict: Verdict, job: Any = None) -> list[str]:
+def _message(verdict: Verdict, job: Any) -> list[str]:
     """Return a verdict in words, the end of stderr, file and line of the rule, and the path of the record."""
     from ..analysis.attempt_log import read_telling
     from ..analysis.explain import Told
@@ -418,7 +418,7 @@ def _message(verdict: Verdict, job: Any = None) -> list[str]:
     told = told if told.text.strip() else Told(verdict.stderr_tail)
     tail = [printable(without_escapes(line), keep="\t") for line in told.text.strip().splitlines()[-10:]]
     shown = [f"last lines of {printable(told.source)}:", *(f"  {line}" for line in tail)] if tail else []
-    where = [] if job is None or job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
+    where = [] if job.is_group() else [f"rule: {printable(declared_at(job.rule))}"]
     return [printable(verdict.reason), *shown, *where, f"record: {printable(verdict.directory)}"]
 
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from .parsing import LIBRARIES
+
 _MOST, _DEEPEST = 20_000, 5
-_LIBRARIES = tuple({path + "/" for p in (sys.prefix, sys.base_prefix) for path in (p, os.path.realpath(p))})
 _SMALLEST_PID = 1000  # a smaller number may be any number
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
@@ -80,7 +81,7 @@ def _values(namespace: Mapping[str, Any]) -> list[Any]:
 
 def is_library(path: str | None) -> bool:
     """Whether a file is of Python, of Snakemake or of an installed package; None is a part of the interpreter."""
-    return path is None or path.startswith(_LIBRARIES) or "/site-packages/" in path or "/dist-packages/" in path
+    return path is None or path.startswith(LIBRARIES) or "/site-packages/" in path or "/dist-packages/" in path
 
 
 def _is_own(kind: type) -> bool:

@@ -19,8 +19,8 @@ from typing import Any
 
 _LISTINGS = ("os.listdir", "os.scandir")
 _EVENTS = frozenset(("exec", "open", "sqlite3.connect", *_LISTINGS))
-_PREFIXES = {path for prefix in (sys.prefix, sys.base_prefix) for path in (prefix, os.path.realpath(prefix))}
-_OWN = (*(path + "/" for path in _PREFIXES), "/proc/", "/sys/", "/dev/")
+LIBRARIES = tuple({path + "/" for p in (sys.prefix, sys.base_prefix) for path in (p, os.path.realpath(p))})
+_OWN = (*LIBRARIES, "/proc/", "/sys/", "/dev/")
 _READER = "/snakemake/workflow.py"
 _MOST = 5000  # paths; the rest of a huge tree is not noted
 _CONTAINERS = (list, dict, set)

@@ -19,14 +19,13 @@ from .config import to_config
 from .dry_run import leave_dry_runs
 from .groups import Group
 from .left_modules import left_modules
-from .output_cache import ask_cache
 from .run_blocks import RunBlockStarts
 from .run_plan import RunPlan
 from .run_wrapper import CallRunner
 from .settings import ExecutorSettings
 from .snakemake_internals import forget_failures, protect_only_own
 from .software import Deployment
-from .submission import Submitter
+from .submission import Submitter, ask_cache
 
 __all__ = [
     "CallRunner",

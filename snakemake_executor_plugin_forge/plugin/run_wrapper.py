@@ -168,7 +168,13 @@ class CallRunner:
         set_process_name("forge-job")
         sys.path[:] = self._path
         signal.signal(signal.SIGTERM, _on_term)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            return self._execute(payload, environment, scratch)
+        except SystemExit as stop:  # it was ended before its code began
+            return _stopped(stop)
+
+    def _execute(self, payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
         os.register_at_fork(after_in_child=_default_term)
         _rebind_streams()
         kind, content, activation, changes = _Unpickler(io.BytesIO(payload), self._workflow).load()
@@ -236,8 +242,7 @@ class CallRunner:
             run_wrapper(*arguments)
             result = _result(0)
         except (KeyboardInterrupt, SystemExit) as stop:
-            code = getattr(stop, "code", None)
-            result = _result(code if isinstance(code, int) else 1, f"{type(stop).__name__}: {stop}")
+            result = _stopped(stop)
         except BaseException as error:
             result = _result(_failed_command(error), format_exception_to_string(error, self._workflow.linemaps))
             result["summary"] = _summary(error)
@@ -354,6 +359,11 @@ def _summary(error: BaseException) -> str | None:
         return None
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _stopped(stop: KeyboardInterrupt | SystemExit) -> dict[str, object]:
+    code = getattr(stop, "code", None)
+    return _result(code if isinstance(code, int) else 1, f"{type(stop).__name__}: {stop}")
 
 
 def _result(code: int | None, error: str | None = None) -> dict[str, object]:

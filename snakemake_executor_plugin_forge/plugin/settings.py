@@ -150,7 +150,7 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         "none",
         "SIZE",
         "The highest memory limit of these retries, for example 64GiB. "
-        "Default: what all jobs of the run may use together.",
+        "Default: the memory of all jobs of the run together.",
     )
     checksums: str = _choice(
         "auto off full",

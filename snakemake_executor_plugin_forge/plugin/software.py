@@ -230,9 +230,8 @@ class Deployment:
 
     def declared(self) -> tuple[str, ...]:
         """Variables that jobs need beside those that the workflow declares."""
-        return (
-            ("BASH_ENV", "ENV") if self._modules else ()
-        )  # where the command "module" comes from, in a shell of a job
+        # Where the command "module" comes from, in a shell of a job.
+        return ("BASH_ENV", "ENV") if self._modules else ()
 
     def runtime(self, job: Any) -> Runtime:
         """The runtime of a job; the host for a job that :meth:`place` will refuse."""
@@ -303,7 +302,7 @@ class Deployment:
         if prefix is None:
             raise BrokenRuntimeError(
                 f"Rule {job.rule.name}: its environment {name} cannot be activated: conda finds none by this name. "
-                "Those that there are: conda env list."
+                "To list them: conda env list."
             )
         manifest = conda.existing(name, name, prefix)
         self._refuse_damage(job, manifest)

@@ -1,4 +1,4 @@
-"""The way of a Snakemake job to the engine: prepared, with its software environment, encoded."""
+"""The way of a Snakemake job to the engine, encoded with its software environment; or to and from the output cache."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from .run_blocks import RunBlockStarts
 from .run_wrapper import encode_call, encode_command, encode_remote
 from .snakemake_internals import (
     SCRIPTS,
+    call_cache,
     has_script,
     is_local,
     keep_until_success,
@@ -222,6 +223,18 @@ class Submitter:
     def end(self, name: str, reason: str) -> None:
         """End one attempt."""
         self._engine.cancel(name, Order(EndedBy.FORGE, reason))
+
+
+def ask_cache(executor: Any, info: Any, name: str) -> bool:
+    """Have the cache ``fetch`` or ``store`` a job's outputs, and report that; False if it does not have them."""
+    try:
+        if not call_cache(executor.workflow, info.job, name):
+            return False
+    except Exception as error:
+        executor.report_job_error(info, msg=f"the output cache failed: {error}")
+    else:
+        executor.report_job_success(info)
+    return True
 
 
 def _remove_empty(directory: str) -> None:

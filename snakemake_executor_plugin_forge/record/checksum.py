@@ -136,6 +136,16 @@ def digest(found: Measured, covers: str) -> str:
     return f"{ALGORITHM}:{total.hexdigest()}"
 
 
+def file_digest(path: str, algorithm: str) -> str:
+    """The checksum of a file, hexadecimal.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def _add_tree(total: Any, found: Measured, *, whole: bool) -> None:
     """Add names, kinds and sizes of all entries, and the contents of all files or of samples."""
     files = [name for name, mode, _ in found.entries if stat.S_ISREG(mode)]

@@ -102,9 +102,8 @@ class Index:
         """
         self._pending = []
         self.alive = False
-        if self._connection.execute("SELECT value FROM meta").fetchone() != (
-            _storable(self.state),
-        ):  # the directory was moved: the paths in the verdicts are wrong
+        known_as = self._connection.execute("SELECT value FROM meta").fetchone()
+        if known_as != (_storable(self.state),):  # the directory was moved: the paths in the verdicts are wrong
             self._forget_everything()
         over = {run for (run,) in self._connection.execute("SELECT run FROM run WHERE over")}
         runs = f"{self.state}/runs"

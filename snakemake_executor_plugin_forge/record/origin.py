@@ -75,7 +75,7 @@ def is_believed(state: str) -> bool:
         return False
     if found[1] == status.st_ino:  # claimed or moved; also where this host or home has another list, or a full disk
         return True
-    return any(token == found[0] and path == state for token, path, _ in _registered() or ())
+    return any(token == found[0] and path == state for token, path, _ in _registered())
 
 
 def _is_inside_another(state: str) -> bool:
@@ -107,15 +107,12 @@ def _place() -> str:
     return f"{base if os.path.isabs(base) else os.path.expanduser('~/.local/state')}/{_FILE}"
 
 
-def _registered() -> list[Entry] | None:
-    """Return the claims of this user's runs; None if there is no such file, or this is a process of a job."""
-    if _IN_JOB in os.environ:
-        return None
-    try:
-        with open(_place(), encoding="utf-8", errors="surrogateescape") as file:
+def _registered() -> list[Entry]:
+    """Return the claims of this user's runs; none if there is no such file, or this is a process of a job."""
+    if _IN_JOB not in os.environ:
+        with suppress(OSError), open(_place(), encoding="utf-8", errors="surrogateescape") as file:
             return list(_entries(file.read(_MOST_BYTES)))
-    except OSError:
-        return None
+    return []
 
 
 def _entries(text: str) -> Iterator[Entry]:
@@ -127,13 +124,13 @@ def _entries(text: str) -> Iterator[Entry]:
 
 def _register(entry: Entry) -> None:
     """Note a state directory; where that is impossible, its inode has to do."""
-    if _IN_JOB in os.environ or entry in (_registered() or ()):
+    if _IN_JOB in os.environ or entry in _registered():
         return
     with suppress(OSError):
         place = _place()
         os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
         if os.path.exists(place) and os.stat(place).st_size > _MOST_BYTES // 2:
-            there = [known for known in _registered() or () if os.path.lexists(known[1])]
+            there = [known for known in _registered() if os.path.lexists(known[1])]
             replace_file(place, "".join(f"{json.dumps(known)}\n" for known in there))
         with open(place, "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(json.dumps(entry) + "\n")

@@ -118,6 +118,20 @@ def read_run(path: str) -> RunDirectory:
     return RunDirectory(path, record, is_alive(record))
 
 
+def living_run(state: str, pid: int) -> dict[str, Any] | None:
+    """The ``run.json`` of the run that the Snakemake ``pid`` leads. The names of runs have the pid in them.
+
+    Raises:
+        OSError: if there are no runs.
+    """
+    for name in sorted(os.listdir(f"{state}/runs"), reverse=True):
+        if f"-{pid}-" in name:
+            run = read_run(f"{state}/runs/{name}")
+            if run.alive and run.record.get("pid") == pid:
+                return run.record
+    return None
+
+
 def read_attempt(directory: str, alive: bool) -> dict[str, Any] | None:
     """Read the record of a job directory; None if it has no readable file.
 

@@ -21,7 +21,7 @@ from ..spec.job import RECORD_SCHEMA
 from .archive import NAME, read_entries
 from .jsonfile import EVENTS, SPEC, STDERR, STDOUT, load, to_disk
 from .plain_files import open_to_read, read_lines
-from .reader import RUN, RunDirectory, read_run
+from .reader import RUN, RunDirectory, read_run, run_directories
 
 _HEAD_BYTES, _TAIL_BYTES = 4096, 12288  # of a stream
 
@@ -102,10 +102,8 @@ def _shrink(candidates: Sequence[RunSize], steps: dict[str, RetentionStep], tota
 
 def measure(state: str) -> list[RunSize]:
     """All runs, oldest first."""
-    runs = f"{state}/runs"
     found = []
-    for name in sorted(os.listdir(runs)) if os.path.isdir(runs) else []:
-        run = read_run(f"{runs}/{name}")
+    for run in run_directories(state):
         with suppress(OSError):
             changed = os.stat(f"{run.path}/{RUN}" if run.record else run.path).st_mtime
             compacted = os.path.exists(f"{run.path}/{NAME}") and not any(run.names())

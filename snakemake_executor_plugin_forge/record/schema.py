@@ -1,7 +1,7 @@
-"""The tables of the index and their migrations. sqlite.org/pragma.html#pragma_user_version, sqlite.org/wal.html.
+"""The tables of the index and their version. sqlite.org/pragma.html#pragma_user_version, sqlite.org/wal.html.
 
-The index repeats the content of the job directories. A migration may therefore empty the tables, and this module leaves
-the index of a newer Forge alone.
+The index repeats the content of the job directories. Tables of an older version are therefore replaced by empty ones,
+and this module leaves the index of a newer Forge alone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ NUMBERS: dict[str, tuple[str, ...]] = {
 TEXTS = ("run", "name", "rule", "outcome", "reason", "submitted", "started", "runtime", "backend")
 JSONS = {"wildcards": (), "notes": (), "gpus": ("limits", "gpus")}
 
+VERSION = 4  # of the tables
 # Lists and statistics read the narrow table; whole verdicts have a table of their own, which they need not read.
 _TABLES = f"""
+    DROP TABLE IF EXISTS meta; DROP TABLE IF EXISTS run; DROP TABLE IF EXISTS attempt; DROP TABLE IF EXISTS verdict;
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE run (run TEXT PRIMARY KEY, over INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE attempt (
@@ -47,14 +49,6 @@ _TABLES = f"""
     );
     """
 
-MIGRATIONS = (
-    *("", "", ""),  # 1 had no column for retry, 2 none for submitted, 3 none for threads_asked
-    # 4: the commands read all job directories again.
-    "DROP TABLE IF EXISTS meta; DROP TABLE IF EXISTS run; DROP TABLE IF EXISTS attempt; DROP TABLE IF EXISTS verdict;"
-    + _TABLES,
-)
-"""Migrations from each version of the schema to the next; the first makes the tables."""
-
 _NO_SHARED_MEMORY = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "gpfs", "beegfs", "ceph", "afs", "pvfs", "orangefs")
 """Kinds of file systems, by their beginning, on which processes of several hosts cannot share WAL's memory."""
 _BUSY_SECONDS = 5.0
@@ -65,7 +59,7 @@ class NewerIndexError(Exception):
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open the index, make it if it does not exist, and migrate its schema.
+    """Open the index, and make its tables if there are none, or older ones.
 
     Args:
         path: of the file; "" is a private temporary one, which SQLite removes.
@@ -76,28 +70,27 @@ def connect(path: str) -> sqlite3.Connection:
     """
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
     try:
-        if (version := _version(connection)) > len(MIGRATIONS):
+        if (version := _version(connection)) > VERSION:
             raise NewerIndexError(f"version {version}")
         if path and supports_wal(path):
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the newest rows, and nothing else
         else:
             connection.execute("PRAGMA journal_mode = DELETE")
-        migrate(connection, MIGRATIONS)
+        _make_tables(connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...]) -> None:
-    """Apply the missing migrations, each with its number in one transaction."""
-    while (version := _version(connection)) < len(migrations):
+def _make_tables(connection: sqlite3.Connection) -> None:
+    if _version(connection) < VERSION:
         with transaction(connection):
-            if _version(connection) == version:  # otherwise another process was faster
-                for statement in migrations[version].split(";"):
+            if _version(connection) < VERSION:  # otherwise another process was faster
+                for statement in _TABLES.split(";"):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {version + 1}")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def _local(
     most = jobs_at_once()
     backend: LocalBackend | QueuedBackend = LocalBackend(setup)
     if why := backend.host.home_note:
-        notice(f"Forge: jobs cannot write to $HOME, because what they write cannot be kept apart: {why}")
+        notice(f"Forge: jobs cannot write to $HOME, because their files there cannot be kept apart: {why}")
     if most is not None and most < cores:
         notice(f"Forge: runs at most {most} job(s) at once, because this user may have few processes. {REMEDY}.")
         backend = QueuedBackend(backend, by_processes(most))

@@ -368,7 +368,7 @@ def recover(state: str, workdir: str, run_id: str, scratch: str, notice: Callabl
             "snakemake-forge resume"
         )
     if recovered.published:
-        notice(f"Forge: completed what an interrupted run was publishing: {', '.join(recovered.published)}")
+        notice(f"Forge: completed the publication of an interrupted run: {', '.join(recovered.published)}")
     return bool(recovered.published)
 
 

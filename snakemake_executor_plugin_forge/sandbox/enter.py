@@ -19,7 +19,7 @@ from ..spec.quick_pickle import quick_to_pickle
 from . import landlock, privileges, seccomp
 from .base import Base
 from .filesystem import mount_plan, mounts, rootfs
-from .filesystem.mount_plan import Inner, PlannedMount, shared_memory
+from .filesystem.mount_plan import Inner, PlannedMount
 from .filesystem.overlay import Layer, layer_of
 from .filesystem.scratch import Scratch
 
@@ -100,7 +100,7 @@ def planned_mounts(
     strict = key.files.policy is FilePolicy.STRICT
     found = [PlannedMount(directory, source=source) for directory, source in scratch.private.items()]
     if _SHM in base.private:
-        found.append(shared_memory())
+        found.append(PlannedMount(_SHM, tmpfs=mount_plan.SHARED_MEMORY))
     if strict:
         home = key.files.home
         found += [PlannedMount(directory, writable=False) for directory in base.foreign if directory != home]

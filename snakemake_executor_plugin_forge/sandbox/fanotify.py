@@ -210,34 +210,25 @@ def _mark(group: int, flags: int, path: str) -> None:
 _SECONDS = 0.05  # waking up for each opened file would cost the job more than the audit itself
 
 
-class Reads:
+class Reads(Audit):
     """A set of opened files, updated several times a second."""
 
-    def __init__(self, audit: Audit, layers: Sequence[str]) -> None:
-        """Take the roots of the layers, in the order of the audit's mounts."""
+    def __init__(self, mounts: Sequence[int], layers: Sequence[str]) -> None:
+        """Report from now on: see :class:`Audit`. ``layers`` are the roots of the layers, in the order of mounts."""
+        super().__init__(mounts)
         self.opened: set[str] = set()
-        self.due: float | None = None  # time.monotonic() of the next read
-        self._audit = audit
+        self.due: float | None = None  # time.monotonic() of the next update
         self._layers = layers
 
-    def fileno(self) -> int:
-        """A descriptor that becomes readable when the job opens a file."""
-        return self._audit.fileno()
-
-    def read(self) -> bool:
-        """Read all events; return False, as the next read is due later."""
-        for opened in self._audit.read():
+    def update(self) -> bool:
+        """Read all events; return False, as the next update is due later."""
+        for opened in self.read():
             self.opened.add(f"{self._layers[opened.mount]}/{opened.path}")
         self.due = time.monotonic() + _SECONDS
         return False
 
     def listen_again(self, poll: select.poll) -> None:
-        """Register with ``poll`` again when the next read is due."""
+        """Register with ``poll`` again when the next update is due."""
         if self.due is not None and time.monotonic() >= self.due:
             self.due = None
             poll.register(self.fileno(), select.POLLIN)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the kernel has lost no event."""
-        return self._audit.complete

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import select
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -179,12 +178,14 @@ class Inside:
 
     def alive(self) -> bool:
         """Return whether it is not dead yet."""
-        return not select.select([self.pidfd], [], [], 0)[0]
+        return not descriptors.is_readable(self.pidfd)
 
     def read_result(self, timeout_seconds: float) -> bytes:
         """Return what the process says until its end, or until it has said nothing for some time."""
         text = b""
-        while select.select([self.result_fd], [], [], timeout_seconds)[0] and (chunk := os.read(self.result_fd, 65536)):
+        while descriptors.is_readable(self.result_fd, seconds=timeout_seconds):
+            if not (chunk := os.read(self.result_fd, 65536)):
+                break
             text += chunk
         return text
 

@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..kernel import procfs, syscalls
+from ..kernel.descriptors import closing
 from ..kernel.process_tree import command_name
 from ..spec.file_policy import below
 from ..spec.job import Target
@@ -228,13 +229,10 @@ class Listener:
 
     def _lock(self, pid: int, number: int) -> None:
         self._enter(pid)
-        fd = os.open(f"/proc/{pid}/fd/{number}", os.O_PATH | os.O_CLOEXEC)
-        try:
+        with closing(os.open(f"/proc/{pid}/fd/{number}", os.O_PATH | os.O_CLOEXEC)) as fd:
             found = self._in_layer(fd, "")
             if found is not None and not self._is_target(found.place):
                 self._locked.add(found.place)
-        finally:
-            os.close(fd)
 
     def _is_target(self, place: str) -> bool:
         while place not in self._targets:
@@ -260,9 +258,8 @@ class Listener:
         self._root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
         self._root_link = os.readlink(f"/proc/self/fd/{self._root}")
         for layer in self._layers:
-            fd = syscalls.open_in_root(self._root, layer.root, os.O_PATH | os.O_CLOEXEC)
-            self._mounts[procfs.mount_number(fd)] = layer
-            os.close(fd)
+            with closing(syscalls.open_in_root(self._root, layer.root, os.O_PATH | os.O_CLOEXEC)) as fd:
+                self._mounts[procfs.mount_number(fd)] = layer
 
     def _path(self, pid: int, directory: int, pointer: int) -> str:
         """Return the absolute path that a process has given."""
@@ -290,15 +287,12 @@ class Listener:
                     os.close(fd)
                 return found
             parent, name = os.path.split(path)
-            fd = syscalls.open_in_root(self._root, parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with closing(syscalls.open_in_root(self._root, parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
                 try:
                     link = os.readlink(name, dir_fd=fd)
                 except OSError:
                     return self._in_layer(fd, name)
                 path = os.path.join(self._inside(os.readlink(f"/proc/self/fd/{fd}")), link)
-            finally:
-                os.close(fd)
         return None
 
     def _in_layer(self, fd: int, name: str) -> _Found | None:
@@ -335,11 +329,8 @@ def _is_for_writing(pid: int, pointer: int) -> bool:
 
 
 def _memory(pid: int, pointer: int, size: int) -> bytes:
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)) as memory:
         return os.pread(memory, size, pointer)
-    finally:
-        os.close(memory)
 
 
 def _signed(argument: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..kernel import process_tree, procfs, syscalls
+from ..kernel.descriptors import closing, is_readable
 from ..kernel.shortage import retold, told
 from .base import Base
 
@@ -42,14 +42,11 @@ class Holder:
         """Wait, after a kill, until all processes of its namespace are dead; return False if that takes too long."""
         if self.dead:
             return True
-        pidfd = os.pidfd_open(self.pid)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(timeout_seconds * 1000):
-            os.waitpid(self.pid, 0)
-            os.close(self.pipe)
-            self.dead = True
-        os.close(pidfd)
+        with closing(os.pidfd_open(self.pid)) as pidfd:
+            if is_readable(pidfd, seconds=timeout_seconds):
+                os.waitpid(self.pid, 0)
+                os.close(self.pipe)
+                self.dead = True
         return self.dead
 
 
@@ -109,11 +106,11 @@ def start(base: Base, job: Callable[[], NoReturn], *, as_init: bool) -> Started:
       would have no default signal handling. A fork of this process, with a workflow in memory, would cost several
       times as much as cat. cat ignores SIGCHLD, so that the kernel reaps the orphans that it inherits.
     """
-    if base.namespaces == "none":
-        return _start_unheld(job, starts_command=as_init)
     # TERM waits until the job has its own signal handling: here it is still ignored, and would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
+        if base.namespaces == "none":
+            return _start_unheld(job, starts_command=as_init)
         if as_init:
             return Started(fork_init(job), None)
         if not base.returns:
@@ -329,17 +326,13 @@ def _become_holder(base: Base, hold_read: int) -> NoReturn:
 def _start_unheld(job: Callable[[], NoReturn], *, starts_command: bool) -> Started:
     """Start a job whose own process dies with this one; the supervisor that reaps this one finds the rest."""
     supervisor = os.getpid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        pid = os.fork()
-        if pid == 0:
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != supervisor:
-                os._exit(1)
-            _offer_to_the_oom_killer(_low_score())
-            job()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    pid = os.fork()
+    if pid == 0:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(1)
+        _offer_to_the_oom_killer(_low_score())
+        job()
     return Unheld(pid, starts_command=starts_command)
 
 

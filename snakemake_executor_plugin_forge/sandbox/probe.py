@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-import traceback
 from dataclasses import dataclass, replace
 
 from ..kernel import process_tree
 from ..kernel.failpoints import reached
-from ..kernel.shortage import REMEDY, Patience, is_shortage
+from ..kernel.inherited import fork
+from ..kernel.shortage import REMEDY, is_shortage, patiently
 from ..spec.errors import HostError, SandboxError
 from ..spec.host import Host
 from ..spec.job import FilePolicy, Files, Priority
@@ -122,37 +122,21 @@ def try_namespaces(name: str, workdir: str) -> Namespaces:
     Raises:
         HostError: if the host is short of processes, descriptors or memory.
     """
-    patience = Patience()
-    while True:
-        try:
-            return _try_namespaces(name, workdir)
-        except OSError as error:  # a lower rung would not be for want of a right
-            if not patience.waits(error):
-                raise HostError(f"Forge cannot probe this host: {error}. {REMEDY}.") from error
+    try:
+        return patiently(lambda: _try_namespaces(name, workdir))
+    except OSError as error:  # a lower rung would not be for want of a right
+        raise HostError(f"Forge cannot probe this host: {error}. {REMEDY}.") from error
 
 
 def _try_namespaces(name: str, workdir: str) -> Namespaces:
     answers, theirs = os.pipe2(os.O_CLOEXEC)
     try:
-        pid = os.fork()
+        pid = fork(lambda: _answer(theirs, f"{tempfile.gettempdir()}/{name}", workdir))
     except OSError:
         os.close(answers)
-        os.close(theirs)
         raise
-    if pid == 0:
-        found: Namespaces | OSError = Namespaces("none", "the process that tried them died")
-        try:
-            found = _try_inside(f"{tempfile.gettempdir()}/{name}", workdir)
-        except OSError as error:
-            found = OSError(error.errno, error.strerror) if is_shortage(error) else Namespaces("none", str(error))
-        except SandboxError as error:
-            found = Namespaces("none", str(error))
-        except BaseException:  # a bug of ours
-            traceback.print_exc()
-        finally:
-            os.write(theirs, pickle.dumps(found))
-            os._exit(0)
-    os.close(theirs)
+    finally:
+        os.close(theirs)
     with open(answers, "rb") as file:
         answer = file.read()
     os.waitpid(pid, 0)
@@ -160,6 +144,18 @@ def _try_namespaces(name: str, workdir: str) -> Namespaces:
     if isinstance(found, OSError):
         raise found
     return found
+
+
+def _answer(to: int, scratch_base: str, workdir: str) -> None:
+    found: Namespaces | OSError = Namespaces("none", "the process that tried them died")
+    try:
+        found = _try_inside(scratch_base, workdir)
+    except OSError as error:
+        found = OSError(error.errno, error.strerror) if is_shortage(error) else Namespaces("none", str(error))
+    except SandboxError as error:
+        found = Namespaces("none", str(error))
+    finally:
+        os.write(to, pickle.dumps(found))
 
 
 def _try_inside(scratch_base: str, workdir: str) -> Namespaces:
@@ -171,15 +167,13 @@ def _try_inside(scratch_base: str, workdir: str) -> Namespaces:
     refusal = ""
     for files in kinds:
         before = refusal
-        refusal = _try_sandbox(base, _trial_key(scratch_base, workdir, files))
+        place = workdir if files.layers else "/"
+        refusal = _try_sandbox(
+            base, SandboxKey(scratch_base, os.path.basename(scratch_base), workdir=place, files=files)
+        )
         if not refusal:
             return Namespaces(kind, "", counts, "" if files.layers else before, files.apart)
     return Namespaces("none", refusal)
-
-
-def _trial_key(scratch_base: str, workdir: str, files: Files) -> SandboxKey:
-    name = os.path.basename(scratch_base)
-    return SandboxKey(scratch_base, name, workdir=workdir if files.layers else "/", files=files)
 
 
 def _try_sandbox(base: Base, key: SandboxKey) -> str:

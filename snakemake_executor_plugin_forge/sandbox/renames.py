@@ -14,6 +14,7 @@ from collections.abc import Container
 from contextlib import suppress
 
 from ..kernel import procfs, syscalls
+from ..kernel.descriptors import closing
 from ..spec.paths import COPY
 
 MOST_BYTES, MOST_ENTRIES, MOST_LEVELS = 64 << 20, 2000, 50
@@ -36,19 +37,13 @@ def rename_within(root: int, mounts: Container[str], old_path: str, new_path: st
     if {old, new} & {"", ".", ".."}:
         return False
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    source = syscalls.open_in_root(root, old_parent, flags)
-    try:
+    with closing(syscalls.open_in_root(root, old_parent, flags)) as source:
         if not stat.S_ISDIR(os.stat(old, dir_fd=source, follow_symlinks=False).st_mode):
             return False
-        target = syscalls.open_in_root(root, new_parent, flags)
-        try:
+        with closing(syscalls.open_in_root(root, new_parent, flags)) as target:
             number = procfs.mount_number(source)
             is_within = number in mounts and number == procfs.mount_number(target)
             return is_within and rename_directory(source, old, target, new)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
 
 
 def rename_directory(old_parent: int, old: str, new_parent: int, new: str) -> bool:
@@ -85,8 +80,7 @@ def _is_small(parent: int, name: str) -> bool:
     left, entries, size = [(name, 0)], 0, 0
     while left:
         path, level = left.pop()
-        fd = os.open(path, _DIRECTORY, dir_fd=parent)
-        try:
+        with closing(os.open(path, _DIRECTORY, dir_fd=parent)) as fd:
             for inner in os.listdir(fd):
                 status = os.stat(inner, dir_fd=fd, follow_symlinks=False)
                 entries, size = entries + 1, size + status.st_size
@@ -94,37 +88,30 @@ def _is_small(parent: int, name: str) -> bool:
                     return False
                 if stat.S_ISDIR(status.st_mode):
                     left.append((f"{path}/{inner}", level + 1))
-        finally:
-            os.close(fd)
     return True
 
 
 def _move(old_parent: int, old: str, new_parent: int, new: str) -> None:
     """Make a directory like another one, move all entries to it, and remove the other one; undo that if it fails."""
-    source = os.open(old, _DIRECTORY, dir_fd=old_parent)
-    try:
+    with closing(os.open(old, _DIRECTORY, dir_fd=old_parent)) as source:
         before = os.fstat(source)
         os.mkdir(new, 0o700, dir_fd=new_parent)
-        target = os.open(new, _DIRECTORY, dir_fd=new_parent)
         moved: list[str] = []
-        try:
-            for name in os.listdir(source):
-                _move_entry(source, target, name)
-                moved.append(name)
-            _make_like(source, target, before)
-            os.rmdir(old, dir_fd=old_parent)
-        except OSError:
-            for name in moved:
+        with closing(os.open(new, _DIRECTORY, dir_fd=new_parent)) as target:
+            try:
+                for name in os.listdir(source):
+                    _move_entry(source, target, name)
+                    moved.append(name)
+                _make_like(source, target, before)
+                os.rmdir(old, dir_fd=old_parent)
+            except OSError:
+                for name in moved:
+                    with suppress(OSError):
+                        _move_entry(target, source, name)
                 with suppress(OSError):
-                    _move_entry(target, source, name)
-            with suppress(OSError):
-                os.rmdir(new, dir_fd=new_parent)
-                os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-            raise
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
+                    os.rmdir(new, dir_fd=new_parent)
+                    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+                raise
 
 
 def _move_entry(source: int, target: int, name: str) -> None:

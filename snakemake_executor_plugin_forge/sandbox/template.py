@@ -13,11 +13,11 @@ import pickle
 import signal
 import socket
 import struct
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from ..kernel import syscalls
+from ..kernel.inherited import fork
 from ..kernel.shortage import retold, told
 from . import privileges
 from .base import Base
@@ -87,9 +87,7 @@ class Template:
         ready = Ready.of(self._plan, self._base, self._execute, as_init=self._as_init)
         ours, theirs = socket.socketpair()
         try:
-            self._pid = os.fork()
-            if self._pid == 0:
-                self._serve(theirs, self._pickled, ready)
+            self._pid = fork(lambda: self._serve(theirs, self._pickled, ready))
         except OSError:
             ours.close()
             raise
@@ -100,23 +98,19 @@ class Template:
 
     def _serve(self, orders: socket.socket, known: bytes, ready: Ready) -> NoReturn:
         """Obey orders: the whole life of the template."""
-        try:
-            syscalls.set_process_name("forge-template")
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            privileges.close_descriptors((orders.fileno(), self._base.null, self._base.own_pid_namespace))
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for its children: see namespaces.start()
-            while True:
-                descriptors, received = receive(orders)
-                (holder,), body = _HOLDER.unpack_from(received), received[_HOLDER.size :]
-                if body != known:  # most jobs of a run are entered in the same way
-                    known, plan = body, pickle.loads(body)
-                    ready = Ready.of(plan, self._base, self._execute, as_init=self._as_init)
-                orders.send(self._fork(ready, descriptors, holder))
-                for fd in descriptors:
-                    os.close(fd)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(1)
+        syscalls.set_process_name("forge-template")
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        privileges.close_descriptors((orders.fileno(), self._base.null, self._base.own_pid_namespace))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for its children: see namespaces.start()
+        while True:
+            descriptors, received = receive(orders)
+            (holder,), body = _HOLDER.unpack_from(received), received[_HOLDER.size :]
+            if body != known:  # most jobs of a run are entered in the same way
+                known, plan = body, pickle.loads(body)
+                ready = Ready.of(plan, self._base, self._execute, as_init=self._as_init)
+            orders.send(self._fork(ready, descriptors, holder))
+            for fd in descriptors:
+                os.close(fd)
 
     def _fork(self, ready: Ready, descriptors: list[int], holder: int) -> bytes:
         def job() -> NoReturn:

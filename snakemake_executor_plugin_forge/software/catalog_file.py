@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -141,7 +141,7 @@ class ForgeFile(_Strict):
 
     version: Literal[1] = Field(description="The version of this format.")
     defaults: DefaultsModel = DefaultsModel.model_validate({})
-    runtimes: dict[Name, RuntimeModel] = Field({}, description="Name of a runtime to what it is.")
+    runtimes: dict[Name, RuntimeModel] = Field({}, description="The runtimes by name.")
     rules: dict[Text, Text] = Field(
         {}, description="Pattern of rule names (* ? [abc]) to a runtime; the first that fits holds."
     )
@@ -191,10 +191,9 @@ def parse(text: str, path: str) -> Catalog:
         root, content = safe_yaml.load(text)
     except UnfitYamlError as error:
         raise UsageError(f"{path}, line {error.line}: this is no YAML for a catalog: {_bounded(str(error))}.") from None
-    lines = _Lines(path, root)
     if not isinstance(root, MappingNode):
         raise UsageError(f"{path}, line 1: a catalog is a mapping that begins with version: {SCHEMA_VERSION}.")
-    lines.refuse_doubles(root)
+    lines = _Lines(path, root)
     try:
         parsed = ForgeFile.model_validate(content)
     except ValidationError as error:
@@ -205,32 +204,33 @@ def parse(text: str, path: str) -> Catalog:
 class _Lines:
     """The line of every key of a document."""
 
-    def __init__(self, path: str, root: Node | None) -> None:
+    def __init__(self, path: str, root: Node) -> None:
+        """Refuse duplicate keys, of which YAML silently takes the last."""
         self._path = path
-        self._lines: dict[tuple[str, ...], int] = dict(_walk(root, ()))
+        self._lines: dict[tuple[str, ...], int] = {}
+        self._note(root, ())
+
+    def _note(self, node: Node, where: tuple[str, ...]) -> None:
+        if isinstance(node, SequenceNode):
+            for number, value in enumerate(node.value):
+                inner = (*where, str(number))
+                self._lines[inner] = value.start_mark.line + 1
+                self._note(value, inner)
+        elif isinstance(node, MappingNode):
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if not isinstance(key, ScalarNode):
+                    raise UsageError(f"{self._path}, line {line}: {_key(where)}a key must be text.")
+                inner = (*where, str(key.value))
+                if inner in self._lines:
+                    raise UsageError(f"{self._path}, line {line}: {_key(inner)}this key is there twice.")
+                self._lines[inner] = line
+                self._note(value, inner)
 
     def error(self, where: tuple[str, ...], text: str) -> UsageError:
         """A sentence with its place: the line of the key, or of the innermost existing key around it."""
         known = next((where[:n] for n in range(len(where), 0, -1) if where[:n] in self._lines), ())
         return UsageError(f"{self._path}, line {self._lines.get(known, 1)}: {_key(where)}{_bounded(text)}")
-
-    def refuse_doubles(self, node: Node, where: tuple[str, ...] = ()) -> None:
-        """Refuse duplicate keys, of which YAML silently takes the last."""
-        if isinstance(node, SequenceNode):
-            for number, value in enumerate(node.value):
-                self.refuse_doubles(value, (*where, str(number)))
-        if not isinstance(node, MappingNode):
-            return
-        seen: set[str] = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, ScalarNode):
-                raise UsageError(f"{self._path}, line {line}: {_key(where)}a key must be text.")
-            name = str(key.value)
-            if name in seen:
-                raise UsageError(f"{self._path}, line {line}: {_key((*where, name))}this key is there twice.")
-            seen.add(name)
-            self.refuse_doubles(value, (*where, name))
 
     def error_of(self, invalid: ValidationError) -> UsageError:
         """The first error of pydantic, in Forge's words."""
@@ -266,18 +266,6 @@ def _bounded(text: str) -> str:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _walk(node: Node | None, where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-    if isinstance(node, MappingNode):
-        for key, value in node.value:
-            inner = (*where, str(key.value) if isinstance(key, ScalarNode) else "?")
-            yield inner, key.start_mark.line + 1
-            yield from _walk(value, inner)
-    elif isinstance(node, SequenceNode):
-        for number, value in enumerate(node.value):
-            yield (*where, str(number)), value.start_mark.line + 1
-            yield from _walk(value, (*where, str(number)))
 
 
 def _keys_at(where: tuple[str, ...]) -> list[str]:

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from ..record.checksum import file_digest
 from ..record.jsonfile import read_object
 from ..spec.errors import BrokenRuntimeError
 from .damage import Damage, Problem
-from .image_files import digest
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
@@ -55,7 +55,7 @@ def check_archives(source: str, records: Iterable[RepoDataRecord]) -> None:
         wanted: bytes | None = getattr(record, algorithm)
         if address.scheme != "file" or not wanted:
             continue
-        found = digest(unquote(address.path), algorithm)
+        found = file_digest(unquote(address.path), algorithm)
         if found != wanted.hex():
             name = f"{record.name.normalized} {record.version}"
             other.append(f"{address.path} (package {name}) has the {algorithm} {found} instead of {wanted.hex()}")

@@ -25,11 +25,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..kernel.tree import walk
+from ..record.checksum import file_digest
 from ..record.jsonfile import load, read_object, replace_file
 from ..spec.catalog import RuntimeKind
 from . import conda, host_fit, image_files
 from .damage import Damage, Health, Problem, package_of
-from .image_files import Expected, digest
+from .image_files import Expected
 from .venv import PIP, by_pip, distributions, normalized, site_packages
 
 SCHEMA = 2
@@ -236,7 +237,7 @@ def _check(file: Expected) -> tuple[Problem | None, list[int] | None]:
             detail = f"{size} bytes instead of {file.size_bytes}"
             return Problem(file.path, Damage.CHANGED, detail, file.package), None
         for algorithm, checksum in (("sha256", file.sha256), ("md5", file.md5)):
-            if checksum is not None and digest(file.path, algorithm) != checksum:
+            if checksum is not None and file_digest(file.path, algorithm) != checksum:
                 is_edited = file.installed_ns is not None and status.st_mtime_ns > file.installed_ns
                 fault = Damage.EDITED if is_edited else Damage.CHANGED
                 return Problem(file.path, fault, "its checksum is another one", file.package), None

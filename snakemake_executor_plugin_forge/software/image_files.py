@@ -8,7 +8,6 @@ Sources: ``/var/lib/dpkg/info/*.md5sums`` (dpkg(1), deb-md5sums(5)).
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import stat
@@ -18,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..kernel.tree import walk
+from ..record.checksum import file_digest
 from ..record.jsonfile import read_object, replace_file
 from .host_fit import inside
 
@@ -38,16 +38,6 @@ class Expected:
     package: str = ""  # name and version
     md5: str | None = None  # hexadecimal: Debian's lists have no other
     installed_ns: int | None = None  # since when it should be so; who changes it later means to. None: nobody may
-
-
-def digest(path: str, algorithm: str) -> str:
-    """The checksum of a file, hexadecimal.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def write_list(root: str) -> None:
@@ -74,7 +64,7 @@ def write_list(root: str) -> None:
 
 def _entry(path: str) -> list[object]:
     with suppress(PermissionError):  # not root, and the image's own mode forbids it to its owner
-        return [digest(path, "sha256"), os.stat(path).st_size]
+        return [file_digest(path, "sha256"), os.stat(path).st_size]
     return [None, os.stat(path).st_size]
 
 

@@ -47,11 +47,7 @@ class Runtimes:
     """The runtimes of a catalog, for one run or one command."""
 
     def __init__(
-        self,
-        catalog: Catalog,
-        store: Store,
-        environment: Mapping[str, str],
-        declared: frozenset[str] = frozenset(),
+        self, catalog: Catalog, store: Store, environment: Mapping[str, str], declared: frozenset[str] = frozenset()
     ) -> None:
         """Check nothing yet.
 
@@ -115,7 +111,7 @@ class Runtimes:
             ]
         broken = [error for build in builds if isinstance(error := build.exception(), BrokenRuntimeError)]
         for build in builds:
-            if not broken or not isinstance(build.exception(), BrokenRuntimeError):
+            if not isinstance(build.exception(), BrokenRuntimeError):
                 build.result()
         if broken:
             raise BrokenRuntimeError("\n".join(map(str, broken)))
@@ -166,17 +162,12 @@ class Runtimes:
             return conda.replaced(self.store, state.manifest)
         return []
 
-    def health(self, runtime: Runtime, *, fully: bool = False) -> Health | None:
-        """Check every file; None if there is nothing to check.
+    def look(self, manifest: Manifest, *, fully: bool = False) -> Health:
+        """Check every file of an environment, which may be missing in the catalog.
 
         Args:
             fully: see :func:`.health.verify`.
         """
-        manifest = self.state(runtime).manifest
-        return self.look(manifest, fully=fully) if manifest is not None else None
-
-    def look(self, manifest: Manifest, *, fully: bool = False) -> Health:
-        """Check an environment that may be missing in the catalog."""
         ours = self.store.has(manifest)
         name = f"{manifest.identity}/verified.json" if ours else f"verified/{manifest.identity}.json"
         built = Built(manifest.packages, manifest.details.get("libc")) if ours else None

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
 from ..kernel.tree import walk
+from ..record.checksum import file_digest
 from .store import source_text
 
 _INCLUDED = ("-r", "--requirement", "-c", "--constraint")
@@ -103,21 +104,16 @@ def _local(text: str, *, is_path: bool) -> str:
 def _content(path: str, where: str) -> Iterator[str]:
     """The checksum of an archive, or of a project's sources; not of a project around ``where``: results lie in it."""
     if os.path.isfile(path):
-        yield _checksum(path)
+        yield file_digest(path, "sha256")
     elif os.path.isdir(path) and not f"{os.path.realpath(where)}/".startswith(f"{os.path.realpath(path)}/"):
         total = hashlib.sha256()
         for here in walk(path, quiet=True, through_link=True):
             here.directories[:] = sorted(d for d in here.directories if not _is_made(d))
             for file in sorted(f"{here.path}/{name}" for name in here.files):
                 if os.path.isfile(file):
-                    entry = f"{os.path.relpath(file, path)} {_checksum(file)}\n"
+                    entry = f"{os.path.relpath(file, path)} {file_digest(file, 'sha256')}\n"
                     total.update(entry.encode("utf-8", "surrogateescape"))
         yield total.hexdigest()
-
-
-def _checksum(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_made(directory: str) -> bool:

@@ -142,14 +142,7 @@ class Store:
                 f"{path} cannot be read ({error}). Remove {self.place(identity)}, and it is built again."
             ) from None
 
-    def build(
-        self,
-        definition: Definition,
-        make: Make,
-        report: Report,
-        *,
-        again: bool = False,
-    ) -> Manifest:
+    def build(self, definition: Definition, make: Make, report: Report, *, again: bool = False) -> Manifest:
         """Build an environment, unless it exists or another process is building it.
 
         Args:

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..spec.units import MEBIBYTE, show_bytes
 
@@ -17,40 +16,18 @@ MAX_CLOCK_SECONDS = 2.0
 _YEAR_2020 = 1_577_836_800
 
 
-@dataclass(frozen=True, slots=True)
-class FreeSpace:
-    """Free space on the file system of a directory."""
-
-    what: str
-    directory: str
-    free_bytes: int
-    free_inodes: int | None  # None: the file system does not count them
-
-    @property
-    def problem(self) -> str | None:
-        """A sentence, if the space is too small."""
-        if self.free_bytes < MIN_FREE_BYTES:
-            return f"{self.what} {self.directory}: only {show_bytes(self.free_bytes)} are free"
-        if self.free_inodes is not None and self.free_inodes < MIN_FREE_INODES:
-            return f"{self.what} {self.directory}: only {self.free_inodes} more files can be made (inodes)"
-        return None
-
-
-def room(places: Mapping[str, str]) -> list[FreeSpace]:
-    """Free space at each place.
-
-    Args:
-        places: from purpose to directory, which need not exist yet.
-    """
-    found = []
-    for what, place in places.items():
-        directory = os.path.abspath(place)
-        while not os.path.isdir(directory):
-            directory = os.path.dirname(directory)
-        status = os.statvfs(directory)
-        inodes = status.f_favail if status.f_files else None
-        found.append(FreeSpace(what, place, status.f_bavail * status.f_frsize, inodes))
-    return found
+def lack_of_space(what: str, directory: str) -> str | None:
+    """A sentence, if the file system of a directory, which need not exist yet, has too little free space."""
+    there = os.path.abspath(directory)
+    while not os.path.isdir(there):
+        there = os.path.dirname(there)
+    status = os.statvfs(there)
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < MIN_FREE_BYTES:
+        return f"{what} {directory}: only {show_bytes(free_bytes)} are free"
+    if status.f_files and status.f_favail < MIN_FREE_INODES:  # not all file systems count them
+        return f"{what} {directory}: only {status.f_favail} more files can be made (inodes)"
+    return None
 
 
 def problems(places: Mapping[str, str]) -> list[str]:
@@ -59,8 +36,8 @@ def problems(places: Mapping[str, str]) -> list[str]:
     Args:
         places: from purpose to directory; includes "working directory".
     """
-    clock = clock_problem(places["working directory"])
-    return [*(r.problem for r in room(places) if r.problem), *([clock] if clock else [])]
+    lacks = [lack_of_space(what, directory) for what, directory in places.items()]
+    return [problem for problem in (*lacks, clock_problem(places["working directory"])) if problem is not None]
 
 
 def clock_problem(directory: str) -> str | None:

@@ -47,7 +47,7 @@ def judge(evidence: Evidence, spec: LaunchSpec, usage: Usage, started: str, seco
         remedy=said.remedy,
         evidence=facts,
         directory=spec.job_dir,
-        notes=words.notes(decision.outcome, evidence, spec, inputs_spoilt=_inputs_spoilt(evidence, spec)),
+        notes=tuple(words.notes(decision.outcome, evidence, spec, inputs_spoilt=_inputs_spoilt(evidence, spec))),
         undeclared_writes=evidence.undeclared,
         undeclared_reads=evidence.read,
         error=evidence.error,

@@ -165,9 +165,7 @@ def positive_number(rule: str, resources: Mapping[str, object], key: str) -> flo
         UsageError: for less than zero; names rule, resource, value and unit.
     """
     value = resources.get(key)
-    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if value == 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value == 0:
         return None
     if value < 0:
         unit = {"runtime": "minutes", "mem_mb": "MB", "disk_mb": "MB"}[key]

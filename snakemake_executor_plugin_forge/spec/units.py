@@ -70,11 +70,11 @@ def parse_share(text: str, whole_bytes: int, where: str) -> int:
 
 def show_bytes(number: float) -> str:
     """Bytes for people: ``104857600`` is "100.0 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(number) < 1024 or unit == "TiB":
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024:
             return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
-    raise AssertionError("unreachable")
+    return f"{number:.1f} TiB"
 
 
 def show_seconds(seconds: float) -> str:

@@ -218,9 +218,7 @@ def _others(harms: Sequence[Harm], spec: LaunchSpec) -> Words:
     """Say what a job has done to files that other rules declare."""
     owners = dict.fromkeys((harm.kind, harm.owner) for harm in harms if harm.owner)
     groups = {(k, o): [h.path for h in harms if (h.kind, h.owner) == (k, o)] for k, o in owners}
-    said = [
-        f"{kind} {few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items() if owner
-    ]
+    said = [f"{kind} {few(paths)}, {owner.what} of rule {owner.rule}" for (kind, owner), paths in groups.items()]
     nobodys = [harm for harm in harms if not harm.owner and harm.kind in _MENDED_BY_ALLOWING]
     done = few(said, "; ") + (f"; {_done(nobodys)}" if nobodys else "")
     return Words(
@@ -304,16 +302,12 @@ def _ended(evidence: Evidence) -> str:
     return "" if evidence.exit_code is None else f"exit code {evidence.exit_code}"
 
 
-def notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, *, inputs_spoilt: bool) -> tuple[str, ...]:
+def notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, *, inputs_spoilt: bool) -> Iterator[str]:
     """Say what was odd and no failure.
 
     Args:
         inputs_spoilt: whether a change of the inputs makes the attempt fail.
     """
-    return (*_notes(outcome, evidence, spec, inputs_spoilt), *evidence.problems)
-
-
-def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, inputs_spoilt: bool) -> Iterator[str]:
     if evidence.writers and not evidence.truncated:
         yield (
             f"when its command had ended, {_writing(evidence.writers, 'still had open')}; Forge ended them. "
@@ -341,6 +335,7 @@ def _notes(outcome: Outcome, evidence: Evidence, spec: LaunchSpec, inputs_spoilt
     if evidence.refusals and evidence.exit_code == 0 and not evidence.missing and outcome is not Outcome.DISK:
         first = evidence.refusals[0]
         yield f"the sandbox {refused(first, spec)}; {allowed_by(first, spec)}"
+    yield from evidence.problems
 
 
 def _lost(left: Sequence[tuple[str, int]]) -> str:

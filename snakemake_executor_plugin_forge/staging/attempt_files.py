@@ -11,7 +11,7 @@ import enum
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -25,11 +25,11 @@ from ..spec.job import LaunchSpec, Product, TargetKind, Undeclared
 from ..spec.verdict import Outcome
 from . import salvage
 from .checks import Inspection, inspect
-from .collect import Collected, collect, discarded, publish_logs, undeclared_reads
+from .collect import Collected, collect, discarded, publish_logs, undeclared_reads, unfit_link
 from .declared import DECLARED, Declared
 from .file_version import FileVersion, file_version, input_version
 from .journal import Move
-from .links import cut_off, led_elsewhere
+from .links import Afterwards, cut_off, led_elsewhere
 from .merge import lock_of, merging
 from .owners import mark
 from .publish import publish, sync
@@ -126,7 +126,7 @@ class FilesBefore:
         """
         spec = self.spec
         if not spec.files.staged:
-            return WrittenFiles(self, Collected())
+            return WrittenFiles(self, Collected(rejected=[*self._shadowed_nowhere()]))
         for layer in self.layers:
             layer.reset_root()
         layers = self.layers[: len(spec.files.layers)]
@@ -139,9 +139,46 @@ class FilesBefore:
             found.rejected += cut_off(spec.checks.shadow, (*spec.outputs, *spec.logs), spec.workdir)
         scene = self._scene(appended, begun, renamed.times, locks=locks)
         found.undeclared = decide(scene)
+        if not failed:
+            found.rejected += self._unfit_links(found)
+            found.rejected += self._shadowed_nowhere()
         found.undeclared.left_out.extend(discarded(layers))
         found.undeclared.left_out += [in_words(self._place_of(path)) for path in found.private]
         return WrittenFiles(self, found, scene, frozenset(renamed.links))
+
+    def _unfit_links(self, found: Collected) -> Iterator[str]:
+        """Yield, in sentences, the outputs that are links to nothing, or to what their rule does not promise."""
+        files, decided = self.spec.files, found.undeclared
+        kept = files.undeclared in (Undeclared.KEEP, Undeclared.ALLOW)
+        gone = [move.source for move in decided.removals] if kept else ()
+        after = Afterwards([*(found.extra if kept else ()), *found.outputs, *self.carried()], gone)
+        for target in files.targets:
+            text = None if target.kind is TargetKind.LOG else after.text_at(target.path)
+            if text is not None and (problem := unfit_link(target, text, after.behind(target.path))) is not None:
+                yield f"{target.name} is {problem}"
+
+    def _shadowed_nowhere(self) -> Iterator[str]:
+        """Yield, in sentences, the outputs that are links to nothing once Snakemake has moved them to their places."""
+        shadow = self.spec.checks.shadow
+        if shadow is None:
+            return
+        found = {}
+        for name in self.spec.outputs:
+            directory, base = os.path.split(os.path.join(self.spec.workdir, name))
+            place = os.path.join(os.path.realpath(directory), base)
+            path = os.path.join(shadow, name)
+            if os.path.realpath(path) != os.path.realpath(place) and os.path.lexists(path):
+                found[name] = Move.of(path, place)
+        after = Afterwards(found.values(), shadow=shadow)
+        for name, move in found.items():
+            if after.behind(move.place) is None:
+                text = after.text_at(move.place)
+                yield f"{name} is a link to {text}, which would not exist outside of the shadow directory"
+
+    def carried(self) -> list[Move]:
+        """Return the moves of outputs in private temporary directories."""
+        inner = ((self.scratch.inner_path(path), path) for path in self.spec.carried)
+        return [Move.of(source, path) for source, path in inner if source is not None and os.path.lexists(source)]
 
     def _scene(
         self, appended: Mapping[str, int], begun: Mapping[str, int], linked: Mapping[str, int], *, locks: bool
@@ -155,7 +192,7 @@ class FilesBefore:
             begin_ns=self.begin_ns,
             layers=tuple(LayerPlace(layer.root, layer.upper, layer.lower == layer.root) for layer in layers),
             targets=tuple(target.path for target in files.targets),
-            shown=(*files.mounted_inputs, *files.visible),
+            shown=(*files.mounted_inputs, *files.visible, *files.live),
             inputs=files.compared_inputs,
             outputs=spec.outputs,
             declared=self._declared,
@@ -325,10 +362,7 @@ class WrittenFiles:
 
     def _moves(self) -> list[Move]:
         """Return the moves of the outputs."""
-        spec, scratch = self.before.spec, self.before.scratch
-        inner = ((scratch.inner_path(path), path) for path in spec.carried)
-        carried = [Move.of(source, path) for source, path in inner if source is not None and os.path.lexists(source)]
-        return [*self.found.outputs, *carried]
+        return [*self.found.outputs, *self.before.carried()]
 
     def _places_of(self, product: Product) -> list[str]:
         """Return where an output may be before it is published: in its layer, the scratch, or at its place."""

@@ -81,9 +81,9 @@ def _described(
 ) -> Iterator[dict[str, object]]:
     whole = fitting([found.cost_bytes for _, found in pairs], budget_bytes(mode, seconds))
     for (product, found), all_of_it in zip(pairs, whole, strict=True):
-        covers: str | None = WHOLE if all_of_it else SAMPLES
+        covers = WHOLE if all_of_it else SAMPLES
         checksum = None
-        if mode is not Checksums.OFF and covers is not None:
+        if mode is not Checksums.OFF:
             try:
                 checksum = digest(found, covers)
             except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ..kernel.long_paths import reach
 from ..kernel.plain_paths import unlink
 from ..kernel.tree import walk
 from ..record.checksum import TIMESTAMP
@@ -149,7 +150,7 @@ class _LayerWalk:
         if problem is None and target.checksum is not None and stat.S_ISREG(status.st_mode):
             problem = _wrong_checksum(target.checksum, path)
         if problem is None and stat.S_ISLNK(status.st_mode):
-            problem = leads_to_own(os.readlink(path), target.path, self.files) or _touched_nothing(target, path)
+            problem = leads_to_own(os.readlink(path), target.path, self.files)
         if problem is not None:
             self.found.rejected.append(f"{target.name} is {problem}")
         return problem is None
@@ -177,24 +178,32 @@ def unfit_target(target: Target, mode: int, size: int, *, is_root: bool) -> str 
     return None
 
 
+def unfit_link(target: Target, text: str, behind: str | None) -> str | None:
+    """Name what an output is, if it is a link to what Snakemake would not accept.
+
+    Snakemake would fail the job and delete its outputs, when their previous versions are gone.
+
+    Args:
+        text: of the link.
+        behind: what it leads to; None: nothing.
+    """
+    if behind is None:
+        return f"a link to {text}, which would not exist"
+    status = reach(os.lstat, behind)
+    if target.kind is TargetKind.OUTPUT and stat.S_ISDIR(status.st_mode) != target.directory:
+        found, says = ("file", "says") if target.directory else ("directory", "does not say")
+        return f"a link to a {found}, but the rule {says} directory()"
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    problem = unfit_target(target, status.st_mode, status.st_size, is_root=True)
+    return problem if problem is not None or target.checksum is None else _wrong_checksum(target.checksum, behind)
+
+
 def _wrong_checksum(expected: str, path: str) -> str | None:
     algorithm, _, digest = expected.partition(":")
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     return None if found == digest.lower() else f"not what ensure() says: its {algorithm} is {found}"
-
-
-def _touched_nothing(target: Target, link: str) -> str | None:
-    """Name a touch() output that is a link to nothing: Snakemake's assertion that it exists would end the whole run."""
-    place = os.path.dirname(target.path)
-    beside = os.path.relpath(os.path.join(place, os.readlink(link)), place)
-    if (
-        not target.optional
-        or os.path.exists(f"{os.path.dirname(link)}/{beside}")
-        or os.path.exists(f"{place}/{beside}")
-    ):
-        return None
-    return "a link to a file that does not exist, but the rule says touch()"
 
 
 def _unfit_below(directory: str, target: Target, files: Files, private: list[str]) -> Iterator[str]:

@@ -15,8 +15,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import fnmatchcase
 
+from ..kernel.descriptors import closing
 from ..spec.file_policy import ancestors
 from ..spec.paths import CATALOG_FILE
+from .contents import is_byte_code
 
 _SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
 WORKFLOW = (*_SNAKEFILES, CATALOG_FILE, "profiles/**/config*.y*ml")
@@ -120,9 +122,9 @@ def _has_workflow(root: str, name: str) -> bool:
 
 def is_cached(place: str, is_left: Callable[[str], bool]) -> bool:
     """Whether a new file is byte code of a source that no job has left, which Python would run instead."""
-    directory, name = os.path.split(place)
-    if not name.endswith(".pyc") or os.path.basename(directory) != "__pycache__":
+    if not is_byte_code(place):
         return False
+    directory, name = os.path.split(place)
     source = f"{os.path.dirname(directory)}/{name.partition('.')[0]}.py"
     return os.path.lexists(source) and not is_left(source)
 
@@ -207,10 +209,7 @@ def _is_binary(found: str) -> bool:
 
 def _beginning(found: str, size: int) -> bytes | None:
     """The first bytes of a regular file; None if it is none, or cannot be read."""
-    with suppress(OSError):
-        fd = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return os.read(fd, size) if stat.S_ISREG(os.fstat(fd).st_mode) else None
-        finally:
-            os.close(fd)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError), closing(os.open(found, flags)) as fd:
+        return os.read(fd, size) if stat.S_ISREG(os.fstat(fd).st_mode) else None
     return None

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from ..record.checksum import TIMESTAMP
 from ..spec.job import LaunchSpec, TargetKind
 from .file_version import FileVersion
 
 _CHEAP_BYTES = 1 << 20  # of a file whose content is compared: a millisecond
 _ALL_BYTES = 8 << 20  # of all of them together
-_STAMP = ".snakemake_timestamp"  # Snakemake marks the age of a directory() with it
 _SHOWN = 3
 
 
@@ -118,7 +118,7 @@ def input_versions(workdir: str, paths: Iterable[str]) -> dict[str, ContentVersi
 
 def _time_of_directory(path: str, status: os.stat_result) -> int:
     try:
-        return os.stat(f"{path}/{_STAMP}").st_mtime_ns
+        return os.stat(f"{path}/{TIMESTAMP}").st_mtime_ns
     except OSError:
         return status.st_mtime_ns
 

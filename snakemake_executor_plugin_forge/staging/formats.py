@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Callable
 
+from ..kernel.descriptors import closing
 from ..kernel.long_paths import reach
 
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -43,12 +44,9 @@ def problem(path: str, name: str, gzip_bytes: int) -> str | None:
     check = _CHECKS.get(os.path.splitext(name)[1].lower())
     if check is None:
         return None
-    fd = reach(os.open, path, flags=os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(reach(os.open, path, flags=os.O_RDONLY | os.O_CLOEXEC)) as fd:
         size = os.fstat(fd).st_size
         return check(fd, size, gzip_bytes) if size else None
-    finally:
-        os.close(fd)
 
 
 def _packed(fd: int, size: int, gzip_bytes: int) -> str | None:

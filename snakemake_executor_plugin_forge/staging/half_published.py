@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..record import sound
-from ..record.jsonfile import SPEC, VERDICT, load
+from ..record.jsonfile import SPEC, VERDICT, load, write_file
 from ..sandbox.filesystem.overlay import parts_of_layer, staging_of
 from ..spec.file_policy import below
 from ..spec.paths import COPY_SIGN, STATE
@@ -69,7 +69,6 @@ def mark(workdir: str, outputs: tuple[str, ...]) -> tuple[str, ...]:
         path = f"{workdir}/{_MARKS}/{record_name(output)}"
         if not os.path.exists(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w", encoding="ascii") as file:
-                json.dump({"external_jobid": None}, file)
+            write_file(path, json.dumps({"external_jobid": None}))
             marked.append(output)
     return tuple(marked)

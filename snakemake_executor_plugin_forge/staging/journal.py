@@ -122,10 +122,8 @@ def write(directory: str, journal: Journal, *, durable: bool = False) -> None:
     data = _encode(journal._replace(directory=directory))
     write_file(f"{directory}/{COPY_OF_JOURNAL}", data)  # not synced: it only matters if the other one is damaged
     path, temporary = f"{directory}/{JOURNAL}", f"{directory}/{JOURNAL}.new"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_file(temporary, data)
+    to_disk(temporary)
     os.rename(temporary, path)
     if durable:
         to_disk(directory)
@@ -149,7 +147,7 @@ def read(directory: str) -> Journal | None:
             continue
         except (ValueError, TypeError, KeyError) as error:
             problem = problem or error
-    raise DamagedError(errno.EUCLEAN, f"the journal of what was to be published is damaged ({problem})", directory)
+    raise DamagedError(errno.EUCLEAN, f"the journal of a publication is damaged ({problem})", directory)
 
 
 def exists(directory: str) -> bool:
@@ -180,7 +178,7 @@ def located(directory: str, journal: Journal) -> Journal:
     for tail in (f"/{sign}/{os.path.basename(here)}" for sign in (STAGING, STAGING_ELSEWHERE)):
         if old.endswith(tail) and here.endswith(tail):
             return _moved(journal, old.removesuffix(tail), here.removesuffix(tail))
-    raise UndecidedError(errno.ESTALE, f"the journal of what was to be published was written in {old}", directory)
+    raise UndecidedError(errno.ESTALE, f"the journal of a publication was written in {old}", directory)
 
 
 def _directory_of(moves: tuple[Move, ...], name: str) -> str:

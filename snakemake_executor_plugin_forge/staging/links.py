@@ -11,11 +11,16 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
+from ..kernel.long_paths import reach
 from ..record.checksum import TIMESTAMP
-from ..spec.file_policy import PRIVATE_DIRECTORIES, below
+from ..spec.file_policy import PRIVATE_DIRECTORIES, ancestors, below
 from ..spec.job import Files, LaunchSpec
 from ..spec.verdict import Harm, HarmKind
 from .declared import Declared
+from .journal import Move
+from .tree import is_whiteout
+
+_MOST_LINKS = 40  # of one path: path_resolution(7)
 
 
 def harm_of(link: str, place: str, roots: Sequence[str], declared: Declared, *, allow: bool) -> Harm | None:
@@ -100,6 +105,85 @@ def cut_off(shadow: str, names: Iterable[str], workdir: str) -> Iterator[str]:
         if os.path.islink(stamp):
             os.unlink(stamp)
             yield f"{name}/{TIMESTAMP} is a link, and Snakemake would make the file behind it"
+
+
+class Afterwards:
+    """The files at their places once a job's have been published, or moved from its shadow directory."""
+
+    def __init__(self, moves: Iterable[Move], gone: Iterable[str] = (), shadow: str | None = None) -> None:
+        """Remember what will be where.
+
+        Args:
+            moves: what is brought to its place.
+            gone: what is deleted.
+            shadow: a directory of which nothing else stays.
+        """
+        self._sources = {move.place: move.source for move in moves}
+        self._gone = {*gone, shadow}
+        self._shadow = shadow
+
+    def text_at(self, place: str) -> str | None:
+        """Return the text of a link that will be there; None if that is no link.
+
+        Args:
+            place: of an output, with no link in its directory.
+        """
+        with suppress(OSError):  # it is missing
+            return self._link_at(place)
+        return None
+
+    def _link_at(self, place: str) -> str | None:
+        """The text of what is there, if that is a link. Snakemake makes absolute links in a shadow directory relative.
+
+        Raises:
+            OSError: if nothing is there.
+        """
+        source = self._source(place)
+        if not stat.S_ISLNK(reach(os.lstat, source).st_mode):
+            return None
+        text: str = reach(os.readlink, source)
+        is_moved = self._shadow is not None and place in self._sources
+        return os.path.relpath(text, self._shadow) if is_moved and os.path.isabs(text) else text
+
+    def behind(self, path: str) -> str | None:
+        """Return the present path of what a path will lead to, None if that is nothing: path_resolution(7)."""
+        here, left, links = "", path.split("/")[::-1], 0
+        try:
+            while left:
+                part = left.pop()
+                if part in ("", "."):
+                    continue
+                here = os.path.dirname(here).rstrip("/") if part == ".." else f"{here}/{part}"
+                if here in ("/dev", "/proc"):  # links that lead to open files: proc(5)
+                    found = "/".join((here, *left[::-1]))
+                    return found if os.path.exists(found) else None
+                text = self._link_at(here) if here else None
+                if text is not None:
+                    links += 1
+                    if links > _MOST_LINKS:
+                        return None
+                    here = "" if os.path.isabs(text) else os.path.dirname(here).rstrip("/")
+                    left += text.split("/")[::-1]
+            return self._source(here or "/")
+        except OSError:
+            return None
+
+    def _source(self, place: str) -> str:
+        """The present path of what will be there.
+
+        Raises:
+            FileNotFoundError: if it will not be there.
+        """
+        around = (place, *ancestors(place))
+        for parent in around:
+            if (source := self._sources.get(parent)) is not None:
+                staged = f"{source}{place.removeprefix(parent)}"
+                with suppress(OSError):
+                    if not is_whiteout(reach(os.lstat, staged)):
+                        return staged
+        if not self._gone.isdisjoint(around):
+            raise FileNotFoundError(place)
+        return place
 
 
 def _stays(target: str, place: str, roots: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from ..kernel.descriptors import closing
 from ..kernel.process_tree import command_name, is_dead
 from ..record import sound
 from ..record.identity import boot_id, is_here
@@ -41,13 +42,9 @@ def detached_supervisors(state: str) -> dict[int, Entry]:
 
 def signal_supervisor(entry: Entry, number: int) -> None:
     """Send a signal to an entry's supervisor, never to another process with its pid; do nothing if it is dead."""
-    with suppress(OSError):
-        fd = os.pidfd_open(entry.pid)
-        try:
-            if entry.supervised():
-                signal.pidfd_send_signal(fd, number)
-        finally:
-            os.close(fd)
+    with suppress(OSError), closing(os.pidfd_open(entry.pid)) as fd:
+        if entry.supervised():
+            signal.pidfd_send_signal(fd, number)
 
 
 def may_live(run_dir: str, pid: int) -> bool:

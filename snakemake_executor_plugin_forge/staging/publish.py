@@ -19,6 +19,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
+from ..kernel.descriptors import closing
 from ..kernel.failpoints import reached
 from ..kernel.long_paths import reach
 from ..kernel.plain_paths import Places, name_aside, near, unlink
@@ -374,7 +375,5 @@ def _sync_path(path: str) -> None:
         os.chmod(path, stat.S_IMODE(status.st_mode) | stat.S_IRUSR)
         fd = os.open(path, flags)
         os.chmod(path, stat.S_IMODE(status.st_mode))
-    try:
+    with closing(fd):
         os.fsync(fd)
-    finally:
-        os.close(fd)

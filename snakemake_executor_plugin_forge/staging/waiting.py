@@ -124,4 +124,4 @@ class WaitingOutputs:
             with writable(self.moves):
                 publish(self.moves, self.journal, merging(scene), lock=lock_of(scene), noted=True)
         except ContestedError as error:
-            raise UnfitError(f"what the job did beside its outputs cannot be kept any more: {error}") from error
+            raise UnfitError(f"undeclared changes of the job cannot be kept any more: {error}") from error

@@ -14,6 +14,7 @@ import signal
 from contextlib import suppress
 
 from ..kernel.failpoints import reached
+from ..kernel.inherited import to_null
 from ..spec.errors import ForgeError
 from ..spec.job import LaunchSpec
 from ..spec.verdict import EndedBy, Order
@@ -47,10 +48,7 @@ class Detached:
         The terminal would stay open as long as the job runs.
         """
         self.begun = True
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        os.close(null)
+        to_null(0, 1, 2)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, _wake_up)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import assert_never
 
+from ..kernel.descriptors import is_readable
 from ..sandbox.cgroups.base import Sample
 from ..sandbox.fanotify import Reads
 from . import lifecycle
@@ -52,7 +53,7 @@ class EventLoop:
         if self._listener is not None:
             self._sources[inside.orders_fileno()] = self._meet_listener
         if reads is not None:
-            self._sources[reads.fileno()] = reads.read
+            self._sources[reads.fileno()] = reads.update
         if self._detached is not None:
             self._sources[self._detached.fileno()] = self._hear_signal
         self._sources[inside.pidfd] = self._reap
@@ -151,7 +152,7 @@ class EventLoop:
         detached = self._detached
         heard = [] if detached is not None and detached.begun else [self._control.fileno()]
         heard += [] if detached is None else [detached.fileno()]
-        return bool(select.select(heard, [], [], 0)[0])
+        return is_readable(*heard)
 
     def _sample(self, usual_pause_seconds: float) -> Sampled:
         cgroup = self._processes.cgroup
@@ -224,7 +225,7 @@ class EventLoop:
         if self._detached is None:
             return False
         if not self._detached.begun:
-            if select.select([self._control.fileno()], [], [], 0)[0]:
+            if is_readable(self._control.fileno()):
                 self._control.order()  # to end the job it comes too late
             if self._control.abandoned():
                 self._detach()

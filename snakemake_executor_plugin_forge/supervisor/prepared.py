@@ -11,7 +11,7 @@ from typing import Protocol
 from ..record.attempt_dir import JobDirectory
 from ..record.streams import Stream
 from ..sandbox.cgroups.base import JobCgroup, RunCgroup, remove_patiently
-from ..sandbox.fanotify import Audit, Reads
+from ..sandbox.fanotify import Reads
 from ..sandbox.filesystem.disk_usage import Meter
 from ..sandbox.inside import Inside
 from ..sandbox.listener import Listener
@@ -143,9 +143,8 @@ class PreparedAttempt:
         """Watch which files the job opens; its process waits for this before it executes anything."""
         layers, reads = self.spec.files.layers, None
         try:
-            audit = Audit(self.inside.receive_mounts(len(layers)))
-            stack.callback(audit.close)
-            reads = Reads(audit, layers)
+            reads = Reads(self.inside.receive_mounts(len(layers)), layers)
+            stack.callback(reads.close)
         except AuditUnavailable as error:
             self.problems.append(str(error))
         except OSError as error:  # the process could not enter its sandbox, and says so itself

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 from ..kernel import process_tree
+from ..kernel.descriptors import is_readable
 from ..record.attempt_dir import JobDirectory
 from ..sandbox.cgroups.base import JobCgroup
 from ..sandbox.inside import Inside
@@ -86,7 +86,7 @@ class Processes:
     def result(self) -> Result:
         """Return what the first process has said of its end."""
         deadline = time.monotonic() + _RESULT_SECONDS  # a descendant that is stuck in the kernel may write for ever
-        while select.select([self.inside.result_fd], [], [], 0)[0] and time.monotonic() < deadline:
+        while is_readable(self.inside.result_fd) and time.monotonic() < deadline:
             if not self.read_result():
                 break
         return self._said()
@@ -100,13 +100,11 @@ class Processes:
         """Take the exit status of the first process, which is dead or about to be."""
         if self.status is not None:
             return
-        ready = select.select([self.inside.pidfd], [], [], _FROZEN_SECONDS)[0]
-        if not ready:
+        if not is_readable(self.inside.pidfd, seconds=_FROZEN_SECONDS):
             self._kill_harder()
-            ready = select.select([self.inside.pidfd], [], [], _DEATH_SECONDS)[0]
-        if not ready:  # stuck in the kernel (D state): do without its status
-            self.over, self.status = True, signal.SIGKILL
-            return
+            if not is_readable(self.inside.pidfd, seconds=_DEATH_SECONDS):  # stuck in the kernel (D state)
+                self.over, self.status = True, signal.SIGKILL  # do without its status
+                return
         self._end_of_work()
         _, self.status, self.used.rusage = os.wait4(self.inside.started.pid, 0)
 

@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+from ..kernel.inherited import to_null
 from ..kernel.syscalls import set_process_name
 from ..record.codec import from_json
 from ..record.jsonfile import SPEC, load, read_object
@@ -238,9 +239,7 @@ def _new_terminal(replaced: Mapping[int, int], typed: bool) -> tuple[int, int, i
     for number in replaced:
         os.dup2(terminal, number)
     if 0 in replaced and not typed:
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
+        to_null(0)
     return next(iter(replaced.values())), controller, terminal, os.ttyname(terminal)
 
 

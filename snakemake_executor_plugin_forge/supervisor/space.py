@@ -8,6 +8,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 
+from ..kernel.descriptors import closing
 from ..kernel.long_paths import reach
 from ..kernel.tree import walk
 from ..spec.verdict import Refusal, RefusalKind
@@ -76,11 +77,8 @@ def without_quota(directories: Iterable[str]) -> Iterator[Refusal]:
     """Yield the file systems on which this user gets no more space, of which statvfs(3) says nothing: quotactl(2)."""
     for directory in directories:
         try:
-            fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-            try:
+            with closing(os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)) as fd:
                 os.posix_fallocate(fd, 0, _LEAST_BYTES)
-            finally:
-                os.close(fd)
         except OSError as error:  # another one: the file system cannot do that
             if error.errno in FULL:
                 yield Refusal(RefusalKind.FULL, mount_point(directory), error.errno)

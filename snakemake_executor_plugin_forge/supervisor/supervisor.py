@@ -8,13 +8,13 @@ sandbox (:class:`.prepared.PreparedAttempt`), its job runs (:class:`_RunningAtte
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from ..kernel import syscalls
+from ..kernel.descriptors import is_readable
 from ..kernel.failpoints import reached
 from ..kernel.shortage import Patience
 from ..record.attempt_dir import JobDirectory
@@ -106,7 +106,7 @@ def _start(
                 return prepared, begin, reads
         except OSError as error:
             pause = patience.pause(error)
-            if pause is None or select.select([tools.control.fileno()], [], [], pause)[0]:  # it shall end
+            if pause is None or is_readable(tools.control.fileno(), seconds=pause):  # it shall end
                 raise
             record.event("shortage", why=str(error))
 
@@ -162,7 +162,7 @@ class _RunningAttempt:
         error, read, frozen = state.error, None, None
         try:
             if self._reads is not None:
-                self._reads.read()  # an event that waits holds its file open, and nothing could be frozen
+                self._reads.update()  # an event that waits holds its file open, and nothing could be frozen
             frozen = prepared.inside.freeze()
             files = prepared.written(failed=said.failed or error is not None)
             read = self._undeclared_reads(files)
@@ -194,7 +194,7 @@ class _RunningAttempt:
     def _undeclared_reads(self, files: WrittenFiles) -> tuple[str, ...] | None:
         if self._reads is None:
             return None
-        self._reads.read()
+        self._reads.update()
         if not self._reads.complete:
             self._prepared.problems.append("the list of undeclared reads is not complete: the kernel lost events")
         return files.undeclared_reads(self._reads.opened)

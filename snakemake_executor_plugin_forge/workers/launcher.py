@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..kernel import syscalls
 from ..kernel.imports import own_command
 from ..kernel.inherited import DEFAULT_SIGNALS, keep_memory_shared, pending_signals
-from ..kernel.shortage import Patience
+from ..kernel.shortage import patiently
 from ..supervisor.usage import own_peak_kb
 from .channel import Channel, Frame, FrameKind, Mailbox
 from .pool import Enclosure, Pool
@@ -86,18 +86,6 @@ def main() -> None:
     pool.close()
 
 
-def _spawn(command: Command, variables: Mapping[str, str]) -> int:
-    patience = Patience()
-    while True:
-        try:
-            return os.posix_spawn(
-                command.executable, command.arguments, variables, setsid=True, setsigmask=(), setsigdef=DEFAULT_SIGNALS
-            )
-        except OSError as error:
-            if not patience.waits(error):
-                raise
-
-
 def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dict[str, object]:
     """Start the command and reap processes until it has ended. Runs as the first process of the job's PID namespace.
 
@@ -117,7 +105,11 @@ def execute(payload: bytes, environment: Mapping[str, str], scratch: str) -> dic
     if signal.SIGTERM in pending_signals():
         return {"exit_code": None, "signal": int(signal.SIGTERM)}
     os.chdir(command.directory)
-    pid = _spawn(command, variables)
+    pid = patiently(
+        lambda: os.posix_spawn(
+            command.executable, command.arguments, variables, setsid=True, setsigmask=(), setsigdef=DEFAULT_SIGNALS
+        )
+    )
     if signal.SIGTERM in pending_signals():
         os.kill(pid, signal.SIGTERM)
     while (ended := os.wait())[0] != pid:

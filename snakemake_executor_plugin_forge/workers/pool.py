@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import NoReturn, assert_never
+from typing import assert_never
 
 from ..kernel import inherited, process_tree, syscalls
 from ..kernel.shortage import REMEDY, SECONDS, Patience, is_shortage, retold, told
@@ -255,10 +255,9 @@ class Pool:
         with ExitStack() as undo:
             undo.callback(ours.close)
             try:
-                pid = os.fork()
-                if pid == 0:
-                    ours.close()
-                    _supervisor(self._execute, self._as_init, self.enclosure, theirs, self.mailbox)
+                pid = inherited.fork(
+                    lambda: _supervisor(self._execute, self._as_init, self.enclosure, theirs, self.mailbox)
+                )
             finally:
                 theirs.close()
             undo.callback(os.waitpid, pid, 0)
@@ -348,34 +347,25 @@ class ControlChannel:
         return order
 
 
-def _supervisor(
-    execute: Execute, as_init: bool, enclosure: Enclosure, sock: socket.socket, mailbox: Mailbox
-) -> NoReturn:
-    """Live as a supervisor process: run one attempt after the other."""
-    code = 1
+def _supervisor(execute: Execute, as_init: bool, enclosure: Enclosure, sock: socket.socket, mailbox: Mailbox) -> None:
+    """Prepare this process, a supervisor, and run one attempt after the other."""
+    syscalls.set_process_name("forge-super")
+    privileges.close_descriptors((sock.fileno(), mailbox.fileno()))
+    if enclosure.open_files is not None:
+        inherited.limit_open_files(enclosure.open_files)
+    channel = Channel(sock)
     try:
-        syscalls.set_process_name("forge-super")
-        privileges.close_descriptors((sock.fileno(), mailbox.fileno()))
-        if enclosure.open_files is not None:
-            inherited.limit_open_files(enclosure.open_files)
-        channel = Channel(sock)
-        try:
-            base = prepare(enclosure.namespaces, enclosure.gpus, enclosure.declared, enclosure.home)
-            base = replace(base, removed=enclosure.removed)
-        except OSError as error:
-            channel.send(Frame(FrameKind.REFUSED, body=told(error)))
-        else:
-            channel.send(Frame(FrameKind.READY))
-            counted_below = isinstance(enclosure.group, PolledRun)
-            standby = Standby(base, execute, ScratchPool(base.private), as_init=as_init, has_template=not counted_below)
-            orders = ControlChannel(channel, mailbox)
-            tools = Tools(enclosure.group, standby, orders, enclosure.processes_beside)
-            _serve(tools, orders, channel, mailbox)
-            code = 0
-    except BaseException:  # a bug of Forge; the pool only sees that this process ended
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+        base = prepare(enclosure.namespaces, enclosure.gpus, enclosure.declared, enclosure.home)
+    except OSError as error:
+        channel.send(Frame(FrameKind.REFUSED, body=told(error)))
+        return
+    channel.send(Frame(FrameKind.READY))
+    base = replace(base, removed=enclosure.removed)
+    counted_below = isinstance(enclosure.group, PolledRun)
+    standby = Standby(base, execute, ScratchPool(base.private), as_init=as_init, has_template=not counted_below)
+    orders = ControlChannel(channel, mailbox)
+    tools = Tools(enclosure.group, standby, orders, enclosure.processes_beside)
+    _serve(tools, orders, channel, mailbox)
 
 
 def _serve(tools: Tools, orders: ControlChannel, channel: Channel, mailbox: Mailbox) -> None:

@@ -13,10 +13,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from ..kernel.inherited import fork
 from ..spec.errors import ZygoteError
 from .channel import Channel, Frame, FrameKind
 from .launcher import Command
-from .zygote import Render, live_beside
+from .zygote import Render, leave_snakemake
 
 INNER = "inner snakemake: it is no shell command alone, or it is more than one"
 
@@ -26,10 +27,7 @@ class Renderer:
 
     def __init__(self, prepare: Callable[[], None], render: Render) -> None:
         ours, theirs = socket.socketpair()
-        self._pid = os.fork()
-        if self._pid == 0:
-            ours.close()
-            live_beside("forge-render", (theirs.fileno(),), prepare, lambda: _serve(Channel(theirs), render))
+        self._pid = fork(lambda: _serve(theirs, prepare, render))
         theirs.close()
         self._channel = Channel(ours)
         self._lock = threading.Lock()
@@ -64,7 +62,9 @@ class Renderer:
             os.waitpid(self._pid, 0)
 
 
-def _serve(channel: Channel, render: Render) -> None:
+def _serve(connected: socket.socket, prepare: Callable[[], None], render: Render) -> None:
+    leave_snakemake("forge-render", (connected.fileno(),), prepare)
+    channel = Channel(connected)
     while not channel.closed:
         for frame in channel.receive():
             call, scratch = pickle.loads(frame.body)

@@ -19,11 +19,9 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NoReturn
 
 from ..kernel import inherited, syscalls
 from ..kernel.environment import forget
@@ -34,7 +32,7 @@ from ..sandbox import privileges
 from ..sandbox.base import private_directories
 from ..sandbox.cgroups.ladder import host_memory_bytes
 from ..sandbox.environment import secret, withheld
-from ..sandbox.filesystem.kept import HeldHome, hold_home
+from ..sandbox.filesystem.kept import HeldHome, with_home
 from ..sandbox.filesystem.scratch import seen_path
 from ..sandbox.job_process import Execute
 from ..sandbox.probe import probe_host
@@ -69,46 +67,37 @@ class ZygoteSetup:
     scratch: str | None = None  # the directory for temporary files; None: the jobs need no home of the workflow
 
 
-def run(setup: ZygoteSetup, sock: socket.socket, mailbox: Mailbox, parent: int) -> NoReturn:
-    """Live as the nursery process; called right after the fork.
+def run(setup: ZygoteSetup, sock: socket.socket, mailbox: Mailbox, parent: int) -> None:
+    """Be the nursery: the whole life of this process, which was just forked.
 
     Args:
         parent: a pidfd of Snakemake. Its end of the channel stays open where it has forked processes that outlive it.
     """
-    keep = (sock.fileno(), mailbox.fileno(), parent)
-    live_beside("forge-nursery", keep, setup.prepare, lambda: _Zygote(setup, Channel(sock), mailbox, parent).live())
+    leave_snakemake("forge-nursery", (sock.fileno(), mailbox.fileno(), parent), setup.prepare)
+    _Zygote(setup, Channel(sock), mailbox, parent).live()
 
 
-def live_beside(name: str, keep: tuple[int, ...], prepare: Callable[[], None], live: Callable[[], None]) -> NoReturn:
-    """Live as a process that was forked from Snakemake.
+def leave_snakemake(name: str, keep: tuple[int, ...], prepare: Callable[[], None]) -> None:
+    """Make this process, which was forked from Snakemake, one of its own.
 
     Args:
         keep: descriptors that stay open.
         prepare: cuts the copy of Snakemake off from the original.
-        live: returns when the process shall end.
     """
-    code = 1
-    try:
-        inherited.accept_signals()
-        inherited.default_handlers()
-        os.setsid()  # Snakemake hears the terminal's Ctrl-C, and passes it on
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        syscalls.set_process_name(name)
-        inherited.close_beyond(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        privileges.replace_descriptors(keep)
-        _take_streams()
-        prepare()
-        sys.path[:] = own_path(sys.path)  # a job's own process, and Snakemake's functions, get theirs back
-        # The collector would write to, and so copy, every page that is shared with Snakemake.
-        gc.disable()
-        gc.freeze()
-        live()
-        code = 0
-    except BaseException:  # a bug of Forge; Snakemake only sees that this process ended
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    inherited.accept_signals()
+    inherited.default_handlers()
+    os.setsid()  # Snakemake hears the terminal's Ctrl-C, and passes it on
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    syscalls.set_process_name(name)
+    inherited.close_beyond(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    privileges.replace_descriptors(keep)
+    _take_streams()
+    prepare()
+    sys.path[:] = own_path(sys.path)  # a job's own process, and Snakemake's functions, get theirs back
+    # The collector would write to, and so copy, every page that is shared with Snakemake.
+    gc.disable()
+    gc.freeze()
 
 
 _inherited: list[object] = []
@@ -122,10 +111,7 @@ def _take_streams() -> None:
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # it may have opened another file there since
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
+            inherited.to_null(number)
         _inherited.extend((getattr(sys, name), getattr(sys, f"__{name}__")))
         inherited.take_stream(number)
 
@@ -166,10 +152,8 @@ class _Zygote(Pool):
         removed = withheld(os.environ, setup.declared)
         forget(secrets := secret(removed), secrets)  # supervisors need the others, to hide the services that they name
         host = probe.host
-        if setup.scratch is not None and not host.layers_note:
-            apart = host.layers_apart
-            self._home, note = hold_home(host.namespaces, setup.workdir, setup.scratch, apart=apart)
-            host = replace(host, home_layer=self._home is not None, home_note=note)
+        if setup.scratch is not None:
+            host, self._home = with_home(host, setup.workdir, setup.scratch)
         home = self._home.kept if self._home is not None else None
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         beside = probe.processes_beside

@@ -1,7 +1,7 @@
-"""A conda channel around real programs of this machine, made by the tests: there is no channel to be reached here.
+"""A conda channel around real programs of this machine, made by the tests: no real channel can be reached here.
 
 The packages are what ``conda build`` would have made: a .tar.bz2 with ``info/index.json`` and ``info/paths.json``. The
-programs are copied from Debian's packages and go on using the libraries of the system.
+programs are copied from Debian's packages and still use the libraries of the system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from rattler.index import index_fs
 
 PLACEHOLDER = "/opt/forge_placeholder_" + "x" * 60
-"""Stands for the prefix in files of a package; the installer replaces it."""
+"""Placeholder for the prefix in files of a package; the installer replaces it."""
 
 HOOK = """\
 export FORGE_TEST_HOOK="active in $CONDA_PREFIX"
@@ -98,7 +98,7 @@ def packages() -> list[Package]:
 
 
 def make_channel(directory: Path) -> str:
-    """Write and index the channel; its URL."""
+    """Write and index the channel; return its URL."""
     subdir = directory / "linux-64"
     subdir.mkdir(parents=True)
     (directory / "noarch").mkdir()

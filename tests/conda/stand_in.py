@@ -27,7 +27,7 @@ eval "$({python} {program} {base} activate-script "$1")"
 
 
 def install(base: Path) -> Path:
-    """Put a conda there; its bin directory, for PATH."""
+    """Install the stand-in there; return its bin directory, for PATH."""
     bin_directory = base / "bin"
     bin_directory.mkdir(parents=True)
     (base / "envs").mkdir()
@@ -90,7 +90,7 @@ def main(base: Path, arguments: list[str]) -> int:  # noqa: C901 - a table
             address = option("--name" if "--name" in arguments else "--prefix")
             answer = sorted(p.stem for p in (_prefix(base, address) / "conda-meta").glob("*.json"))
         case ["clean", *_]:
-            pass  # nothing is kept that could be cleaned
+            pass  # there is no cache to clean
         case ["activate-script", address]:
             print(_activate(base, address))
         case _:
@@ -109,4 +109,4 @@ if __name__ == "__main__":
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a thread of py-rattler's and the end of the interpreter do not go together: see runtimes/conda.py
+    os._exit(code)  # a thread of py-rattler can crash an interpreter that ends: see software/conda.py

@@ -1,7 +1,7 @@
-"""A backend that runs nothing: for tests of what is above backends, and to see what a backend has to do.
+"""A backend that runs nothing: for tests of the layers above backends, and as an example of a backend's duties.
 
-Jobs end as a script says: by default each succeeds at once. The directory ``registered`` is to ``sys.path`` what an
-installed package with this backend would be.
+A script decides how jobs end: by default each succeeds at once. The directory ``registered`` on ``sys.path`` acts like
+an installed package with this backend.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from snakemake_executor_plugin_forge.supervisor.reaper import never_started
 
 @dataclass(frozen=True, slots=True)
 class Scripted:
-    """What becomes of one job."""
+    """The end of one job."""
 
     seconds: float = 0.0
     outcome: Outcome = Outcome.SUCCEEDED
@@ -43,7 +43,7 @@ class FakeBackend:
     def __init__(self, script: Script = lambda _: Scripted()) -> None:
         self.host = HOST
         self._script = script
-        self._jobs: dict[str, tuple[LaunchSpec, Done, float]] = {}  # with the time of the end
+        self._jobs: dict[str, tuple[LaunchSpec, Done, float]] = {}  # the float is the time of the end
         self._cancelled: dict[str, Order] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -51,7 +51,7 @@ class FakeBackend:
         self._thread.start()
 
     def check(self, rule: str, resources: dict[str, object]) -> None:
-        """See :class:`..spec.backend.Backend`: it takes everything."""
+        """See :class:`..spec.backend.Backend`: accept everything."""
 
     def submit(self, spec: LaunchSpec, payload: bytes, done: Done, *, is_command: bool) -> None:
         """See :class:`..spec.backend.Backend`."""
@@ -114,6 +114,6 @@ def _verdict(spec: LaunchSpec, scripted: Scripted) -> Verdict:
 
 
 def open_backend(services: Services) -> FakeBackend:
-    """Open it: the entry point."""
+    """Open the backend: the entry point."""
     del services
     return FakeBackend()

@@ -1,6 +1,6 @@
-"""What every backend promises, tried with each of them: local, in front of a queue, slurm, fake.
+"""The promises of every backend, tested with each of them: local, behind a queue, adopting, slurm, fake.
 
-docs/explanation/backends.md is this in words. Whoever writes a backend adds it to BACKENDS.
+docs/explanation/backends.md describes them. The author of a new backend adds it to BACKENDS.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RUN = "20260101-000000-1-cafe"
 
 @dataclass
 class Stage:
-    """One backend in a directory of its own, and what it said."""
+    """One backend in its own directory, and its verdicts and notices."""
 
     backend: Backend
     place: Path
@@ -67,14 +67,14 @@ class Stage:
         return spec.name
 
     def verdict(self, name: str) -> Verdict:
-        """Wait for it; it comes once."""
+        """Wait for the job's only verdict."""
         wait_until(lambda: name in self.said)
         (verdict,) = self.said[name]
         return verdict
 
 
 def _script(spec: LaunchSpec) -> Scripted:
-    """What the commands of these tests do, for the backend that runs nothing."""
+    """The effect of these tests' commands, for the backend that runs nothing."""
     command = spec.command or ""
     if "exit 3" in command:
         return Scripted(0.05, Outcome.FAILED, "exited with 3", 3)
@@ -82,7 +82,7 @@ def _script(spec: LaunchSpec) -> Scripted:
 
 
 def _nothing() -> None:
-    """There is no Snakemake here to be cut off."""
+    """Do nothing: there is no Snakemake to disconnect from."""
 
 
 def _command(payload: bytes, scratch: str) -> Command:
@@ -187,7 +187,7 @@ def test_cancelling_what_is_not_there_is_no_error(stage: Stage) -> None:
 
 
 def test_idle(stage: Stage) -> None:
-    """Submitting and cancelling return at once, the backend is idle later."""
+    """Submitting and cancelling return at once; the backend becomes idle later."""
     assert stage.backend.wait_idle(0)
     begin = time.monotonic()
     name = stage.start("sleep 1000")
@@ -200,7 +200,7 @@ def test_idle(stage: Stage) -> None:
 
 @pytest.mark.parametrize("stage", ["local"], indirect=True)
 def test_after_a_bug_in_its_thread_every_job_has_a_verdict(stage: Stage) -> None:
-    """The nursery and all jobs end; nothing waits for ever."""
+    """The nursery and all jobs end, and no caller waits forever."""
     name = stage.start("sleep 1000")
     stage.verdict(stage.start("true", rule="bug"))
     assert "a thread of Forge failed: AssertionError" in stage.verdict(name).reason

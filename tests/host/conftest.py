@@ -53,7 +53,7 @@ def _end_of(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _share(config: pytest.Config) -> Path:
-    """The directory that all workers of this session, and the process that has started them, have in common."""
+    """The directory that all workers of this session and their parent process share."""
     base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # as pytest itself
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "host"
 
@@ -64,7 +64,7 @@ def _give(share: Path, name: str, result: object) -> None:
 
 
 def _result(share: Path, name: str, *, wait: bool) -> Any:
-    """What the thread has given under that name; None if it has not, and nobody waits for it."""
+    """The thread's result of that name; None if there is none yet and ``wait`` is false."""
     path = share / f"{name}.pickle"
     while wait and not path.exists():
         time.sleep(0.5)
@@ -73,7 +73,7 @@ def _result(share: Path, name: str, *, wait: bool) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start what the chosen tests want. The guest is built now, alone: no worker begins before the first has collected."""
+    """Start the thread for the chosen tests. The guest is built here, alone: no worker begins before the first has collected."""
     asking = [item for item in session.items if {"guest_reports", "upstream"} & set(getattr(item, "fixturenames", ()))]
     if session.config.option.collectonly or not asking or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         return
@@ -95,7 +95,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def guest_reports(request: pytest.FixtureRequest) -> dict[str, guest_tests.Report] | str:
-    """Give the results of the tests in the guest by user, or say why there are none."""
+    """The results of the tests in the guest by user, or the reason why there are none."""
     found: list[guest_tests.Report] | Exception = _result(_share(request.config), "guest", wait=True)
     if isinstance(found, GuestError):
         return str(found)
@@ -106,7 +106,7 @@ def guest_reports(request: pytest.FixtureRequest) -> dict[str, guest_tests.Repor
 
 @pytest.fixture(scope="session")
 def upstream(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
-    """Give the end of Snakemake's own tests, and what it said."""
+    """The exit code and output of Snakemake's own tests."""
     done: subprocess.CompletedProcess[str] = _result(_share(request.config), "upstream", wait=True)
     return done
 

@@ -1,11 +1,11 @@
 """A Debian 12 guest with systemd and pure cgroup v2 to try containment in, under qemu.
 
-    python -m tests.host.guest build         build what it needs (also done by the first run)
-    python -m tests.host.guest run SCRIPT    boot, run SCRIPT as root in the guest, print what it prints, power off
+    python -m tests.host.guest build         build the guest (the first run also does so)
+    python -m tests.host.guest run SCRIPT    boot, run SCRIPT as root in the guest, print its output, power off
 
 In the guest SCRIPT finds the checkout, the host's Python and the virtual environment at the same absolute
 paths as on the host, read-only; the variables FORGE_GUEST=1, FORGE_GUEST_CHECKOUT and FORGE_GUEST_PYTHON; a
-directory /host that comes back to the host; a directory /work that everybody can write to, on ext4; and the
+directory /host that it shares with the host; a directory /work on ext4 that all users can write to; and the
 command `as-tester COMMAND`, which runs COMMAND as an ordinary user with a delegated cgroup.
 """
 
@@ -31,15 +31,15 @@ COMMAND_LINE = (
     "systemd.unified_cgroup_hierarchy=1"
 )
 CGROUP_V1 = "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
-"""What makes systemd mount version 1 instead, if it comes last."""
+"""Makes systemd mount version 1 instead, as the last kernel parameters."""
 SLOW_BYTES = 64 << 20
 SLOW = "throttling.iops-total=200"
-"""A disk on which I/O takes its time, so that two jobs have to wait for each other: test_io_weight.py."""
+"""Options of a slow disk, on which two jobs must wait for each other: test_io_weight.py."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one run in the guest."""
+    """The result of one run in the guest."""
 
     status: int
     output: str  # of the script, both streams
@@ -60,7 +60,7 @@ def boot(
     """Boot the guest, run a script as root in it and power it off.
 
     `share` is the directory of the host that the guest sees as /host, `kernel` is added to the kernel's command
-    line, `disk` is an image that the guest has as /dev/vdd and that keeps what is written to it. Raise GuestError when
+    line, `disk` is an image that the guest sees as /dev/vdd and that keeps its writes. Raise GuestError when
     there is no guest or when it ends without the script's exit status.
     """
     prepare()
@@ -70,7 +70,7 @@ def boot(
     (control / "script").write_text(script)
     (control / "env").write_text(_environment(timeout))
     (control / "mounts").write_text(_mounts())
-    with guest_image.image() as image, guest_python.disk() as python:  # held: nobody removes them
+    with guest_image.image() as image, guest_python.disk() as python:  # held, so that none is removed
         command = _qemu(image, python, share, ["-m", memory, "-smp", str(cpus)], f"{COMMAND_LINE} {kernel}")
         if disk is not None:
             command += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
@@ -80,7 +80,7 @@ def boot(
 
 
 def prepare() -> None:
-    """Build what is booted, if it is not there. Raise GuestError if that fails."""
+    """Build the images of the guest if they are missing. Raise GuestError if that fails."""
     guest_image.install(guest_image.TO_BOOT)
     _compile()
     with guest_image.image(), guest_python.disk():
@@ -88,7 +88,7 @@ def prepare() -> None:
 
 
 def _slow_disk(control: Path) -> None:
-    """Make a file system with two files, of which tests read; its blocks are there, and not holes."""
+    """Make a file system with two files for tests to read, which have blocks and no holes."""
     tree = control / "slow"
     tree.mkdir()
     for name in ("1000", "50"):
@@ -103,12 +103,12 @@ def _compile() -> None:
 
 
 def _mounts() -> str:
-    """List what the guest is to mount, in the form that guest_files/forge-guest-run.sh reads."""
+    """List the guest's mounts, in the form that guest_files/forge-guest-run.sh reads."""
     wanted = [("9p", "checkout", CHECKOUT), *(("disk", name, path) for name, path in guest_python.places())]
     for _, _, path in wanted:
         if re.search(r"[\s,]", str(path)):
             raise GuestError(f"the path {path} cannot be shown to the guest: use one without blanks and commas")
-    wanted.sort(key=lambda item: item[2])  # a directory before what lies in it
+    wanted.sort(key=lambda item: item[2])  # a directory before its contents
     return "".join(f"{kind}\t{source}\t{path}\n" for kind, source, path in wanted)
 
 
@@ -140,7 +140,7 @@ def _qemu(image: Path, python: Path, share: Path, size: list[str], line: str) ->
     command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot", "-serial", "stdio"]
     command += ["-kernel", f"{image}/vmlinux", "-initrd", f"{image}/initrd.gz", "-append", line]
     command += ["-device", "virtio-rng-pci"]
-    # /dev/vda and /dev/vdb; what the guest writes there is thrown away
+    # /dev/vda and /dev/vdb; the guest's writes are discarded
     for disk in (f"{image}/root.img", f"{python}/python.img"):
         command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
     command += ["-drive", f"file={share}/.guest/slow.img,format=raw,if=virtio,cache=unsafe,{SLOW}"]  # /dev/vdc
@@ -166,7 +166,7 @@ def _run(command: list[str], console: Path, timeout: float) -> str:
 
 
 def _result(control: Path, ended: str, seconds: float) -> Result:
-    """Read what the guest left behind."""
+    """Read the results that the guest left."""
 
     def read(name: str) -> str:
         path = control / name

@@ -1,7 +1,7 @@
-"""A directory of built things, each named by a hash of what it is made from.
+"""A directory of build results, each named by a hash of its sources.
 
-An entry is built once, under a lock, in a neighbouring directory that is renamed when it is complete: whoever
-sees an entry sees all of it. Entries in use are never removed; of the others the newest few are kept.
+An entry is built once, under a lock, in a neighbouring directory that is renamed when complete: so no process ever
+sees a partial entry. Entries in use are never removed; of the others the newest few are kept.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class GuestError(Exception):
-    """The guest cannot be built, started or heard. The message says what happened and what to do."""
+    """The guest cannot be built or started, or does not answer. The message says what happened and what to do."""
 
 
 def root() -> Path:
@@ -31,7 +31,7 @@ def which(program: str) -> str | None:
 
 
 def run(command: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run a build step; return its standard output. Raise GuestError with the end of what it wrote."""
+    """Run a build step; return its standard output. Raise GuestError with the end of its output."""
     environment = {**os.environ, **(env or {}), "PATH": f"{os.environ.get('PATH', os.defpath)}:{SBIN}"}
     shown = " ".join(str(word) for word in command)
     try:
@@ -54,18 +54,18 @@ def run(command: Sequence[str | Path], cwd: Path | None = None, env: dict[str, s
 
 @contextlib.contextmanager
 def entry(kind: str, key: str, build: Callable[[Path], None]) -> Iterator[Path]:
-    """Hold the entry `<kind>-<key>`, built by build(directory) if it is not there; nobody remove it meanwhile."""
+    """Hold the entry `<kind>-<key>`, which build(directory) makes if it is missing; no process removes it meanwhile."""
     directory = root() / f"{kind}-{key}"
     with _lock_file(directory) as lock:
         while True:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if directory.is_dir():
                 break
-            fcntl.flock(lock, fcntl.LOCK_EX)  # not atomic: somebody else may have built it meanwhile
+            fcntl.flock(lock, fcntl.LOCK_EX)  # not atomic: another process may have built it meanwhile
             if not directory.is_dir():
                 _build(directory, build)
                 _prune(kind, directory)
-        with contextlib.suppress(OSError):  # the cache may belong to somebody else
+        with contextlib.suppress(OSError):  # the cache may belong to another user
             os.utime(directory)
         yield directory
 
@@ -104,7 +104,7 @@ def _build(directory: Path, build: Callable[[Path], None]) -> None:
 
 
 def _prune(kind: str, newest: Path) -> None:
-    """Remove entries of this kind that nobody uses, but for the most recently used ones."""
+    """Remove unused entries of this kind, except the most recently used ones."""
     found = [path for path in newest.parent.glob(f"{kind}-*") if path.is_dir() and path.suffix != ".partial"]
     others = sorted((path for path in found if path != newest), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in others[KEEP - 1 :]:

@@ -10,7 +10,7 @@ import pytest
 
 CGROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
-# Runs in a delegated cgroup of its own: moves to a leaf, then limits a child that takes more than it may.
+# Runs in its own delegated cgroup: moves to a leaf, then limits a child that takes too much memory.
 LIMIT_A_CHILD = """
 set -eu
 here=/sys/fs/cgroup$(sed 's/^0:://' /proc/self/cgroup)
@@ -44,7 +44,7 @@ def test_only_cgroup_v2_is_mounted() -> None:
 @pytest.mark.kernel
 @pytest.mark.v2
 def test_root_limits_memory() -> None:
-    """A child cgroup that root makes kills what takes too much memory."""
+    """A child cgroup that root makes limits memory."""
     assert os.geteuid() == 0
     group = CGROUPS / "forge-selfcheck"
     group.mkdir()
@@ -81,7 +81,7 @@ def test_user_has_a_delegated_cgroup() -> None:
 @pytest.mark.kernel_user
 @pytest.mark.v2_user
 def test_user_limits_memory(tmp_path: Path) -> None:
-    """So can it limit memory, from a leaf of its own."""
+    """An ordinary user can limit memory, from its own leaf cgroup."""
     script = tmp_path / "limit.sh"
     script.write_text(LIMIT_A_CHILD)
     command = ["systemd-run", "--user", "--quiet", "--wait", "--pipe", "--collect", "-p", "Delegate=yes"]
@@ -92,7 +92,7 @@ def test_user_limits_memory(tmp_path: Path) -> None:
 @pytest.mark.kernel_user
 @pytest.mark.v2_user
 def test_user_can_make_namespaces() -> None:
-    """An ordinary user may mount in namespaces of its own."""
+    """An ordinary user may mount in its own namespaces."""
     command = ["unshare", "-Urmp", "--fork", "mount", "-t", "tmpfs", "none", "/mnt"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_user_can_make_namespaces() -> None:
 @pytest.mark.kernel_user
 @pytest.mark.v2_user
 def test_checkout_cannot_be_changed() -> None:
-    """What the tests do wrong cannot hurt the checkout on the host."""
+    """Errors of the tests cannot harm the checkout on the host."""
     checkout = Path(os.environ["FORGE_GUEST_CHECKOUT"])
     with pytest.raises(OSError, match=r"Read-only file system|Permission denied"):
         (checkout / "forge-selfcheck").touch()

@@ -1,9 +1,9 @@
 """Chooses the tests that run in the guest, runs them there, and reads their results.
 
-The marks choose, anywhere in tests/ outside tests/host: `v2` (as root) and `v2_user` (as an ordinary user with a delegated
-cgroup) what only a host with cgroup v2 and systemd can show; a soak takes all that is marked `kernel` and `kernel_user`, or
-`security`, instead, but for `outside`. Only files whose text has the mark are collected: importing all of them would take a
-minute under emulation. guest_selfcheck.py is always among them. What tests start there is forked: tests/warm.py.
+Marks choose the tests, anywhere in tests/ outside tests/host: `v2` (as root) and `v2_user` (as an ordinary user with a delegated
+cgroup) mark tests that need a host with cgroup v2 and systemd; a soak instead takes all tests marked `kernel` and `kernel_user`,
+or `security`, except `outside`. Only files whose text has the mark are collected: importing all of them would take a
+minute under emulation. guest_selfcheck.py is always among them. Programs that tests start there are forked: tests/warm.py.
 """
 
 import os
@@ -60,11 +60,11 @@ class Phase:
 SECONDS, SOAK_SECONDS = 3600, 14400
 USERS = ("root", "tester")
 SUITES = {"v2": ("v2", "v2_user"), "all": ("kernel", "kernel_user"), "security": ("security", "security")}
-"""The marks of root's tests and of those of the ordinary user, by what test_guest.py asks for."""
+"""The marks of root's and of the ordinary user's tests, by the suites of test_guest.py."""
 
 
 def phases(suites: set[str]) -> list[Phase]:
-    """What the two users run, of all suites that are asked for."""
+    """The phases of both users, for all suites."""
     marks = (sorted({SUITES[suite][number] for suite in suites}) for number in range(len(USERS)))
     return [Phase(user, " or ".join(chosen)) for user, chosen in zip(USERS, marks, strict=True)]
 
@@ -80,7 +80,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of one phase."""
+    """The results of one phase."""
 
     phase: Phase
     status: str  # pytest's exit status
@@ -88,7 +88,7 @@ class Report:
     log: str
 
     def count(self, outcome: str) -> int:
-        """How many tests had this outcome."""
+        """The number of tests with this outcome."""
         return sum(case.outcome == outcome for case in self.cases)
 
     @property
@@ -99,9 +99,9 @@ class Report:
 
     @property
     def complaint(self) -> str:
-        """Why this phase is not good, in full; empty if it is good."""
+        """The full reason why this phase failed; empty if it succeeded."""
         where = f"in the guest, as {self.phase.user}"
-        failures: dict[str, list[Case]] = {}  # a broken fixture fails many tests in the same way: say it once
+        failures: dict[str, list[Case]] = {}  # a broken fixture fails many tests in the same way: print it once
         for case in self.cases:
             if case.outcome == "failed":
                 failures.setdefault(re.sub(r"0x[0-9a-f]+", "0x…", case.text), []).append(case)
@@ -122,7 +122,7 @@ class Report:
 
 
 def run(share: Path, suites: set[str]) -> list[Report]:
-    """Boot the guest once and run both phases in it, side by side, as it has two CPUs. Raise GuestError if that fails."""
+    """Boot the guest once and run both phases side by side on its two CPUs. Raise GuestError if that fails."""
     chosen = phases(suites)
     commands = "".join(f"(\n{phase.command}) &\n" for phase in chosen)
     script = f"cd {shlex.quote(str(guest.CHECKOUT))}\n{commands}wait\nexit 0\n"
@@ -138,7 +138,7 @@ def run(share: Path, suites: set[str]) -> list[Report]:
 
 
 def report(phase: Phase, share: Path) -> Report:
-    """Read what a phase left in the shared directory."""
+    """Read the results of a phase from the shared directory."""
 
     def read(kind: str) -> str:
         path = share / f"{phase.user}.{kind}"

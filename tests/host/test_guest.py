@@ -1,6 +1,6 @@
 """Tests of Forge in a Debian guest with systemd and pure cgroup v2: guest_tests.py says which.
 
-A host that cannot have the guest fails these tests: containment that was not tried is not known to work.
+These tests fail on a host that cannot run the guest: untested containment is not known to work.
 FORGE_GUEST_TIMEOUT is the number of seconds that the guest may take (3600; for a soak 14,400).
 """
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.host, pytest.mark.timeout(15000)]
 @pytest.mark.parametrize("suite", [pytest.param(suite, marks=[pytest.mark.soak] * (suite != "v2")) for suite in guest_tests.SUITES])
 @pytest.mark.parametrize("user", guest_tests.USERS)
 def test_in_guest(user: str, suite: str, guest_reports: dict[str, guest_tests.Report] | str) -> None:
-    """Every chosen test passes in the guest, and some were run."""
+    """Every chosen test passes in the guest, and there were some."""
     if isinstance(guest_reports, str):
         pytest.fail(guest_reports, pytrace=False)
     complaint = guest_reports[user].complaint
@@ -25,7 +25,7 @@ def test_in_guest(user: str, suite: str, guest_reports: dict[str, guest_tests.Re
         pytest.fail(complaint, pytrace=False)
 
 
-# bfq alone: the cost model is of version 2.
+# Only bfq: the cost model belongs to version 2.
 WEIGHTS = """
 cd "$FORGE_GUEST_CHECKOUT"
 install -d /work/root
@@ -38,7 +38,7 @@ grep -q ' /sys/fs/cgroup/blkio cgroup ' /proc/mounts || exit 1
 
 @pytest.mark.soak
 def test_weights_for_io_under_cgroup_v1(tmp_path: Path) -> None:
-    """In a guest of its own: no disk of this host may be changed, whatever version its cgroups have."""
+    """The test has its own guest: tests may not change this host's disks, whatever version its cgroups have."""
     try:
         done = guest.boot(WEIGHTS, tmp_path, kernel=guest.CGROUP_V1)
     except GuestError as error:

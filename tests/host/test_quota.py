@@ -1,4 +1,4 @@
-"""A user's quota is used up by a job: as a full disk. In the guest, because kernels have quotas by chance."""
+"""A job that uses up a user's quota is treated like one on a full disk. In the guest, as not every kernel has quotas."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A host that goes down in the middle of a run without any warning, and the run after it.
+"""A host that suddenly goes down in the middle of a run, and the run after it.
 
-Two boots of the guest with one disk for the working directories. The first one is reset (sysrq b) without a sync, at the
-moment in which Snakemake reports a seventh job as finished, and three run; of another run, Snakemake was killed before
-and a job has finished without it. In the second one: snakemake-forge resume, in both directories.
+The guest boots twice, with one disk for the working directories. The first boot is reset (sysrq b) without a sync, when
+Snakemake has reported a seventh job as finished and three run; in a second directory, Snakemake was killed before and a job
+has finished without it. The second boot runs snakemake-forge resume in both directories.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.host, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 _DISK_BYTES = 256 << 20
 _DIRECTORY = "/run/disk"
-# What a job writes to /host is on this host at once, whatever happens to the guest.
+# A job's writes to /host reach this host at once, whatever happens to the guest.
 _SNAKEFILE = """
 rule all:
     input: expand("{rule}/{n}.txt", rule="quick", n=range(6)), expand("{rule}/{n}.txt", rule="slow", n=range(3)), "last.txt"
@@ -110,7 +110,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 def _boot(script: str, share: Path, disk: Path) -> str:
-    """What the guest said."""
+    """Run the script in the guest; return its output."""
     (share / "ran").mkdir(parents=True)
     (share / "ran").chmod(0o777)
     for name, text in (("work.smk", _SNAKEFILE), ("finishing.smk", _FINISHING), ("forge.yaml", _CATALOG)):
@@ -145,7 +145,7 @@ def test_a_reboot_costs_nothing_that_was_finished(tmp_path: Path, disk: Path) ->
     assert (after / "logs").read_text().split() == [f"{name}.log" for name in quick]
 
     outcomes = sorted((job["rule"], job["outcome"]) for job in json.loads((after / "jobs.json").read_text()))
-    # The last one ended an instant before the host did: its outputs are there, its record may not be.
+    # The job last ended just before the host went down: its outputs are there, its record may be missing.
     assert [outcome for rule, outcome in outcomes if rule == "quick"] == ["succeeded"] * 6
     assert [outcome for rule, outcome in outcomes if rule == "slow"] == ["lost"] * 3
     (adopted,) = json.loads((after / "adopted.json").read_text())

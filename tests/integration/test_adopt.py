@@ -375,9 +375,9 @@ def test_what_differs_is_discarded(workdir: Path) -> None:
     assert started(side) == {"input": 2, "command": 2, "param": 2, "same": 1, "running": 2}
     assert {name: (directory / f"{name}.txt").read_text().strip() for name in started(side)} == {
         "input": "two", "command": "second", "param": "2", "same": "same", "running": "second"}
-    assert "rule input: what run" in done.output
-    assert "is discarded, because in.txt changed meanwhile." in done.output
-    assert "still makes is discarded, because its code or params have changed." in done.output
+    assert "rule input: the outputs that run" in done.output
+    assert "are discarded, because in.txt changed meanwhile." in done.output
+    assert "still makes are discarded, because its code or params have changed." in done.output
     for rule, why in {"input": "in.txt changed meanwhile", "command": "its code or params have changed"}.items():
         first, second = jobs(directory, rule)
         assert (first["outcome"], first["adopted"], first["discarded"]) == ("succeeded", None, why)

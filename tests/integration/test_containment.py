@@ -381,7 +381,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "SERVICES": " ".join([*SERVICES, agent, f"{directory}/bus"]),
     }
     if any(case.name == "own_keyring" for case in cases):
-        environment["FORGE_TEST_COLD"] = "1"  # needs this process's session keyring: a fork of the server has another one
+        environment["FORGE_TEST_COLD"] = "1"  # executed, not forked: only so it has this process's session keyring
         _add_session_key()
     try:
         with ExitStack() as stack:

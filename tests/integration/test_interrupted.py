@@ -75,7 +75,7 @@ def test_a_working_directory_that_was_renamed_is_completed_where_it_is(workdir: 
     moved = directory.rename(workdir / "moved")
     done = run(moved, *arguments("new"))
     assert done.code == 0, done.output
-    assert f"completed what an interrupted run was publishing: {moved}/a.txt" in done.output
+    assert f"completed the publication of an interrupted run: {moved}/a.txt" in done.output
     assert values(moved) == ["crashed"] * 3
 
 

@@ -59,20 +59,24 @@ def test_openmetrics_is_read_by_a_strict_parser(workdir: Path) -> None:
     assert samples["forge_memory_peak_bytes", "map"] == 300 * 2**20
 
 
+FACTS = RunFacts("20260131-120000-7-abcd", "/srv/odd\n\udcff", "no cgroup can be made", 8)
+LABELS = 'run="20260131-120000-7-abcd",workdir="/srv/odd\\\\n\\\\xff"'
+
+
 def test_the_file_is_kept_up_to_date_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "run.prom"
-    file = MetricsFile(str(path), pytest.fail)
+    file = MetricsFile(str(path), pytest.fail, FACTS)
     ended: list[Verdict] = []
     done = file.observe(SPEC, ended.append)
-    wait_until(lambda: 'forge_attempts_running{rule="call"} 1.0' in path.read_text())
+    wait_until(lambda: f'forge_attempts_running{{rule="call",{LABELS}}} 1.0' in path.read_text())
     verdict = Verdict(Outcome.TIMEOUT, "timed out", None, 9, Usage(cpu_seconds=2.5), "2026-01-31T12:00:00+00:00", 30.0)
     done(verdict)
     file.close()
     assert ended == [verdict]
     text = path.read_text()
-    assert 'forge_attempts_running{rule="call"} 0.0' in text
-    assert 'forge_attempts_total{outcome="timeout",rule="call"} 1.0' in text
-    assert 'forge_cpu_seconds_total{rule="call"} 2.5' in text
+    assert f'forge_attempts_running{{rule="call",{LABELS}}} 0.0' in text
+    assert f'forge_attempts_total{{outcome="timeout",rule="call",{LABELS}}} 1.0' in text
+    assert f'forge_cpu_seconds_total{{rule="call",{LABELS}}} 2.5' in text
     assert "forge_last_run_end_timestamp_seconds" in text
     assert list(tmp_path.iterdir()) == [path]
 
@@ -84,20 +88,19 @@ def test_a_directory_has_a_file_for_each_run_and_none_of_old_runs(tmp_path: Path
         path.touch()
     for path in (old, others, cut):
         os.utime(path, (time.time() - STALE_SECONDS - 1,) * 2)
-    facts = RunFacts("20260131-120000-7-abcd", "/srv/odd\n\udcff", "no cgroup can be made", 8)
     before = os.umask(0o077)
     try:
-        MetricsFile(str(tmp_path), pytest.fail, facts).close()
+        MetricsFile(str(tmp_path), pytest.fail, FACTS).close()
     finally:
         os.umask(before)
-    own = tmp_path / f"forge-{facts.run}.prom"
+    own = tmp_path / f"forge-{FACTS.run}.prom"
     assert {*tmp_path.iterdir()} == {own, young, others}
-    assert 'run="20260131-120000-7-abcd",workdir="/srv/odd\\\\n\\\\xff"' in own.read_text()
+    assert LABELS in own.read_text()
     assert own.stat().st_mode & 0o777 == 0o644  # the exporter, another user, must read it
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--forge-metrics-file=.*/none/x.prom: cannot be written: No such file or directory\. Name a file"):
-        MetricsFile(str(tmp_path / "none" / "x.prom"), pytest.fail)
+        MetricsFile(str(tmp_path / "none" / "x.prom"), pytest.fail, FACTS)
     with pytest.raises(UsageError, match=r"--forge-metrics-file=.*/none: there is no such directory, .* Make the directory first"):
-        MetricsFile(str(tmp_path / "none"), pytest.fail)
+        MetricsFile(str(tmp_path / "none"), pytest.fail, FACTS)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .. import ordinary
-from ..conftest import run, write_workflow
+from ..conftest import Result, run, write_workflow
 from ..side_by_side import USERS, Both, Case
 
 pytestmark = pytest.mark.slow  # runs each case with local, too
+
+
+def _first_version(name: str) -> Callable[[Result, list[dict[str, Any]]], bool]:
+    """All files of the first run are there, although Snakemake would have noticed the second run's output only when they were gone."""
+
+    def check(forge: Result, _: object) -> bool:
+        place = forge.directory / name
+        return [(place / file).read_text() for file in ("b", "side")] == ["1\n"] * 2 and not (place / "a").is_symlink()
+
+    return check
+
 
 CASES = [
     Case("inside", """
@@ -41,6 +54,36 @@ CASES = [
             output: "@/out", directory("@/d")
             shell: "echo > $TMPDIR/x; ln -s $TMPDIR/x {output[0]}; mkdir {output[1]}; ln -s ../out {output[1]}/inner; ln -s $TMPDIR/x {output[1]}/outer"
         """, outcome="failed", says=("lost/out is a link to ", "lost/d/outer is a link to ", "which goes with the job")),
+    *(Case(name, f"""
+        rule @:
+            output: {output}, "@/b"
+            shell: "[ {{config[version]}} = 1 ] || {{{{ mkdir @/dir; : > @/empty; ln -s {target} @/a; }}}}; echo {{config[version]}} | tee @/b > @/side; "
+                   "[ -L @/a ] || {good}"
+        """, outcome="failed", says=(f"{name}/a is {words}",),
+        check=_first_version(name))
+      for name, output, target, good, words in (
+          ("nowhere", '"@/a"', "none", "echo > @/a", "a link to none, which would not exist"),
+          ("to_directory", '"@/a"', "dir", "echo > @/a", "a link to a directory, but the rule does not say directory()"),
+          ("to_file", 'directory("@/a")', "b", "mkdir @/a", "a link to a file, but the rule says directory()"),
+          ("to_empty", 'ensure("@/a", non_empty=True)', "empty", "echo > @/a", "empty, but the rule says ensure(non_empty=True)"),
+          ("to_other", 'ensure("@/a", sha256="01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b")', "b", "echo > @/a", "not what ensure() says"))),
+    Case("shadowed", """
+        rule @:
+            output: "@/good", "@/bad", "@/own"
+            shadow: "minimal"
+            shell: "echo > {output[2]}; ln -s own {output[0]}; echo > @/side; ln -s side {output[1]}"
+        """, outcome="failed", says=("shadowed/bad is a link to side, which would not exist outside of the shadow directory",)),
+    Case("piped", """
+        rule @_out:
+            output: pipe("@/{name}.pipe")
+            resources: forge_files="strict"
+            shell: "echo {config[version]} > {output}"
+        rule @:
+            input: "@/a.pipe"
+            output: "@/out"
+            resources: forge_files="strict"
+            shell: "cat {input} > {output}"
+        """),
     Case("private", """
         rule @:
             output: "@/out"

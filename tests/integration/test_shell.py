@@ -131,7 +131,7 @@ def test_a_command_does_not_have_the_terminal_of_its_user(place: Path, redirect:
 
 
 def test_runs_and_resume_go_on_beside_it(place: Path) -> None:
-    """They neither remove the shell's files nor wait for its end."""
+    """A run and resume neither remove the shell's files nor wait for its end."""
     words = ["call", "s=a", "--run", "echo mine > new.txt; echo ready; read line; cat new.txt && touch other.txt && ls"]
     shell = subprocess.Popen([*CLI, *words], cwd=place, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert shell.stdin is not None

@@ -138,7 +138,7 @@ def _victim(name: str, attempt: dict[str, Any]) -> tuple[str | None, ...]:
 
 @pytest.mark.v2
 def test_whose_limit_it_was(workdir: Path) -> None:
-    """The record tells the run's limit, which a job without its own limit reached, from the job's, and names the process."""
+    """The record says whether the run's limit or the job's own was reached, and names the process."""
     write_workflow(workdir, """
         rule hog:
             output: "hog.out"

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "snakemake_executor_plugin_forge"
 PACKAGES = (PACKAGE, "snakemake_logger_plugin_forge", "snakemake_scheduler_plugin_forge")
-# Every file of the packages that is not Python source. A new one must be listed: a wheel takes whatever lies there.
+# All files of the packages that are not Python source. A new one must be listed: a wheel takes whatever lies there.
 DATA = {f"{PACKAGE}/analysis/data/{name}" for name in ("grafana-dashboard.json", "report.css", "report.html.j2", "report.js")} | {
     f"{package}/py.typed" for package in PACKAGES}
 SDIST = {".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
@@ -65,7 +65,7 @@ def test_an_index_takes_both(dist: Path) -> None:
 
 
 def test_the_installed_wheel_runs_the_first_rule_of_the_demo(dist: Path, tmp_path: Path) -> None:
-    """In an environment that has the wheel, and the tests' site-packages behind it for Snakemake and the other dependencies."""
+    """The environment has the wheel, and behind it the tests' site-packages for Snakemake and the other dependencies."""
     (wheel,) = dist.glob("*.whl")
     venv, work = tmp_path / "venv", tmp_path / "work"
     work.mkdir()

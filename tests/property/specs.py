@@ -1,4 +1,4 @@
-"""Specs of jobs of which only a few things matter."""
+"""Specs of jobs for tests that care about few of the fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which jobs are admitted: laws that hold for every order of requests and releases, and the rules of this host."""
+"""Admission of jobs: laws that hold for every order of requests and releases, and the rules of this host."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CAPACITY = (4, 1000)
 
 
 class Allocation(RuleBasedStateMachine):
-    """A model of what is held and what waits is checked after each step."""
+    """Checks a model of holders and waiting jobs after each step."""
 
     @initialize(strict=st.booleans())
     def begin(self, strict: bool) -> None:
-        self.strict = strict  # every demand binds and waits
+        self.strict = strict  # every request binds and waits
         self.allocator = FifoAllocator(*CAPACITY)
         self.held: dict[str, Holding] = {}
         self.waiting: dict[str, Holding] = {}  # in the order of the requests
@@ -119,7 +119,7 @@ def test_jobs_of_an_earlier_run_hold_their_share_until_they_end() -> None:
     for number in range(3):
         assert admission.request(spec(f"job{number}", 50)) == []
     assert admission.release("run/1") == ["job0"]
-    assert admission.release("run/2") == ["job1", "job2"], "without other jobs nothing counts"
+    assert admission.release("run/2") == ["job1", "job2"], "without other jobs no limit counts"
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=30))

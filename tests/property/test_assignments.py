@@ -21,11 +21,11 @@ from snakemake_executor_plugin_forge.workers.channel import Frame, FrameKind
 
 
 def detachable(frame: Frame) -> bool:
-    return frame.kind is FrameKind.RUN and frame.body == b"goes on"
+    return frame.kind is FrameKind.RUN and frame.body == b"leaves"
 
 
 class Assigning(RuleBasedStateMachine):
-    """Jobs come and end, supervisors are forked and die; a model of who has what is checked after each step."""
+    """Jobs come and end, supervisors are forked and die; a model of the assignments is checked after each step."""
 
     @initialize(keeps_spare=st.booleans())
     def begin(self, keeps_spare: bool) -> None:
@@ -46,7 +46,7 @@ class Assigning(RuleBasedStateMachine):
         for instruction in instructions:
             match instruction:
                 case Pass(pid, frame) if frame.kind in (FrameKind.RUN, FrameKind.REAP):
-                    assert frame.kind is FrameKind.REAP or not self.closing, "after close nothing is started"
+                    assert frame.kind is FrameKind.REAP or not self.closing, "no job starts after close"
                     assert frame.name not in self.over
                     if frame.kind is FrameKind.REAP:
                         assert frame.name not in self.reaped, "reaped twice"
@@ -83,7 +83,7 @@ class Assigning(RuleBasedStateMachine):
     @rule(leaves=st.booleans(), fork=st.booleans(), kind=st.sampled_from([FrameKind.RUN, FrameKind.RENDER]))
     def run(self, leaves: bool, fork: bool, kind: FrameKind) -> None:
         self.count += 1
-        job = Frame(FrameKind.RUN, f"job{self.count}", b"goes on" if leaves else b"")
+        job = Frame(FrameKind.RUN, f"job{self.count}", b"leaves" if leaves else b"")
         if kind is FrameKind.RENDER and not self.closing:
             self.assignments.launched(job)
             self.launched[job.name] = job
@@ -215,11 +215,11 @@ def test_jobs_wait_in_their_order_while_no_supervisor_can_be_forked() -> None:
     one, two, three, four, five = (Frame(FrameKind.RUN, name) for name in ("one", "two", "three", "four", "five"))
     assert assignments.order(one) == [Fork()]
     assert assignments.forked(1) == [Pass(1, one), Fork()]
-    assert assignments.fork_postponed() == []  # of a spare one: nobody waits for it
+    assert assignments.fork_postponed() == []  # for a spare one: no job waits for it
     assert not assignments.waits
     assert assignments.order(two) == [Fork()]
     assert assignments.fork_postponed() == []
-    assert assignments.order(three) == assignments.order(four) == assignments.order(five) == []  # nobody overtakes
+    assert assignments.order(three) == assignments.order(four) == assignments.order(five) == []  # no job overtakes
     assert assignments.waits
     assert assignments.has_busy
     assert assignments.try_again() == [Fork()]

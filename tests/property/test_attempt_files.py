@@ -1,4 +1,4 @@
-"""What becomes of the files of an attempt: for every outcome and every kind of file, without a file."""
+"""Decisions on the files of an attempt, for every outcome and every kind of file; no file is touched."""
 
 from __future__ import annotations
 

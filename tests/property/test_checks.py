@@ -1,4 +1,4 @@
-"""Checksums, formats and what gc decides: for any files, sizes and ages."""
+"""Checksums, formats and decisions of gc, for any files, sizes and ages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def hdf5(version: int) -> bytes:
 
 
 def bgzf(*blocks: bytes) -> bytes:
-    """As bgzip writes it: the SAM specification, 4.1."""
+    """Compress blocks as bgzip does: the SAM specification, 4.1."""
     made = b""
     for block in blocks:
         packer = zlib.compressobj(6, zlib.DEFLATED, -15)
@@ -89,7 +89,7 @@ def test_a_whole_file_is_no_problem(kind: tuple[str, Callable[[bytes], bytes]], 
 def test_any_truncation_is_seen(kind: tuple[str, Callable[[bytes], bytes]], data: bytes, draw: st.DataObject) -> None:
     name, make = kind
     whole = make(data)
-    # The first bytes must be there, or it is no such file; a user block (512 bytes) of zeros is not told from nothing.
+    # Without its first bytes it is no such file; a user block (512 bytes of zeros) alone says nothing.
     least = 600 if whole.startswith(bytes(512)) else 20
     assert says(name, whole[: draw.draw(st.integers(least, len(whole) - 1))]) is not None
 
@@ -97,7 +97,7 @@ def test_any_truncation_is_seen(kind: tuple[str, Callable[[bytes], bytes]], data
 @given(st.binary(min_size=100, max_size=2000), st.data())
 def test_a_flipped_bit_in_a_gzip_stream_is_seen(data: bytes, draw: st.DataObject) -> None:
     whole = bytearray(gzip.compress(data))
-    place = draw.draw(st.integers(10, len(whole) - 1))  # the header has a time and the system's number, which mean nothing
+    place = draw.draw(st.integers(10, len(whole) - 1))  # the header has a time and the system's number, which do not matter
     whole[place] ^= 1 << draw.draw(st.integers(0, 7))
     assert says("x.gz", bytes(whole)) is not None or gzip.decompress(whole) == data
 
@@ -209,7 +209,7 @@ def test_a_large_file_is_told_by_its_ends_its_size_and_samples(tmp_path: Path) -
         before = after
 
 
-# -- which attempt counts, and what gc removes -------------------------------------------------------------------------
+# -- the attempt that counts, and removals by gc -----------------------------------------------------------------------
 
 Attempts = st.lists(st.tuples(st.sampled_from(["succeeded", "failed", "oom"]), st.sets(st.sampled_from("abc")), st.integers(0, 9)))
 

@@ -1,4 +1,4 @@
-"""Which variables a job gets."""
+"""Environment variables that a job gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a job is the same one: laws of the identity, on real files."""
+"""Fingerprints tell whether a job is the same: laws, on real files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_same_is_the_same_after_it_was_written_down(one: Fingerprint) -> Non
 
 @given(identities, identities)
 def test_whatever_differs_is_named(one: Fingerprint, other: Fingerprint) -> None:
-    """The order of outputs is of no importance, that of inputs is: a command may name them by number."""
+    """The order of inputs counts, as a command may name them by number; that of outputs does not."""
     same = (
         replace(one, outputs=(), logs=(), inputs={}) == replace(other, outputs=(), logs=(), inputs={})
         and sorted(one.outputs) == sorted(other.outputs)
@@ -80,7 +80,7 @@ def test_content_of_small_files_counts_whatever_their_times_say(old: bytes, new:
 
 
 def test_what_is_looked_at_of_inputs(tmp_path: Path) -> None:
-    """Large files by size and time; directories by Snakemake's stamp in them; what is not there is not there."""
+    """Large files count by size and time, directories by Snakemake's stamp in them, missing files as missing."""
     (tmp_path / "large").write_bytes(b"x" * ((1 << 20) + 1))
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / ".snakemake_timestamp").touch()
@@ -97,7 +97,7 @@ def test_what_is_looked_at_of_inputs(tmp_path: Path) -> None:
 
 
 def test_what_belongs_to_a_job(tmp_path: Path) -> None:
-    """Limits, retries, the run and the attempt do not; what it does, where to, and what it was enclosed in do."""
+    """Limits, retries, run and attempt do not; its code, inputs, outputs, software and sandbox do."""
     (tmp_path / "in").write_text("in")
     output = Target(f"{tmp_path}/out", "out")
     files = Files(FilePolicy.GUARD, targets=(output, Target(f"{tmp_path}/log", "log", TargetKind.LOG)))

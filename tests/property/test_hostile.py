@@ -1,4 +1,4 @@
-"""Whatever a job or a broken disk leaves where Forge reads: a value or a named error, never another exception."""
+"""Forge reads any bytes of a job or a broken disk as a value or a named error, never another exception."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ protect: [/var/lib]
 
 @FEW_OR_MANY
 def test_result_of_a_job(count: int) -> None:
-    """It is encoded, kept and shown later: so all of it must be possible there."""
+    """The result is encoded, kept and shown later, so each part of it must allow that."""
     for data in damaged([as_line(_RESULT), as_line({"setup_error": "x"}), b"plain\n" + as_line({"signal": 9})], count):
         found = read_result(data)
         json.dumps(found, allow_nan=False).encode()
@@ -83,7 +83,7 @@ def test_result_after_and_before_nonsense() -> None:
     ('{"exit_code": 255}', 255, None),
 ])  # fmt: skip
 def test_end_of_a_job_is_never_unknown(said: str, code: int | None, signal: int | None) -> None:
-    """A job that has ended in a way that cannot be has failed."""
+    """A job whose recorded end is impossible has failed."""
     found = read_result(said.encode() + b"\n")
     assert (found.ended, found.exit_code, found.signal) == (True, code, signal)
     assert found.nonsense == (said not in ('{"exit_code": null, "signal": 15}', '{"exit_code": 3}', '{"exit_code": 255}'))
@@ -153,7 +153,7 @@ _USAGE = b"13|60|1700000000|00:01.500|00:00.500|00:02|1234K|1.5M|0\n13.batch|60|
 
 @FEW_OR_MANY
 def test_text_of_slurm(count: int) -> None:
-    """What squeue, sacct, scontrol and sbatch say, with job names and reasons that a user has made."""
+    """Answers of squeue, sacct, scontrol and sbatch, with job names and reasons of a user's making."""
     examples = [path.read_bytes() for path in sorted(_SLURM.iterdir())]
     for data in damaged([*examples, _SACCT, _USAGE, b"12;cluster\n", b"hello\n13\n"], count):
         text = data[:20_000].decode("utf-8", "replace")
@@ -172,7 +172,7 @@ def test_text_of_slurm(count: int) -> None:
 
 @FEW_OR_MANY
 def test_verdicts_entries_and_journals(count: int, tmp_path: Path) -> None:
-    """In a file: what is read can be written again; what cannot be read is a named error, or counts as not there."""
+    """A file that can be read can be written again; any other is a named error, or counts as missing."""
     verdict = Verdict(Outcome.OOM, "out of memory", 3, None, Usage(), "2026-01-01T00:00:00+00:00", 1.0, notes=("x",), evidence={"a": 1})
     written = json.dumps(encode(verdict)).encode()
     (tmp_path / "upper").mkdir()
@@ -217,7 +217,7 @@ def test_names_are_shown_without_controls(name: bytes) -> None:
 
 @FEW_OR_MANY
 def test_a_damaged_index(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It repeats the records: a command that finds damage says so and removes it, and the next one answers."""
+    """The index only repeats the records: a command that finds damage says so and removes it, and the next one answers."""
     write_run(tmp_path, [Made() for _ in range(40)])
     words = ["--directory", str(tmp_path)]
     assert main(["jobs", *words]) == 0

@@ -1,4 +1,4 @@
-"""A publication that was killed, and what others have done at its places before the recovery: theirs always stays."""
+"""A killed publication, and changes of others at its places before the recovery: theirs always stay."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Crashed:
             self.write_as_schema_1()
 
     def write_as_schema_1(self) -> None:
-        """As Forge did before: without what was at the places."""
+        """Write the journal as Forge once did: without the files that were at the places."""
         found = journal.read(str(self.layer))
         assert found is not None
         when = os.stat(self.layer / JOURNAL)
@@ -115,7 +115,7 @@ class Crashed:
 
 
 def _later() -> None:
-    """Let the clock of the file system go on: a journal of schema 1 is compared with it."""
+    """Let the clock of the file system advance: a journal of schema 1 is compared with it."""
     time.sleep(0.012)
 
 
@@ -221,7 +221,7 @@ def test_a_copied_working_directory_is_left_as_it_is_and_its_outputs_are_marked(
 
 @pytest.mark.parametrize("all_of_them", [True, False])
 def test_outputs_that_were_made_again_stay_and_the_others_are_kept_aside(all_of_them: bool) -> None:
-    """Half of them: nobody may read the outputs before their rule has run again. All of them: they are whole."""
+    """If only some were made again, all stay marked as incomplete until their rule runs; if all were, they are whole."""
     place = _crashed_after_first()
     try:
         for name in NAMES if all_of_them else ("sub/b",):
@@ -286,7 +286,7 @@ def _waits_for_a_lock(pid: int) -> bool:
 
 @pytest.mark.parametrize("then", ["edit", "replace", "remove", ""])
 def test_undeclared_files_that_a_user_changes_after_the_crash_keep_the_change(then: str) -> None:
-    """A file written, one appended to, one deleted: killed when the journal was written, and nothing moved."""
+    """The job wrote a file, appended to one and deleted one; it was killed with its journal written and nothing moved."""
     for step in range(60):
         root = Path(tempfile.mkdtemp(prefix="forge-test-interrupted-", dir=PLACE))
         try:
@@ -325,7 +325,7 @@ def test_undeclared_files_that_a_user_changes_after_the_crash_keep_the_change(th
 
 @pytest.mark.parametrize("failing", [2, 3])
 def test_an_exchange_that_takes_several_renames_fails_without_a_trace(tmp_path: Path, failing: int) -> None:
-    """Without RENAME_EXCHANGE (NFS): one of the three is refused, and the previous version is at its place again."""
+    """Without RENAME_EXCHANGE (NFS), if one of three renames fails, the previous version returns to its place."""
     for name in ("staged", "place"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text(name)
@@ -373,7 +373,7 @@ def test_a_single_output_has_no_journal_where_an_exchange_is_one_step(tmp_path: 
 
 
 def test_what_cannot_be_synced_after_all_renames_is_said_and_no_error(tmp_path: Path) -> None:
-    """A directory into which its user may write, and which he may not read, such as a drop box."""
+    """The user may write into the directory but not read it, as with a drop box."""
     root = Path(tempfile.mkdtemp(prefix="forge-test-interrupted-", dir=PLACE))
     try:
         for path in (root, root / "box"):
@@ -398,7 +398,7 @@ def test_what_cannot_be_synced_after_all_renames_is_said_and_no_error(tmp_path: 
 
 
 def test_a_copy_is_whole_or_an_error(tmp_path: Path) -> None:
-    """Whatever the file system answers to SEEK_DATA: only ENXIO means that a hole follows."""
+    """Only the answer ENXIO to SEEK_DATA means that a hole follows."""
     (tmp_path / "file").write_bytes(b"x" * 100_000)
     for number in (errno.EIO, errno.ESTALE, errno.EINVAL, errno.EOPNOTSUPP):
         with mock.patch.object(os, "lseek", _refusing_to_seek(number)):
@@ -424,7 +424,7 @@ def _refusing_to_seek(number: int) -> Callable[[int, int, int], int]:
 @pytest.mark.parametrize("mode", [0o555, 0o600])
 @pytest.mark.parametrize("step", [0, 1])
 def test_read_only_and_closed_directories_of_an_ordinary_user(mode: int, step: int) -> None:
-    """A rule that ends with ``chmod 555 results``: as a crash leaves it, and as a run finds what waits for it."""
+    """A rule ends with ``chmod 555 results``; then its publication crashes, or its outputs wait for the next run."""
     root = Path(tempfile.mkdtemp(prefix="forge-test-interrupted-", dir=PLACE))
     root.chmod(0o777)
 
@@ -465,7 +465,7 @@ def test_read_only_and_closed_directories_of_an_ordinary_user(mode: int, step: i
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
 def test_a_rename_that_one_file_system_refuses_becomes_a_copy(tmp_path: Path) -> None:
-    """Between two mounts of one file system; quotas of projects do the same, and st_dev does not tell."""
+    """Two mounts of one file system refuse it, and so do project quotas; st_dev does not tell."""
     for name in ("staged", "real", "mounted"):
         (tmp_path / name).mkdir()
     (tmp_path / "real/x").write_text("old")

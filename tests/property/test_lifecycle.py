@@ -1,4 +1,4 @@
-"""What a supervisor decides while a job runs: whatever happens in whatever order, without a process."""
+"""Decisions of a supervisor while a job runs, for events in any order, without a process."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class World:
     over_at: float = math.inf
 
     def tell(self, event: Event) -> None:
-        """As the event loop does, but that nothing is real."""
+        """Do what the event loop does, but with nothing real."""
         events = deque([event])
         while events and not self.state.ended:
             before = self.state.kill_at
@@ -82,7 +82,7 @@ class World:
         return []
 
     def run(self, until: float, most: int = 1000) -> None:
-        """Wake up whenever the state machine wants it, and then."""
+        """Wake up whenever the state machine wants it, and at ``until``."""
         for _ in range(most):
             self.now = max(self.now, min(until, next_wakeup(self.state, self.terms, self.now) + 1e-9))
             self.tell(Woke(self.survivors))

@@ -64,7 +64,7 @@ class Copy:
 
 STEPS = st.lists(st.one_of(
     st.tuples(st.just("start"), st.sampled_from([GOOD, BAD, PREEMPTED]), st.booleans(), st.booleans()),
-    st.tuples(st.just("step"), st.integers(0, 3)), st.just(("give up",))), max_size=40)
+    st.tuples(st.just("step"), st.integers(0, 3)), st.just(("forbid",))), max_size=40)
 
 
 @settings(max_examples=100)
@@ -80,7 +80,7 @@ def test_at_most_one_copy_publishes_and_reports(tmp_path_factory: pytest.TempPat
                 copies += [Copy(mine, ends, refused=refused, deaf=deaf)] if mine is not None else []
             case ("step", int(number)) if copies:
                 copies[number % len(copies)].step()
-            case ("give up",):
+            case ("forbid",):
                 given_up |= fence.forbid(directory, "the controller")
     results = [copy for copy in copies for report in copy.reported if not report.terminated]
     good = [copy for copy in copies if any(verdict.ok for verdict in copy.published)]

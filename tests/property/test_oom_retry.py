@@ -1,4 +1,4 @@
-"""Which attempts are run again, and with how much memory: for every verdict and every setting."""
+"""Decisions on attempts out of memory and the memory of the next, for every verdict and every setting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCOPES = st.sampled_from([None, *OomScope])
 
 
 def verdict(outcome: Outcome, scope: OomScope | None) -> Verdict:
-    evidence = {} if scope is None else {"scope": str(scope)}  # as it is after its way through the record
+    evidence = {} if scope is None else {"scope": str(scope)}  # as the record returns it
     return Verdict(outcome, "as the test says", None, 9, Usage(), "", 1.0, evidence=evidence)
 
 

@@ -66,7 +66,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;:]*m|\x1b\[[0-2]?K")
 
 
 def harmless(text: str, keep: str = "\n\t") -> bool:
-    """Nothing in it is an order to a terminal, but for colours."""
+    """Whether a text holds no order to a terminal but colours."""
     return all(char.isprintable() or char in keep for char in COLOUR.sub("", text))
 
 
@@ -79,7 +79,7 @@ def test_each_escape_says_what_was_there(text: str) -> None:
     assert ast.literal_eval(literal) == text
     if text.isascii():
         assert yaml.safe_load(literal) == text
-    if "\ud800" not in text:  # no name of a file has one, and before another half it is a character of JSON
+    if "\ud800" not in text:  # no file name has one, and two halves are one character of JSON
         assert json.loads(json_text(json.dumps(text, ensure_ascii=False))) == text
     assert json_text(json.dumps(text, ensure_ascii=False)).isprintable()
     assert harmless(without_escapes(text).replace("\x85", ""), "\n\t") or not text.isascii()
@@ -98,7 +98,7 @@ def test_a_stream_in_parts_is_harmless_and_whole(parts: list[bytes]) -> None:
         data, rest = terminal_bytes(rest + part)
         shown += data
     shown += terminal_bytes(rest, last=True)[0]
-    text = shown.decode("utf-8")  # no byte in it is no text
+    text = shown.decode("utf-8")  # every byte in it is text
     assert harmless(text, "\n\t\r\b")
     plain = b"".join(parts).decode("utf-8", "surrogateescape")
     if plain.isprintable():
@@ -163,7 +163,7 @@ def _evidence(name: str, kind: int) -> dict[str, object]:
 
 
 class _Parts(HTMLParser):
-    """What a page is made of."""
+    """The elements of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

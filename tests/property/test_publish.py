@@ -1,4 +1,4 @@
-"""Publishing, killed at every step and gone on with: all outputs are new, or all are what they were."""
+"""Publishing, killed at every step and then recovered: all outputs are new, or all are old."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ pytestmark = pytest.mark.security
 
 KINDS = st.sampled_from(["file", "directory", "link"])
 NAMES = ("a", "b", "deep/er/c", "odd \udcff\nname", "d")
-PLACE = "/dev/shm"  # fsync(2) of a disk takes most of the time, and shows nothing here: no machine is switched off
+PLACE = "/dev/shm"  # fsync(2) on a disk would take most of the time and test nothing: no machine is switched off
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing that the program would do afterwards is done."""
+    """Stands for SIGKILL: the program does nothing afterwards."""
 
 
 @contextmanager
 def killed_at(step: int, *, after: bool, exchanges: bool = True) -> Iterator[list[str]]:
-    """End everything at that call of those that change something, before it or after it.
+    """Kill the code at the given one of its calls that change something, before or after it.
 
     Args:
-        exchanges: whether an exchange is one of them, and not what the caller has put in its place.
+        exchanges: whether an exchange counts as such a call; the caller may have replaced it.
     """
     calls: list[str] = []
 
@@ -100,7 +100,7 @@ class Publishing(RuleBasedStateMachine):
         self.staging = self.root / "staging"
         self.expected: dict[str, str | None] = dict.fromkeys(NAMES)
         self.version = 0
-        self.open: dict[str, str] = {}  # what the last, killed attempt was to bring
+        self.open: dict[str, str] = {}  # outputs of the last, killed attempt
 
     def teardown(self) -> None:
         shutil.rmtree(self.root)
@@ -162,7 +162,7 @@ class Publishing(RuleBasedStateMachine):
 
     @invariant()
     def whole_versions_only(self) -> None:
-        """Even in between: each place has one version or the other, and never none where there was one."""
+        """Even in between, each place has one version or the other, and never none where there was one."""
         for name in NAMES:
             path = self.root / "work" / name
             allowed = {self.expected[name], self.open.get(name, self.expected[name])}
@@ -178,7 +178,7 @@ TestPublishing.settings = settings(
 @given(kinds=st.dictionaries(st.sampled_from(NAMES), KINDS, min_size=2), bad=st.integers(0, 4))
 @settings(max_examples=40)
 def test_an_error_on_the_way_leaves_all_as_it_was(kinds: dict[str, str], bad: int) -> None:
-    """A full disk, a target that cannot be replaced: what was renamed already is renamed back."""
+    """After a full disk or a target that cannot be replaced, finished renames are undone."""
     root = Path(tempfile.mkdtemp(prefix="forge-test-publish-", dir=PLACE))
     try:
         moves = []
@@ -205,7 +205,7 @@ def test_an_error_on_the_way_leaves_all_as_it_was(kinds: dict[str, str], bad: in
 
 
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
-    """A FIFO here; as root, an exchange with /dev/null would take it from the whole host."""
+    """A FIFO stands for /dev/null, which an exchange by root would take from the whole host."""
     (tmp_path / "staging").mkdir()
     os.mkfifo(tmp_path / "place")
     moves = []
@@ -220,12 +220,12 @@ def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
 
 
 class Directory:
-    """A working directory in which jobs publish what they do not declare; each has a layer of its own."""
+    """A working directory in which jobs publish undeclared files; each has a layer of its own."""
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="forge-test-merge-", dir=PLACE))
         (self.root / ".snakemake/forge").mkdir(parents=True)
-        self.lines: list[str] = []  # that are to be in a file to which all append
+        self.lines: list[str] = []  # expected in a file to which all append
         self.jobs = 0
 
     def job(self, does: dict[str, str | None], begin_ns: int) -> tuple[Scene, Path]:
@@ -249,7 +249,7 @@ class Directory:
         return scene, layer
 
     def tree(self) -> dict[str, str]:
-        """All that is there."""
+        """All files with their content."""
         files = (path for path in self.root.rglob("*") if path.is_file() and ".snakemake" not in path.parts)
         return {str(path.relative_to(self.root)): path.read_text() for path in files}
 
@@ -272,7 +272,7 @@ def test_of_undeclared_changes_nothing_is_lost_nor_done_twice(data: st.DataObjec
                 seen = {name: text for name, text in does.items() if text is not None or name in expected}
                 jobs.append((seen, *place.job(seen, begin_ns)))
             interrupted = []
-            published: set[str] = set()  # names that this round has published: a deletion of an older one spares them
+            published: set[str] = set()  # names that this round has published: deletions of older files spare them
             for number, (does, scene, layer) in enumerate(jobs):
                 step = data.draw(st.integers(0, 40), "step")
                 try:
@@ -285,7 +285,7 @@ def test_of_undeclared_changes_nothing_is_lost_nor_done_twice(data: st.DataObjec
                         _apply(does, expected, published)
                         continue
                     if _line(place, jobs, number) not in place.tree().get("log", "").split():
-                        continue  # nothing of it
+                        continue  # it published nothing
                 place.lines.append(_line(place, jobs, number))
                 _apply(does, expected, published)
             for layer in interrupted:
@@ -308,7 +308,7 @@ def _line(place: Directory, jobs: list[Any], number: int) -> str:
 
 
 def _now(place: Directory) -> int:
-    """The time by the clock of the file system, later than all that is there."""
+    """The time by the clock of the file system, later than all files."""
     time.sleep(0.01)
     (place.root / ".snakemake/now").write_text("")
     return (place.root / ".snakemake/now").stat().st_ctime_ns
@@ -344,7 +344,7 @@ def _killed(root: Path, step: int) -> tuple[Path, dict[str, str | None], dict[st
 
 
 def test_a_journal_that_is_cut_or_changed_anywhere_is_never_followed(tmp_path: Path) -> None:
-    """At every byte, of a journal that a real publication has left; its copy then says the same."""
+    """A real publication's journal is damaged at every byte; its copy then says the same."""
     names = ("a", "odd \udcff\nname")
     moves = []
     for name in names:
@@ -372,7 +372,7 @@ def test_a_journal_that_is_cut_or_changed_anywhere_is_never_followed(tmp_path: P
 
 
 def test_old_or_new_and_never_half_with_a_damaged_journal(tmp_path: Path) -> None:
-    """Killed after each change, with a journal that is then empty, cut, changed, of other fields or another version."""
+    """The publication is killed after each change; its journal is then emptied, cut, changed, or has other fields."""
     other = json.dumps({"moves": [["/a", "/b", 1]], "boot_id": "x"}).encode()
     damages: list[Callable[[bytes], bytes]] = [
         lambda _: b"", lambda data: data[: len(data) // 2], lambda data: data.replace(b"new", b"nex").replace(b"work", b"wark"),
@@ -403,4 +403,4 @@ def test_old_or_new_and_never_half_with_a_damaged_journal(tmp_path: Path) -> Non
             with pytest.raises(journal.UndecidedError):
                 recover(str(staging), None)
             assert before == {path: path.read_text() for path in sorted([*work.iterdir(), *(staging / "upper").iterdir()])}
-    assert halves > 10  # else nothing was at stake
+    assert halves > 10  # otherwise the test shows nothing

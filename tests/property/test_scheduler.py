@@ -1,4 +1,4 @@
-"""The scheduler's choices: those of Snakemake's greedy as long as no big job is held, and a big job does not wait for ever."""
+"""The scheduler's choices: those of Snakemake's greedy as long as no big job is held, and no big job waits forever."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Job:
 
 
 class Dag:
-    """Its jobs have no producers."""
+    """A DAG whose jobs have no producers."""
 
     @staticmethod
     def job_dependencies(job: Job) -> list[Job]:
@@ -85,7 +85,7 @@ def _greedys(ready: list[Job], free: tuple[int, ...], starts: int, known: dict[F
 def test_a_round_with_all_jobs_chooses_as_greedy_does(ready: list[Job], free: tuple[int, ...], starts: int, known: dict[File, int | None]) -> None:
     scheduler = _scheduler()
     resources: Any = dict(zip(NAMES, free, strict=True)) | {"_job_count": starts, "a string": "x"}
-    for _ in range(2):  # without a Snakemake that it can follow, each round has all jobs
+    for _ in range(2):  # without a Snakemake to follow, each round has all jobs
         assert set(scheduler.select_jobs(ready, ready, resources, known)) == set(_greedys(ready, free, starts, known))
 
 

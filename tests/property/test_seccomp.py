@@ -35,7 +35,7 @@ LISTENED_TO = {machine: program(machine, nested=False, looked_at=NOTIFIED) for m
 
 
 def interpret(code: bytes, number: int, architecture: int, arguments: tuple[int, ...]) -> int:
-    """What the kernel answers: networking/filter.rst. Classic BPF jumps forward only, so this ends."""
+    """Compute the kernel's answer (networking/filter.rst). Classic BPF jumps forward only, so this ends."""
     data = struct.pack("=IIQ6Q", number, architecture, 0, *arguments)
     accumulator, place = 0, 0
     while True:
@@ -61,7 +61,7 @@ def interpret(code: bytes, number: int, architecture: int, arguments: tuple[int,
 
 
 def expected(abi: str, nested: bool, number: int, arguments: tuple[int, ...]) -> int:
-    """From the table, said in another way."""
+    """Compute the answer from the table, in another way."""
     if abi == "x86_64" and number >= 0x40000000:
         return ALLOW if number == 0xFFFFFFFF else 0x50000 | errno.ENOSYS
     call = next((call for call in refused(abi, nested=nested) if call.number == number), None)

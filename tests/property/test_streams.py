@@ -1,4 +1,4 @@
-"""Streams: what is kept of them, whatever comes in whatever pieces."""
+"""Streams: the parts that are kept, for any bytes in any pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snakemake_executor_plugin_forge.record.streams import Stream
 
 
 def _run(pieces: list[bytes], cap: int | None, *, echo: bool = True) -> tuple[bytes, bytes, str, int]:
-    """The file, the terminal, the tail, what was left out."""
+    """Run a stream; return its file, terminal, tail, and the number of bytes left out."""
     ours, its = os.pipe()
     os.set_blocking(ours, False)
     with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as terminal:
@@ -75,7 +75,7 @@ def test_a_terminal_that_stands_still_is_told_what_it_missed(pieces: list[bytes]
                 filled += os.write(terminal, b"x" * 4096)
         except BlockingIOError:
             pass
-        for piece in pieces:  # nothing of it fits
+        for piece in pieces:  # none of them fits
             os.write(its, piece)
             stream.pump()
         os.close(its)
@@ -100,7 +100,7 @@ def test_a_terminal_that_stands_still_is_told_what_it_missed(pieces: list[bytes]
 @pytest.mark.parametrize("cap", [None, 100])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_truncated_file_ends_neither_what_is_shown_nor_the_order(cap: int | None, *, terminal: bool) -> None:
-    """Somebody has emptied it (``> stdout.log``) while the terminal stood still."""
+    """A user empties the file (``> stdout.log``) while the terminal takes nothing."""
     ours, its = os.pipe()
     os.set_blocking(ours, False)
     shows, echo = os.openpty() if terminal else os.pipe()

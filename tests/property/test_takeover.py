@@ -1,4 +1,4 @@
-"""What becomes of an earlier run's job: every situation that there can be, and whole histories; no process is started."""
+"""Decisions on an earlier run's job, in every possible situation and in whole histories; no process is started."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_step_obeys_the_laws(why: str, phase: TakeoverPhase, seen: Seen, t
     following, deed = decide(state, seen)
     running = seen.status is Status.RUNNING
     claimed = {Deed.PUBLISH, Deed.RECORD, Deed.DISCARD, Deed.FORGET, Deed.RUN_AGAIN, Deed.STOPPED, Deed.TERMINATE, Deed.KILL}
-    assert seen.held or deed not in claimed, "without a claim nothing is touched"
+    assert seen.held or deed not in claimed, "no job is touched without a claim"
     assert not (deed is Deed.PUBLISH and (seen.left or seen.status is not Status.WAITING)), deed
     assert not (deed is Deed.WAIT and (seen.order or seen.left)), "an order is obeyed"
     assert not (deed is Deed.WAIT_FOR_CLAIM and (seen.order or seen.left or not seen.exists))

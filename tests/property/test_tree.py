@@ -59,7 +59,7 @@ def _make(path: bytes, kind: Kind) -> None:
 
 
 def _listed(root: str, *, readable: bool = False) -> dict[str, tuple[int, int, int, bytes]]:
-    """All below a directory, as the plain functions of Python see it, which are root's."""
+    """All below a directory, as Python's plain functions see it for root."""
     found = {}
     for parent, directories, files in os.walk(root):
         for path in (parent, *(f"{parent}/{name}" for name in (*directories, *files))):
@@ -120,7 +120,7 @@ def test_a_copy_is_the_same(entries: dict[bytes, Kind]) -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.dictionaries(_NAMES, _TREES, max_size=5))
 def test_closed_directories_keep_their_owner_out_of_nothing(entries: dict[bytes, Kind]) -> None:
-    """As an ordinary user, whom modes keep out, also of directories that belong to that user."""
+    """Modes keep an ordinary user out, even of the user's own directories."""
     with _tree(entries) as root:
         wanted = _listed(root)
         for near in tree.Below(root):

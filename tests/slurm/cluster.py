@@ -1,7 +1,7 @@
-"""A real Slurm cluster of this test run's own: munged, slurmctld and some slurmd from Debian's packages, without systemd.
+"""A real Slurm cluster for this test run: munged, slurmctld and some slurmd from Debian packages, without systemd.
 
-Everything has a name of its own (directory, ports, node names and with them cgroups), so that clusters of several test
-runs live side by side on one machine.
+Directory, ports, node names and therefore cgroups have unique names, so that clusters of several test runs live side
+by side on one machine.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd slurm-wlm-mysql-plugin", "mariadbd"
 _CGROUPS = Path("/sys/fs/cgroup")
 _DEATH_SECONDS = 8.0
 _PATIENCE_SECONDS = 900.0
-"""How long a daemon or a command of Slurm may take: only one that hangs takes longer."""
+"""Time limit of a daemon or a command of Slurm: only a hanging one takes longer."""
 _SCRATCH = Path("/tmp")
 _OF_NODE = re.compile(r"forge-(.+)@b\d+\.\d+\.\d+")
 _OF_RUN = re.compile(rb"/runs/([^/\0]+)/slurm/")
 
 
 def _of_dead_nodes() -> set[Path]:
-    """List the scratch of copies of Forge's jobs that no process holds, and their cgroups without a process.
+    """List scratch directories of copies of jobs that no process holds, and their cgroups without a process.
 
-    A killed node leaves both. Another host cannot remove them, and here they are this machine's. Runs of other tests,
-    in clusters of their own, are not dead: processes have their names, and a copy that starts holds nothing yet.
+    A killed node leaves both on this machine; in a real cluster no other host could remove them. Runs of other tests in
+    their own clusters are not dead: processes name them in their command lines, even before a copy holds its scratch.
     """
     alive = {os.fsdecode(run) for path in Path("/proc").glob("[0-9]*/cmdline") for run in _OF_RUN.findall(_content(path))}
     scratch = {
@@ -79,7 +79,7 @@ def _members(cgroup: str) -> str:
 
 
 class ClusterError(Exception):
-    """The cluster cannot be had here; the message says why and what to do."""
+    """The cluster cannot run here; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +89,21 @@ class Shape:
     nodes: int = 2
     cpus: int = 8  # of each node; more than this machine has, so that jobs run side by side
     memory_mb: int = 4000  # of each node
-    min_job_age_seconds: int = 60  # how long the controller remembers jobs that have ended
-    node_timeout_seconds: int = 60  # after which a silent node is down: one that is busy must not be taken for dead
-    accounting: bool = False  # slurmdbd on a MariaDB of its own
-    bare: bool = False  # nodes whose kernel gives nobody new namespaces
-    named: bool = False  # each node has a host name of its own
+    min_job_age_seconds: int = 60  # the controller remembers ended jobs for this time
+    node_timeout_seconds: int = 60  # a node is down after this silence: a busy one must not be taken for dead
+    accounting: bool = False  # slurmdbd with its own MariaDB
+    bare: bool = False  # nodes whose kernel refuses new namespaces
+    named: bool = False  # each node has its own host name
 
 
 def install(programs: dict[str, str]) -> None:
     """Install the packages of programs that are missing.
 
     Args:
-        programs: each with the packages that have it.
+        programs: program to the packages that have it.
 
     Raises:
-        ClusterError: if that is impossible.
+        ClusterError: if that fails.
     """
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [names for program, names in programs.items() if shutil.which(program, path=path) is None]
@@ -119,7 +119,7 @@ def install(programs: dict[str, str]) -> None:
 
 
 class Cluster:
-    """Daemons in the foreground mode of their own, as children of this process, so that their ids are known."""
+    """Daemons in foreground mode, as children of this process, so that their ids are known."""
 
     def __init__(self, shape: Shape | None = None) -> None:
         self.shape = shape or Shape()
@@ -170,7 +170,7 @@ class Cluster:
         self.await_idle()
 
     def _start_accounting(self) -> None:
-        """MariaDB, slurmdbd, and this cluster's entry in it."""
+        """Start MariaDB and slurmdbd, and add this cluster."""
         sql, no_defaults = self.root / "sql", "--no-defaults"
         sql.mkdir()
         self.run("mariadb-install-db", no_defaults, "--auth-root-authentication-method=socket", "--skip-test-db",
@@ -192,7 +192,7 @@ class Cluster:
         self._await("all nodes are idle", lambda: self.states() == dict.fromkeys(self.nodes, "idle"))
 
     def stop(self) -> None:
-        """Kill the daemons and what their jobs left running, and remove every trace."""
+        """Kill the daemons and their jobs' remaining processes, and remove every trace."""
         with suppress(subprocess.SubprocessError, OSError):
             if "slurmctld" in self._children:
                 self.run("scancel", "--full", "--user=root", timeout=5)
@@ -213,12 +213,12 @@ class Cluster:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _clear_cgroups(self, node: str) -> None:
-        """End what a killed slurmd left running, found by its cgroups, and remove these."""
+        """Kill the processes that a killed slurmd left, found by its cgroups, and remove these."""
         tops = [top / f"slurm_{node}" for top in _CGROUPS.iterdir() if (top / f"slurm_{node}").is_dir()]
         deadline = time.monotonic() + _DEATH_SECONDS
         while tops and time.monotonic() < deadline:
             for top in tops:
-                found = [Path(directory) for directory, _, _ in os.walk(top)]  # some go meanwhile
+                found = [Path(directory) for directory, _, _ in os.walk(top)]  # some are removed meanwhile
                 for directory in found:
                     with suppress(OSError):
                         for pid in (directory / "cgroup.procs").read_text().split():
@@ -254,7 +254,7 @@ class Cluster:
             child.wait()
 
     def pause(self, name: str) -> None:
-        """Stop a daemon as a machine that hangs."""
+        """Stop a daemon, as if its machine hung."""
         self._children[name].send_signal(signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
@@ -296,7 +296,7 @@ class Cluster:
             texts.append("\n  ".join([f"{path.name}:", *lines]))
         return "\n".join(texts)
 
-    # -- hands -------------------------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _spawn(self, name: str, command: list[str], on: str = "controller") -> None:
         """Start a daemon on the named machine."""
@@ -338,7 +338,7 @@ class Cluster:
             f"DbdPort={self._ports['slurmdbd']}\nSlurmUser=root\nLogFile={self.root}/log/slurmdbd.log\n"
             f"PidFile={self.root}/slurmdbd.pid\nStorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\n"
             f"StoragePort={self._ports['sql']}\nStorageUser=slurm\nStoragePass=slurm\nStorageLoc=slurm_acct\n")
-        # each machine has a /var/tmp of its own; by default the nodes would meet in /tmp
+        # each machine has its own /var/tmp; by default the nodes would share /tmp
         (self.root / "mpi.conf").write_text("PMIxCliTmpDirBase=/var/tmp\n")
         (self.root / "cgroup.conf").write_text(
             "CgroupPlugin=autodetect\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainRAMSpace=yes\n"

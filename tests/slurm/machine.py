@@ -1,13 +1,13 @@
 """Run a command as on a machine of the cluster: ``python -m tests.slurm.machine ROOT NAME COMMAND ARGUMENT...``, as root.
 
-In a mount namespace of its own, with
+The command runs in its own mount namespace, with
 
-* a /var/tmp of the machine NAME's own, as the local disk of a node is;
+* the machine NAME's own /var/tmp, which stands for the local disk of a node;
 * an entry of the tests' ordinary user in the user database, without which Slurm runs nothing for it;
-* the end of whoever started it as its own, so that no daemon outlives tests that were killed;
-* open doors to the Python of the tests, which may lie in /root, for jobs of that user;
-* with ``--bare``: a kernel that gives nobody new namespaces, as some clusters' nodes;
-* with ``--named``: a host name of its own, by which MPI knows nodes apart.
+* its parent's end as its own, so that no daemon outlives tests that were killed;
+* access for jobs of that user to the Python of the tests, which may lie in /root;
+* with ``--bare``: a kernel that refuses new namespaces, as on some clusters' nodes;
+* with ``--named``: its own host name, by which MPI tells nodes apart.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def write_users(root: Path) -> None:
 
 
 def prefix(root: Path, name: str, *, bare: bool = False, named: bool = False) -> list[str]:
-    """What to put before a command."""
+    """The words that go before a command."""
     return [sys.executable, "-m", "tests.slurm.machine", *(["--bare"] if bare else []), *(["--named"] if named else []), str(root), name]
 
 
 def refuse_namespaces() -> None:
-    """Have unshare(2) fail with EPERM in this process and all that come of it: seccomp(2)."""
+    """Have unshare(2) fail with EPERM in this process and its descendants: seccomp(2)."""
     number = {"x86_64": 272, "aarch64": 97}[platform.machine()]
     program = b"".join((
         struct.pack("=HBBI", 0x20, 0, 0, 0),  # load the number of the call
@@ -54,7 +54,7 @@ def refuse_namespaces() -> None:
 
 
 def main() -> None:
-    """Enter and execute."""
+    """Enter the machine, then execute."""
     arguments = sys.argv[1:]
     options = {word for word in arguments[:2] if word.startswith("--")}
     root, name, *command = arguments[len(options):]

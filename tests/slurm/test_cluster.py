@@ -1,4 +1,4 @@
-"""The tests' own cluster is a real one, and nothing is left of it."""
+"""The tests' own cluster is a real one, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``group:`` on a real cluster: one Slurm job, whose members run side by side, each with its own limits and verdict."""
+"""``group:`` on a real cluster: the members of one Slurm job run side by side, each with its own limits and verdict."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_group_is_one_slurm_job(session: Session) -> None:
     why = Session(session.cluster, session.directory)
     why.execute([*FORGE, "why", "bad"], {})
     assert f"Slurm job {found['bad']['slurm_job']}" in why.finish().output
-    assert len(set(done.read("fine.txt").split())) == 1, "its sibling's end was none of its affairs"
+    assert len(set(done.read("fine.txt").split())) == 1, "its sibling's end did not affect it"
     piped = done.read("piped.txt").split()
     assert piped[2] == piped[5], done.read("piped.txt")
     session.wait(lambda: not any(row.endswith(("RUNNING", "PENDING", "COMPLETING")) for row in session.cluster.queue()))
@@ -197,7 +197,7 @@ FAULTS = """
 
 
 def test_what_a_group_survives(session: Session) -> None:
-    """A service that ends before the others, a Slurm job that is cancelled, a sum that no node has."""
+    """A group survives the early end of a service, the cancellation of its Slurm job, and a sum that no node has."""
     session.start(FAULTS, "--group-components", "big=3")
     held = session.wait_file("signs/held").strip()
     assert session.cluster.run("scancel", held).returncode == 0
@@ -209,7 +209,7 @@ def test_what_a_group_survives(session: Session) -> None:
         "serves": "cancelled",
         "held": "cancelled",
     }, done.output
-    assert len(set(done.read("v.txt").split())) == 1, "the Slurm job has outlived its service"
+    assert len(set(done.read("v.txt").split())) == 1, "the Slurm job outlived its service"
     assert "group big cannot be one Slurm job" in done.output
     assert len({done.read(f"big{n}.txt") for n in range(3)}) == 3
     session.wait(lambda: not any(row.endswith(("RUNNING", "PENDING", "COMPLETING")) for row in session.cluster.queue()))

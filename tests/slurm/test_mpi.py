@@ -1,4 +1,4 @@
-"""MPI on two nodes: a real Open MPI, started by srun and by mpirun from inside of Forge's sandbox."""
+"""MPI on two nodes: a real Open MPI, started by srun and by mpirun inside Forge's sandbox."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def named() -> Iterator[Cluster]:
-    """A cluster of nodes with host names of their own, by which Open MPI knows them apart."""
+    """A cluster whose nodes have their own host names, by which Open MPI tells them apart."""
     with Cluster(Shape(named=True)) as cluster:
         yield cluster
 
 
-# One after the other: whatever MPI program ends removes /tmp/ompi.NODE.UID if it is empty, and a daemon of mpirun that is
-# just about to make its own directory there fails. Here both nodes have the /tmp of one machine.
+# The rules run one after the other: an ending MPI program removes an empty /tmp/ompi.NODE.UID, and a daemon of mpirun that
+# is about to make its directory there would fail. Here both nodes share the /tmp of one machine.
 RULES = """
     rule all:
         input: "srun.txt", "mpirun.txt", "fails.txt", "late.txt"
@@ -124,7 +124,7 @@ def test_ranks_on_two_nodes(named: Cluster, workdir: Path, program: Path) -> Non
         assert found[rule]["evidence"]["ranks_held_by"] == "Slurm's cgroups"
         assert any("launcher on the first node" in note for note in found[rule]["notes"])
     assert done.read("rank.txt") == "rank 1 wrote it\n", "ranks write in place"
-    assert found["mpirun"]["limits"]["cpus"] == 2, "those of its ranks on the node"
+    assert found["mpirun"]["limits"]["cpus"] == 2, "the CPUs of its ranks on the node"
     assert found["fails"]["exit_code"] == 7
     session.wait(lambda: not any(map(alive, ranks)))
     assert done.output.count("rule srun: MPI on") == 1

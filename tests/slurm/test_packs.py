@@ -1,4 +1,4 @@
-"""Packs in which things go wrong: one job's bad luck is not the others'."""
+"""Packs with failures: the failure of one job does not affect the others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_pack_that_reaches_its_time_limit_fails_no_job_that_is_within_its_own(
     assert done.code == 0, done.output
     runs = {n: (session.directory / "signs" / str(n)).read_text().split() for n in range(6)}
     assert {n: len(jobs) for n, jobs in runs.items()} == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
-    assert runs[2][1] not in {runs[3][0], runs[4][0], runs[5][0]}, "it runs alone"
+    assert runs[2][1] not in {runs[3][0], runs[4][0], runs[5][0]}, "its second try runs alone"
     found = [attempt for attempt in done.attempts("short") if attempt["wildcards"]["n"] == "2"]
     assert sorted(attempt["outcome"] for attempt in found) == ["lost", "succeeded"]
     assert {Path(attempt["directory"]).name.partition(".")[2] for attempt in found} == {"", "submission1"}
@@ -49,7 +49,7 @@ def test_a_pack_that_reaches_its_time_limit_fails_no_job_that_is_within_its_own(
 
 
 def test_a_pack_that_slurm_refuses_is_submitted_job_by_job(session: Session) -> None:
-    """The partition takes an hour: the job with its 60 minutes, but not with what the others may take."""
+    """The partition's limit of an hour admits a job of 60 minutes, but not a pack of several."""
     session.start(PACKED.replace("runtime=5", "runtime=60"), "--forge-slurm-pack", "6")
     (session.directory / "signs" / "go").touch()
     done = session.finish()
@@ -59,7 +59,7 @@ def test_a_pack_that_slurm_refuses_is_submitted_job_by_job(session: Session) -> 
 
 
 def test_packs_while_the_controller_is_away(session: Session) -> None:
-    """What runs goes on and is known; what becomes ready meanwhile is submitted later."""
+    """Running jobs continue and report their ends; jobs that become ready are submitted later."""
     session.start(PACKED.replace('input: expand("{n}.txt"', 'input: expand("{n}.after"') + """
     rule after:
         input: "{n}.txt"
@@ -68,7 +68,7 @@ def test_packs_while_the_controller_is_away(session: Session) -> None:
         shell: "cp {input} {output}"
     """, "--forge-slurm-pack", "6")
     session.wait_file("signs/2")
-    session.cluster.end("slurmctld")  # in an orderly way: after SIGKILL it may run jobs twice and drain its nodes
+    session.cluster.end("slurmctld")  # an orderly end: after SIGKILL the controller may run jobs twice and drain its nodes
     (session.directory / "signs" / "go").touch()
     session.wait(lambda: "6 of 13 steps" in session.output() and "does not answer" in session.output())
     session.cluster.start_controller()
@@ -81,7 +81,7 @@ def test_packs_while_the_controller_is_away(session: Session) -> None:
 
 
 def test_the_process_of_a_pack_dies_with_one_job_and_no_other(session: Session) -> None:
-    """One process prepares the node for all; another one goes on with the next job."""
+    """One process prepares the node for the pack; if it dies, another one runs the next job."""
     session.start(PACKED.replace("range(6)", "range(24)"), "--forge-slurm-pack", "12")
     held = session.wait_file("signs/2").strip()
 
@@ -89,7 +89,7 @@ def test_the_process_of_a_pack_dies_with_one_job_and_no_other(session: Session) 
         attempts = session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*.*")
         return [str(attempt) for attempt in attempts if fence.latest(str(attempt)) > 0 and fence.holder(str(attempt)) is None]
 
-    alone: list[str] = []  # job 2, which waits; those of the other pack begin and end beside it
+    alone: list[str] = []  # job 2, which waits; jobs of the other pack begin and end beside it
 
     def is_alone() -> bool:
         alone[:] = running()
@@ -107,6 +107,6 @@ def test_the_process_of_a_pack_dies_with_one_job_and_no_other(session: Session) 
     for attempt in found.values():
         plan = json.loads((Path(attempt["directory"]) / "spec.json").read_text())
         prepared.setdefault(attempt["slurm_job"], set()).add(plan["scratch_base"])
-    assert {job for job, places in prepared.items() if len(places) > 1} <= {held}, "once for a pack, and again after the kill"
-    assert sum(map(len, prepared.values())) < len(found), "some were packed"
+    assert {job for job, places in prepared.items() if len(places) > 1} <= {held}, "prepared once for a pack, and again after the kill"
+    assert sum(map(len, prepared.values())) < len(found), "some jobs were packed"
     assert not list(session.directory.glob(".snakemake/forge/staging/*"))

@@ -1,4 +1,4 @@
-"""Jobs of real workflows on a real cluster: what they get, how they end, and what happens when Slurm itself fails."""
+"""Jobs of real workflows on a real cluster: their resources, their ends, and failures of Slurm itself."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.host
 
 @dataclass
 class Session:
-    """A Snakemake in a cluster."""
+    """A Snakemake on a cluster."""
 
     cluster: Cluster
     directory: Path
     process: subprocess.Popen[str] | None = None
 
     def start(self, text: str, *arguments: str, fault: str = "") -> None:
-        """Start Snakemake. What its jobs write to the directory ``signs`` is seen while they run."""
+        """Start Snakemake. Files that its jobs write to the directory ``signs`` are visible while they run."""
         write_workflow(self.directory, text)
         (self.directory / "signs").mkdir(exist_ok=True)
         (self.directory / "forge.yaml").write_text(
@@ -47,7 +47,7 @@ class Session:
                      environment(fault) if fault else {})
 
     def execute(self, words: list[str], variables: dict[str, str]) -> None:
-        """Start Snakemake, or what becomes one."""
+        """Start Snakemake, or a command that becomes Snakemake."""
         with (self.directory / "snakemake.out").open("w") as out:
             self.process = subprocess.Popen(words, cwd=self.directory, env=self.cluster.environment | variables, stdout=out,
                                             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace")
@@ -59,7 +59,7 @@ class Session:
         self.process.wait()
 
     def finish(self) -> Result:
-        """Wait for its end."""
+        """Wait for Snakemake's end."""
         assert self.process is not None
         try:
             code = self.process.wait(DEADLINE)
@@ -68,16 +68,16 @@ class Session:
         return Result(code, self.output(), self.directory)
 
     def fail(self, why: str) -> NoReturn:
-        """End it, and fail with all that is known."""
+        """Kill Snakemake, and fail with its output and Slurm's logs."""
         self.kill()
         pytest.fail(f"{why}:\n{self.output()}\n{self.cluster.queue()}\n{self.cluster.logs()}", pytrace=False)
 
     def output(self) -> str:
-        """What it has said so far."""
+        """Snakemake's output so far."""
         return (self.directory / "snakemake.out").read_text(errors="replace")
 
     def wait(self, condition: Callable[[], object]) -> None:
-        """Wait for something to happen while it runs."""
+        """Wait until the condition holds."""
         deadline = time.monotonic() + DEADLINE
         while not condition():
             if time.monotonic() > deadline:
@@ -85,7 +85,7 @@ class Session:
             time.sleep(0.05)
 
     def wait_file(self, name: str) -> str:
-        """Wait for a file with something in it."""
+        """Wait for a file with content; return it."""
         path = self.directory / name
         self.wait(lambda: path.exists() and path.read_text())
         return path.read_text()
@@ -187,7 +187,7 @@ def test_kinds_of_rules(session: Session) -> None:
     assert "backend slurm of Slurm 22.05" in text
     assert not list(session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*/batch*[!.]out"))
     said = "".join(path.read_text() for path in session.directory.glob(".snakemake/forge/runs/*/slurm/b*/*/batch*.out"))
-    assert [line for line in said.splitlines() if not line.startswith("slurmstepd: ")] == []  # Slurm's own remarks depend on its threads
+    assert [line for line in said.splitlines() if not line.startswith("slurmstepd: ")] == []  # Slurm's own messages depend on its threads
 
 
 ENDS = """
@@ -232,7 +232,7 @@ ENDS = """
 
 def test_every_end_has_its_verdict(session: Session) -> None:
     session.start(ENDS, "--forge-wall", "8s")
-    session.cluster.run("scancel", session.wait_file("signs/admin.id").strip())  # 1_2: 1 alone would be the whole array
+    session.cluster.run("scancel", session.wait_file("signs/admin.id").strip())  # such as 1_2: 1 would be the whole array
     session.cluster.run("scontrol", "update", f"jobid={session.wait_file('signs/slurmlate.id').strip()}", "EndTime=now+1")
     done = session.finish()
     assert done.code != 0
@@ -253,7 +253,7 @@ def test_every_end_has_its_verdict(session: Session) -> None:
 
 
 def test_outputs_are_staged_on_nodes(session: Session) -> None:
-    """The previous versions stay until the job has succeeded, and after a failure they stay for good."""
+    """The previous versions stay until the job succeeds, and for good if it fails."""
     for name in "abcd":
         (session.directory / f"{name}.txt").write_text("old\n")
     (session.directory / "in.txt").write_text("input\n")
@@ -305,7 +305,7 @@ def test_outputs_are_staged_on_nodes(session: Session) -> None:
 
 
 def test_a_node_that_dies_while_it_publishes(session: Session) -> None:
-    """Before, between and after the renames: all of the outputs are the new ones, or all the old ones."""
+    """The node dies before, between or after the renames: either all outputs are new, or all are old."""
     rules = "".join(f"""
         rule {rule}:
             output: "{rule}1.txt", "{rule}2.txt", "{rule}3.txt"
@@ -383,9 +383,9 @@ ORPHANS = """
 
 
 def test_jobs_of_a_killed_snakemake_are_taken_over(session: Session) -> None:
-    """The run waits for unchanged jobs, cancels changed ones, and ends jobs of outputs that nobody asks for.
+    """The run waits for unchanged jobs, and cancels changed jobs and jobs whose outputs are no longer requested.
 
-    A job that writes in place is cancelled before its outputs are made again.
+    A job that writes in place is cancelled before its rule runs again.
     """
     directory, signs = session.directory, session.directory / "signs"
     (directory / "detachable.txt").write_text("old")
@@ -446,7 +446,7 @@ fi
 
 
 def test_a_controller_that_is_down_for_a_while(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before, Slurm says COMPLETED of three tasks of which no batch script was started, as 22.05 has done once."""
+    """Before that, Slurm reports three tasks as COMPLETED without starting their batch scripts, as 22.05 once did."""
     session.directory.mkdir(exist_ok=True)
     front = session.directory / "bin" / "sbatch"
     front.parent.mkdir()
@@ -467,9 +467,9 @@ def test_a_controller_that_is_down_for_a_while(session: Session, monkeypatch: py
     """)
     session.wait(lambda: len(list(session.directory.glob("signs/begun.*"))) == 3)
     assert (session.directory / "once").is_dir()
-    session.cluster.end("slurmctld")  # in an orderly way: after SIGKILL it may run jobs twice and drain its nodes
+    session.cluster.end("slurmctld")  # an orderly end: after SIGKILL the controller may run jobs twice and drain its nodes
     (session.directory / "signs" / "go").touch()
-    session.wait(lambda: "3 of 7 steps" in session.output())  # known without the controller
+    session.wait(lambda: "3 of 7 steps" in session.output())  # known without the controller's help
     session.wait(lambda: "does not answer" in session.output())
     assert session.process is not None
     assert session.process.poll() is None
@@ -482,7 +482,7 @@ def test_a_controller_that_is_down_for_a_while(session: Session, monkeypatch: py
 
 
 def test_a_controller_that_forgets_its_jobs(session: Session) -> None:
-    """Its state is lost: what ran is killed by Slurm, what waited is submitted again."""
+    """The controller loses its state: Forge submits the waiting job again."""
     session.start("""
         rule all:
             input: "waits.txt"
@@ -523,7 +523,7 @@ THREE = """
 
 
 def test_a_node_that_cannot_stage(workdir: Path) -> None:
-    """What it can is done and on record; what was demanded and cannot be had is a verdict, and changes nothing."""
+    """Jobs run with the isolation that the node has, which is on record; with --forge-require they fail and change nothing."""
     with Cluster(Shape(nodes=1, bare=True)) as cluster:
         session = Session(cluster, workdir)
         for name in "abc":
@@ -545,12 +545,12 @@ def test_a_node_that_cannot_stage(workdir: Path) -> None:
             assert attempt["isolation"]["files"] == "open"
             assert "files" in attempt["isolation"]["not_enforced"]
         assert (done.read("a.txt"), done.read("a.log"), done.read("c.txt")) == ("new\n", "logged\n", "made\n")
-        assert not (workdir / "b.txt").exists(), "half-written at its place, so it is removed as Snakemake does"
+        assert not (workdir / "b.txt").exists(), "it was half-written in place, so Forge removes it as Snakemake does"
         assert not any(path.is_file() for path in workdir.glob(".snakemake/incomplete/**/*"))
 
 
 def test_a_shared_file_system_that_cannot_hold_layers(workdir: Path) -> None:
-    """An overlay cannot be the upper layer of another one, as NFS and Lustre cannot: outputs come from the node's disk."""
+    """An overlay, like NFS and Lustre, cannot be an upper layer: outputs are staged on the node's disk."""
     with on_an_overlay(workdir) as shared, Cluster(Shape(nodes=1)) as cluster:
         session = Session(cluster, shared)
         for name in "abc":
@@ -570,7 +570,7 @@ def test_a_shared_file_system_that_cannot_hold_layers(workdir: Path) -> None:
 
 
 def test_a_node_that_dies_and_a_copy_that_lives_on(workdir: Path) -> None:
-    """Split brain: slurmd is killed, its job continues; Slurm runs it again elsewhere, and only that copy counts."""
+    """Split brain: a killed slurmd's job continues; Slurm runs it again elsewhere, and only that copy counts."""
     with Cluster(Shape(node_timeout_seconds=3)) as cluster:
         session = Session(cluster, workdir)
         session.start("""
@@ -585,7 +585,7 @@ def test_a_node_that_dies_and_a_copy_that_lives_on(workdir: Path) -> None:
         (second,) = set(cluster.nodes) - {first}
         cluster.end(first, signal.SIGKILL)
         session.wait(lambda: second in (workdir / "signs" / "begun").read_text().split())
-        (workdir / "signs" / f"go.{first}").touch()  # the old copy ends first, and well
+        (workdir / "signs" / f"go.{first}").touch()  # the old copy ends first, with success
         session.wait_file("signs/ended")
         (stale,) = workdir.glob(".snakemake/forge/runs/*/00001-a")
         session.wait((stale / "verdict.json").exists)
@@ -605,7 +605,7 @@ def test_a_node_that_dies_and_a_copy_that_lives_on(workdir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def accounted() -> Iterator[Cluster]:
-    """A cluster whose controller forgets at once and whose accounting does not; a user has two jobs in it at most."""
+    """A cluster with accounting, whose controller soon forgets ended jobs; a user may have at most two jobs."""
     with Cluster(Shape(nodes=1, accounting=True, min_job_age_seconds=2)) as cluster:
         for words in ("add account lab", "add user root account=lab", "modify user root set DefaultAccount=lab", "modify qos normal set MaxSubmitJobsPerUser=2"):
             cluster.run("sacctmgr", "-i", *words.split())
@@ -613,7 +613,7 @@ def accounted() -> Iterator[Cluster]:
 
 
 def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node's part of Forge is killed, and the controller forgets at once: only sacct knows how it ended."""
+    """Forge's process on the node is killed, and the controller soon forgets the job: only sacct knows its end."""
     cluster = accounted
     session = Session(cluster, workdir)
     begin = time.monotonic()
@@ -628,14 +628,14 @@ def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, 
             shell: "sleep 1; touch {output}"
     """)
     session.wait_file("signs/begun")
-    time.sleep(3)  # until Slurm has looked at its memory
+    time.sleep(3)  # until Slurm has sampled its memory
     (attempt,) = {a for a in workdir.glob(".snakemake/forge/runs/*/slurm/b*/*")
                   if b"killed.txt" in (a / "launch").read_bytes()}
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # of others, and just ended
+        with suppress(OSError):  # processes of other users, or just ended
             if str(attempt).encode() in (process / "cmdline").read_bytes().split(b"\0"):
                 os.kill(int(process.name), signal.SIGKILL)
-    cluster.pause("slurmctld")  # so that it is not seen to have failed before it is forgotten
+    cluster.pause("slurmctld")  # so that Forge does not see the failure before the controller forgets it
     time.sleep(3)
     cluster.resume("slurmctld")
     done = session.finish()
@@ -645,7 +645,7 @@ def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, 
     assert "Slurm: the batch script failed before Forge could write a verdict" in found["killed"]["reason"]
     assert found["killed"]["usage"]["memory_peak_bytes"] > 80 << 20
     assert found["killed"]["usage"]["cpu_seconds"] > 0
-    assert 2 < found["killed"]["seconds"] < time.monotonic() - begin + 2  # Slurm has whole seconds, of the wall clock
+    assert 2 < found["killed"]["seconds"] < time.monotonic() - begin + 2  # Slurm counts whole seconds of the wall clock
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     rows = [row for row in SlurmClient().history(["1", "2"]) if workdir.joinpath(".snakemake/forge/runs", run_of(row.name)).is_dir()]
@@ -655,7 +655,7 @@ def test_accounting_knows_what_the_controller_has_forgotten(accounted: Cluster, 
 
 @pytest.mark.parametrize("pack", ["off", "2"])
 def test_a_full_queue_delays_jobs_and_fails_none(accounted: Cluster, workdir: Path, pack: str) -> None:
-    """The QOS lets a user have two jobs; the account is the one that the accounting knows."""
+    """The QOS admits two jobs of a user; ``auto`` finds the account in the accounting."""
     session = Session(accounted, workdir)
     session.start("""
         rule all:
@@ -683,13 +683,13 @@ PACKED = """
 
 
 def test_short_jobs_share_a_slurm_job(session: Session) -> None:
-    """What one does is its own affair; what a cancelled Slurm job has not begun is submitted again."""
+    """A job's end does not affect the others; Forge resubmits jobs that a cancelled Slurm job has not begun."""
     session.start(PACKED.replace("HELD", "16"), "--forge-slurm-pack", "8", "--forge-slurm-job-prefix", "lab_")
     held = session.wait_file("signs/16").strip()
     names = session.cluster.run("squeue", "-h", "-o", "%j %k").stdout
     assert "lab_forge-" in names, names
     assert " forge short n=" in names
-    cancelled = session.cluster.run("scancel", held)  # 4_1: the job id of a task alone has no effect at times
+    cancelled = session.cluster.run("scancel", held)  # such as 4_1: a task's plain job id sometimes has no effect
     assert cancelled.returncode == 0, cancelled.stderr
     done = session.finish()
     found = {attempt["wildcards"]["n"]: attempt for attempt in done.attempts()}
@@ -697,7 +697,7 @@ def test_short_jobs_share_a_slurm_job(session: Session) -> None:
     odd = {"3": "failed", "5": "oom", "7": "failed", "16": "cancelled"}
     assert outcomes == {str(n): "succeeded" for n in range(24)} | odd, done.output
     jobs = [done.read(f"{n}.txt").strip() for n in range(24) if str(n) not in odd]
-    assert max(map(jobs.count, jobs)) > 3, "a busy Snakemake has fewer than eight ready at a time"
+    assert max(map(jobs.count, jobs)) > 3, "jobs share a Slurm job (fewer than eight if Snakemake is busy)"
     assert {len((session.directory / "signs" / str(n)).read_text().split()) for n in range(24)} == {1}, "no job ran twice"
     assert found["5"]["evidence"]["scope"] == "job"
     assert not list(session.directory.glob(".snakemake/forge/staging/*"))
@@ -767,7 +767,7 @@ def test_no_cluster(workdir: Path) -> None:
 
 
 def test_an_ordinary_user(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Namespaces of its own, Slurm's cgroup around them, scratch on the node's own disk."""
+    """A user's job has its own namespaces in Slurm's cgroup, and its scratch on the node's disk."""
     from tests import ordinary
     from tests.slurm import machine
 

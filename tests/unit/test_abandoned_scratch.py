@@ -1,4 +1,4 @@
-"""Scratch of copies of jobs on a node: what is held stays, and what nobody holds any more goes."""
+"""Scratch of copies of jobs on a node: directories that a process holds stay, and the others are removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from snakemake_executor_plugin_forge.backends.slurm.exchange import COPY_NAME, copy_name
 from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import remove_abandoned
 
-# As on a node: it makes and holds the base, has a slot in it, and forks what a job is.
+# Like a copy on a node: makes and holds the base, and takes a slot in it.
 _HOLDER = """
 import os, sys, time
 from snakemake_executor_plugin_forge.sandbox.filesystem.scratch import Scratch, hold
@@ -39,7 +39,7 @@ def test_what_nobody_holds_goes(tmp_path: Path) -> None:
     living, dead, young, kept, other = (
         tmp_path / copy_name(f"20261123-22382{n}-9653-802f", f"/runs/x/slurm/b1/{n}", 1) for n in range(5)
     )
-    other = tmp_path / "forge-20261123-223826-9653-802f"  # of a run on its own host: resume and gc see to that
+    other = tmp_path / "forge-20261123-223826-9653-802f"  # of a run on its own host: resume and gc remove that
     holders = [_hold(base) for base in (living, dead, young, kept, other)]
     try:
         (kept / "kept-forge-00001-a").mkdir()

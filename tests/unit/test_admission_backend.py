@@ -1,4 +1,4 @@
-"""Jobs that wait for room in front of a backend: each has one verdict, whatever becomes of the others."""
+"""Jobs that wait for room in front of a backend: each gets one verdict, whatever happens to the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORDER = Order(EndedBy.USER, "the test says so")
 
 
 class Told:
-    """What was said of each job."""
+    """Collects the verdicts of each job."""
 
     def __init__(self) -> None:
         self.verdicts: dict[str, list[Verdict]] = {}
@@ -54,7 +54,7 @@ def test_waiting_jobs_start_when_the_raised_one_is_over(tmp_path: Path) -> None:
     told = Told()
     for name, memory, retry in (("a", 60, 0), ("b", 60, 1), ("c", 30, 0), ("d", 50, 0)):
         submit(backend, told, tmp_path, name, memory, retry)
-    assert list(running) == ["a"], "b has no room beside it, and nobody overtakes b"
+    assert list(running) == ["a"], "b has no room beside a, and no job overtakes b"
     backend.cancel("a", ORDER)
     told.wait(["a", "b", "c", "d"])
     assert told.outcomes() == {"a": [Outcome.CANCELLED]} | {name: [Outcome.SUCCEEDED] for name in "bcd"}

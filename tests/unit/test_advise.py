@@ -14,7 +14,7 @@ MIB = 2**20
 ROW: dict[str, Any] = {
     "rule": "call", "outcome": "succeeded", "seconds": 10.0, "cpus": 4, "threads_asked": 4, "cpu_seconds": 9.0,
     "memory_peak_bytes": 100 * MIB, "memory_anon_peak_bytes": 80 * MIB, "memory_limit_bytes": 4096 * MIB,
-    "wall_limit_seconds": 3600, "disk_limit_bytes": None, "scratch_peak_bytes": 0,
+    "wall_limit_seconds": 3600, "disk_limit_bytes": None,
 }
 
 

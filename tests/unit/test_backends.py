@@ -1,4 +1,4 @@
-"""Parts of backends that need no cluster: the registry, the queue, what travels between hosts, what is concluded."""
+"""Parts of backends that need no cluster: the registry, the job table, files between hosts, conclusions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VERDICT = Verdict(Outcome.FAILED, "exit code 3", 3, None, Usage(memory_peak_byte
 
 
 def test_backends_are_found_and_near_misses_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forge's own, and one that a package of somebody else registers by an entry point."""
+    """The registry has Forge's own backends, and those that other packages register by entry points."""
     assert registry.names()[:2] == ["local", "slurm"]
     with pytest.raises(UsageError, match="Did you mean slurm"):
         registry.find("slrum")
@@ -71,7 +71,7 @@ def test_a_job_table_that_is_closed_at_any_moment_ends_its_thread() -> None:
         assert not thread.is_alive()
 
 
-# -- what travels
+# -- files between hosts
 
 
 def test_results_are_taken_once_and_damaged_ones_are_none(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_results_are_taken_once_and_damaged_ones_are_none(tmp_path: Path) -> Non
 
 
 def test_a_verdict_outlives_files_that_cannot_be_read_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The directory of results, one in it, and the claims of its attempt: each fails once."""
+    """The directory of results, a result in it, and the claims of its attempt fail once each."""
     table, found, state = JobTable(), list[Verdict](), str(tmp_path)
     job = Job(spec(), b"", found.append, (), 0.0, attempt=exchange.attempt_directory(state, "b1", 7, None))
     exchange.write_result(state, job.attempt, VERDICT)
@@ -125,7 +125,7 @@ def test_what_sbatch_is_told(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_full_is_no_controller_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While there are MaxJobCount jobs sbatch itself tries again, for longer than Forge waits for it."""
+    """With MaxJobCount jobs in the queue, sbatch itself retries for longer than Forge waits for it."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(client, "_SECONDS", 0.5)
     for said, kind in (("Slurm temporarily unable to accept job, sleeping and retrying", client.Full), ("", client.Unanswered)):
@@ -136,7 +136,7 @@ def test_a_cluster_that_is_full_is_no_controller_that_does_not_answer(tmp_path: 
 
 
 def test_the_accounting_is_asked_for_whole_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10,000 ids of tasks are longer than one argument may be."""
+    """10,000 task ids are longer than one argument may be."""
     asked: list[str] = []
 
     def run(_: object, *command: str) -> subprocess.CompletedProcess[str]:
@@ -154,7 +154,7 @@ def test_a_launch_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_launch_that_a_job_has_written_is_not_read(tmp_path: Path) -> None:
-    """It is a pickle: the checksum stands in the batch script, which Slurm keeps."""
+    """The launch is a pickle; its checksum stands in the batch script, which Slurm keeps."""
     launch = exchange.Launch(spec(), b"", "/tmp/x", Require.NONE, None, None, "/s")
     checksum = exchange.write_launch(f"{tmp_path}/b1/3", launch)
     for parts, said in (((None, None), f"3 {checksum}\n"), ((0, 1), f"3.0 0 3.1 {checksum}\n")):
@@ -205,7 +205,7 @@ def test_the_scratch_is_put_into_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "/there /there/x\n"
 
 
-# -- what is concluded
+# -- conclusions
 
 
 @pytest.mark.parametrize(("kills", "stage", "is_oom"), [(1, "job", True), (0, "job", False), (1, "setup", False)])
@@ -247,7 +247,7 @@ def test_a_job_without_a_result_is_never_a_success(tmp_path: Path, state: SlurmS
     assert json.loads((tmp_path / "00001-map" / "verdict.json").read_text())["outcome"] == verdict.outcome
     job.cancelled = Order(EndedBy.USER, "the test says so")
     ended = slurm_job.verdict_without_result(job, row)
-    # Whatever odd state Slurm gives it, COMPLETED for one: it was to end, and has ended.
+    # Whatever state Slurm gives it, even COMPLETED: Forge ordered its end, and it has ended.
     assert ended.outcome is (Outcome.CANCELLED if verdict.outcome is Outcome.LOST else verdict.outcome)
 
 

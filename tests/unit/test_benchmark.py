@@ -1,4 +1,4 @@
-"""Benchmark files: what is replaced, and what is left as Snakemake wrote it."""
+"""Benchmark files: Forge raises the figures that it knows, and leaves the rest as Snakemake wrote it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from snakemake_executor_plugin_forge.kernel.bpf import keep_settings
 
 from ..child import in_child
 
-# Each is written with what it says already: nothing changes, whether this works or not.
+# Each file gets the value that it has: nothing changes, whether the write succeeds or not.
 REFUSED, ALLOWED = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/swappiness"), ("/proc/sys/net/ipv4/ip_forward",)
 
 

@@ -1,4 +1,4 @@
-"""``forge.yaml``: what it means, and what is said about what is wrong in it."""
+"""``forge.yaml``: its meaning, and the messages about its errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_example_of_the_design_means_what_it_says(place: Path) -> None:
     catalog = _load(place, EXAMPLE)
     assert catalog.default == "py"
     assert catalog.allowance == Allowance(4 * 1024**3, 100, 86400.0, None)
-    assert catalog.network is Network.ON  # YAML has made it True
+    assert catalog.network is Network.ON  # YAML reads "on" as True
     assert catalog.runtimes["host"] == Runtime("host")
     for name, full in (("u:1", "docker.io/library/u:1"), ("a/u", "docker.io/a/u"), ("q.io/a/u@sha256:0", "q.io/a/u@sha256:0")):
         image = _load(place, f"version: 1\nruntimes: {{a: {{container: 'docker://{name}'}}}}").runtimes["a"]

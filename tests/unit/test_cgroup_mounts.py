@@ -1,4 +1,4 @@
-"""Where cgroups are: real and captured /proc/self/mountinfo."""
+"""Mount points of cgroups, from real and captured /proc/self/mountinfo."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_another_recipe_script_or_software_makes_it_another_job(tmp_path: Path) 
 
 @pytest.fixture(params=[True, False], ids=["attributes", "no attributes"])
 def attributes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the file system has extended attributes: without, as NFS before 4.2 answers."""
+    """Whether the file system has extended attributes; if not, it answers as NFS before 4.2 does."""
 
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -118,9 +118,9 @@ def test_two_jobs_never_share_it(tmp_path: Path) -> None:
     assert other.path != path
     Path(other.path, "y").touch()
     other.end(succeeded=False)
-    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)], "an attempt beside has one that does not last"
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)], "a second attempt gets a directory that does not last"
     holder.kill()
     holder.communicate()
     mine = Checkpoint(path, b"one")
-    assert os.listdir(path) == ["x"], "whoever is killed leaves it to the next"
+    assert os.listdir(path) == ["x"], "a killed attempt leaves it to the next"
     mine.end(succeeded=True)

@@ -175,7 +175,7 @@ def test_a_record_is_found_from_a_directory_below_it(workdir: Path) -> None:
     below = workdir / "results" / "deep"
     below.mkdir(parents=True)
     assert forge("jobs", cwd=below).stdout == forge("jobs", cwd=workdir).stdout
-    assert forge("jobs", "--directory", str(below), cwd=workdir).returncode == 2  # a name that somebody gives is meant
+    assert forge("jobs", "--directory", str(below), cwd=workdir).returncode == 2  # a directory that the user names is not searched upwards
 
 
 def test_a_narrow_terminal_shows_what_matters_most() -> None:
@@ -207,7 +207,7 @@ def test_colours_on_a_terminal_only(workdir: Path) -> None:
 
 
 def _complete(workdir: Path, line: str) -> set[str]:
-    """What argcomplete's protocol gives for TAB at the end of ``line``: answers come on descriptor 8."""
+    """Return argcomplete's answers to TAB at the end of ``line``; they come on descriptor 8."""
     read, write = os.pipe()
     code = f"exec 8>&{write} 9>/dev/null; exec {' '.join(FORGE)}"
     subprocess.run(["bash", "-c", code], cwd=workdir, pass_fds=[write], check=True, env=os.environ | {

@@ -1,4 +1,4 @@
-"""What a job has left in its layers, without a job and without mounts: directories as an overlay would leave them."""
+"""Files that a job leaves in its layers, without a job or mounts: directories as an overlay leaves them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Place:
         (self.root / name).write_text(text)
 
     def new(self, name: str, text: str = "new") -> None:
-        """One that the job has written."""
+        """A file that the job has written."""
         path = Path(self.layer.upper, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -65,15 +65,15 @@ class Place:
         os.setxattr(f"{self.layer.upper}/{name}", "user.overlay.opaque", b"y")
 
     def target(self, name: str, kind: TargetKind = TargetKind.OUTPUT, *, optional: bool = False) -> None:
-        """What its rule declares."""
+        """A target that the rule declares."""
         self.targets.append(Target(f"{self.root}/{name}", name, kind, optional=optional))
 
     def look(self) -> Collected:
-        """What is found of what it declares."""
+        """Collect the declared targets."""
         return collect(Files(FilePolicy.GUARD, layers=(str(self.root),), targets=tuple(self.targets)), [self.layer])
 
     def scene(self, begin_ns: int | None = None, *, allow: bool = False, appended: Mapping[str, int] | None = None) -> Scene:
-        """Of what it does not declare, by a job that begins now."""
+        """The undeclared changes of a job that begins now."""
         time.sleep(0.02)
         layers = (LayerPlace(str(self.root), self.layer.upper, True),)
         targets = tuple(target.path for target in self.targets)
@@ -83,16 +83,16 @@ class Place:
                      ("out.txt",), allow, appended)
 
     def keep(self, scene: Scene) -> None:
-        """Publish that."""
+        """Publish the changes of a scene."""
         publish([], self.layer.directory, merging(scene))
         self.layer.empty()
 
     def names(self, paths: Iterable[str]) -> list[str]:
-        """Relative to the working directory."""
+        """Make paths relative to the working directory."""
         return [os.path.relpath(path, self.root) for path in paths]
 
     def text(self, name: str) -> str | None:
-        """What is in a file; None if it is not there."""
+        """The content of a file; None if it does not exist."""
         path = self.root / name
         return path.read_text() if path.exists() else None
 
@@ -149,13 +149,13 @@ def test_links_are_in_the_ledger(place: Place) -> None:
     assert os.readlink(place.root / "latest") == "v2"
     (place.root / "latest").unlink()
     time.sleep(0.02)
-    (place.root / "latest").symlink_to("somewhere")  # by somebody, who may get the same inode
+    (place.root / "latest").symlink_to("somewhere")  # by a user, and perhaps with the same inode
     place.link("latest", "v3")
     assert [harm.kind for harm in decide(place.scene()).harms] == [HarmKind.CHANGED]
 
 
 def test_a_file_of_the_time_of_a_recorded_job_is_its_own(place: Place) -> None:
-    """Under another executor: before the begin of the job it is a user's, after its end too."""
+    """With another executor, a file from before the job's begin or after its end is the user's."""
     records = place.root / ".snakemake/metadata"
     records.mkdir(parents=True)
     begin = time.time() - 100
@@ -166,7 +166,7 @@ def test_a_file_of_the_time_of_a_recorded_job_is_its_own(place: Place) -> None:
         place.old(name)
         os.utime(place.root / name, (begin + seconds, begin + seconds))
         place.new(name)
-    for name in ("out.txt/file", "out.txt/users"):  # in an output directory, too, only what its job has made
+    for name in ("out.txt/file", "out.txt/users"):  # in an output directory, too, only files that its job has made
         place.old(name)
         place.new(name)
     os.utime(place.root / "out.txt/file", (begin + 5, begin + 5))
@@ -237,7 +237,7 @@ def test_a_fifo_is_left_out_alone(place: Place) -> None:
 
 
 def test_names_that_forge_uses_are_no_orders_to_it(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A deletion is one by a field of its move, and goes where the job cannot write: no name in the layer counts."""
+    """A field of the move marks a deletion, and the file goes where the job cannot write: no name in the layer counts."""
     outside = tmp_path_factory.mktemp("outside")
     place.old("there")
     place.new("made.txt")
@@ -267,7 +267,7 @@ def test_names_that_forge_uses_are_no_orders_to_it(place: Place, tmp_path_factor
 
 
 def test_a_copy_beside_its_place_is_known_by_its_move(place: Place) -> None:
-    """Not by its name, which a file of a job may have."""
+    """Its name does not count: a file of a job may have it."""
     place.new("x/.forge-copy-1-1")
     place.new("y")
     source = f"{place.layer.upper}/x/.forge-copy-1-1"
@@ -276,7 +276,7 @@ def test_a_copy_beside_its_place_is_known_by_its_move(place: Place) -> None:
 
 
 def test_a_change_that_would_steer_programs_is_no_better_than_a_new_file(place: Place) -> None:
-    """As a replacement, an append, and in the place of a directory; git's own changes are kept."""
+    """It may replace a file, append to it, or take the place of a directory; git's own changes are kept."""
     config = "[core]\n\tbare = false\n"
     place.new("tool/.git/HEAD", "ref: refs/heads/main\n")
     place.new("tool/.git/config", config)
@@ -325,7 +325,7 @@ def test_an_append_under_strict_is_appended_to_what_the_job_did_not_see(place: P
 
 
 def test_an_append_is_appended_whatever_the_clock_of_a_file_server_says(place: Place) -> None:
-    """It is behind, so that what another job has appended meanwhile has a time from before this job."""
+    """The server's clock is behind, so lines that another job appends meanwhile seem older than this job."""
     place.new("log", "one\n")
     place.keep(place.scene())
     behind = time.time_ns() + 10**12
@@ -408,7 +408,7 @@ def test_the_time_for_an_index_of_git_grows_with_its_size(place: Place) -> None:
 
 
 def test_the_ledger_is_shortened_when_it_has_doubled(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with each job, if all that it names is there."""
+    """A job does not shorten it while all files that it names exist."""
     monkeypatch.setattr(owners, "_LEDGER_BYTES", 1000)
     state, ledger = f"{place.root}/.snakemake/forge", place.root / ".snakemake/forge/made.jsonl"
     inodes = []
@@ -417,7 +417,7 @@ def test_the_ledger_is_shortened_when_it_has_doubled(place: Place, monkeypatch: 
         path = f"{place.root}/d/{number}"
         Owners(str(place.root), state, ()).note([entry_of(path, path)])
         inodes.append(ledger.stat().st_ino)
-    assert 2 < sum(old != new for old, new in pairwise(inodes)) < 10  # the kernel gives numbers of removed files again
+    assert 2 < sum(old != new for old, new in pairwise(inodes)) < 10  # the kernel reuses the inode numbers of removed files
     assert all(Owners(str(place.root), state, ()).is_left(f"{place.root}/d/{number}") for number in range(200))
     for number in range(150):
         os.unlink(place.root / f"d/{number}")

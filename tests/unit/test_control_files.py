@@ -1,4 +1,4 @@
-"""Which new files of a job would steer programs outside of its sandbox."""
+"""New files of a job that would steer programs outside of its sandbox."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLONED = """[core]
 
 
 def has(root: Path, name: str, layer: dict[str, str] | None = None, *, left: tuple[str, ...] = (), targets: tuple[str, ...] = ()) -> bool:
-    """Ask about a new file; ``layer`` has other files beside it."""
+    """Whether a new file steers programs; ``layer`` has other files beside it."""
     for path, text in {name: "x", **(layer or {})}.items():
         (root / "layer" / path).parent.mkdir(parents=True, exist_ok=True)
         (root / "layer" / path).write_text(text)
@@ -78,7 +78,7 @@ def test_a_configuration_that_names_a_program_is_not_that_of_a_clone(line: str, 
 
 
 def test_a_repository_is_known_by_what_is_there_and_by_what_is_new(tmp_path: Path) -> None:
-    """HEAD, a file of settings or hooks, and a link to them: whichever comes last would have git obey."""
+    """HEAD, a file of settings or hooks, or a link to them: with the last of these, git would obey."""
     place = tmp_path / "place"
     for name in ("bare.git/HEAD", ".git/modules/foo/HEAD", "d/HEAD", "late/hooks/post-checkout", "mild/config", "tool/.git/HEAD"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Directories that supervisors make and remove beside one another: whoever comes finds them or makes them again."""
+"""Directories that supervisors make and remove beside one another: each finds them or makes them again."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_supervisors_come_and_go_beside_one_another(work: str, tmp_path: Path) -
 
 
 def test_one_that_is_removed_between_two_looks_at_it_is_made_again(tmp_path: Path) -> None:
-    """The neighbour of os.makedirs(): there when it calls mkdir(2), gone when it asks whether it is a directory."""
+    """The directory is there when os.makedirs() calls mkdir(2), and gone when it asks whether it is a directory."""
     shared = tmp_path / "staging"
     shared.mkdir()
 

@@ -1,4 +1,4 @@
-"""The meter of a scratch directory: what it counts, and what it costs."""
+"""The meter of a scratch directory: its figures and its cost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_largest_thing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_large_tree_is_measured_in_slices_and_at_a_bounded_price(tmp_path: Path) -> None:
-    """20,000 files: no step takes long, and the pauses after the steps are 20 times what they took."""
+    """With 20,000 files no step takes long, and the pause after each is 20 times as long."""
     for number in range(20):
         directory = tmp_path / str(number)
         directory.mkdir()
@@ -89,13 +89,13 @@ def test_nothing_is_walked_while_the_file_system_loses_no_space(tmp_path: Path) 
 def test_what_others_give_back_hides_nothing_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
-    """The file system has more room than before, as somebody else has removed more than this job has written.
+    """The file system has more room than before, as others removed more than this job wrote.
 
-    Only the time counts that the meter wants to pass, not what a busy machine makes of it.
+    Only the pauses that the meter asks for count, not those that a busy machine adds.
     """
     meter = _meter(tmp_path, MIB)
     monkeypatch.setattr(disk_usage, "_free_bytes", lambda _: 2**60)
-    for _ in range(looks):  # of a job that has done nothing yet
+    for _ in range(looks):  # the job has written nothing yet
         assert meter.step(_none) is None
         time.sleep(max(0.0, meter.due - time.monotonic()))
     (tmp_path / "x").write_bytes(os.urandom(2 * MIB))
@@ -108,7 +108,7 @@ def test_what_others_give_back_hides_nothing_for_long(
 
 
 def test_a_preempted_walk_is_not_taken_for_a_dear_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One walk in which others had the CPU for half a second: it is walked again soon all the same."""
+    """Although others had the CPU for half a second of one walk, the next walk comes soon."""
     meter = _meter(tmp_path, MIB)
     monkeypatch.setattr(disk_usage, "_free_bytes", lambda _: 2**60)
 

@@ -1,4 +1,4 @@
-"""From what was refused to what would change it."""
+"""Advice for each refusal of the host, and the table of mechanisms."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_the_end_of_a_run_names_ten_and_counts_the_rest(tmp_path: Path, monkeypa
 
 def test_failures_that_are_alike_are_one_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    samples = [str(number) for number in range(40)]  # one of which is the 1 of "exit code 1"
+    samples = [str(number) for number in range(40)]  # one of them is the 1 of "exit code 1"
     made = [Made(wildcards={"s": s}, evidence={"exit_code": 1}, stderr=f"[W] {n} reads\nError: bad read group in {s}.bam\n") for n, s in enumerate(samples)]
     other = Made("map", {"s": "S1"}, {"exit_code": 2}, stderr="Error: other\n")
     run = write_run(tmp_path, [*made, other])
@@ -166,7 +166,7 @@ def test_what_snakemake_says_of_a_script_is_no_cause(tmp_path: Path) -> None:
     fields = dict(explain(record, read_telling(f"{run}/00001-call")).fields())
     assert fields["log"] == "trim.log: Error: giving notice"
     assert fields["change"].startswith("the cause that log trim.log names")
-    assert "CalledProcessError" in explain(record, read_telling(f"{run}/00002-call")).stderr  # nothing else says anything
+    assert "CalledProcessError" in explain(record, read_telling(f"{run}/00002-call")).stderr  # no other line says more
 
 
 def test_a_log_of_a_running_job_is_read_where_it_is_staged(tmp_path: Path) -> None:

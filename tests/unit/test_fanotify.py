@@ -1,4 +1,4 @@
-"""Which files a job opens, seen by fanotify: on the real kernel, in mount namespaces of the tests' own."""
+"""Files that a job opens, as fanotify reports them: on the real kernel, in mount namespaces of the tests."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Job:
     audit: Audit
 
     def go(self) -> None:
-        """Let it do its work, to the end of it."""
+        """Let it do its work, and wait until that is done."""
         self.link.send(b"x")
         assert self.link.recv(1) == b"x"
 
     def end(self) -> None:
-        """It dies, and its mount namespace with it."""
+        """End it, and wait until its mount namespace is gone."""
         self.link.send(b"x")
         os.waitpid(self.pid, 0)
         deadline = time.monotonic() + DEADLINE
@@ -50,7 +50,7 @@ class Job:
             time.sleep(0.01)
 
     def seen(self) -> set[Opened]:
-        """What is read as soon as there is something."""
+        """Read the events as soon as there are any."""
         select.select([self.audit], [], [], 5)
         return set(self.audit.read())
 
@@ -157,7 +157,7 @@ def test_each_file_is_reported_once(tmp_path: Path) -> None:
 
 @as_root
 def test_ten_thousand_files_in_a_queue(tmp_path: Path) -> None:
-    """More than a queue with a limit holds (16,384), and more than descriptors may be open."""
+    """There are more files than a queue with a limit holds (16,384), and than descriptors may be open."""
     number = 20_000
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""GPUs: what a rule may ask for, which devices a run has, and what a job is told of its own."""
+"""GPUs: requests of rules, devices of a run, and the variables that tell a job its own."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_devices_that_are_wanted_must_be_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
 def test_with_the_network_off_there_is_no_infiniband(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its traffic leaves the host whatever the network namespace is."""
+    """InfiniBand traffic leaves the host from any network namespace."""
     (tmp_path / "uverbs0").touch()
     monkeypatch.setattr(mounts, "_RDMA", str(tmp_path))
 

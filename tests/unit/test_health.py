@@ -1,4 +1,4 @@
-"""A look at every file of an environment: conda's and Python's own lists, and what is remembered of the last look."""
+"""Checks of every file of an environment: conda's and Python's own lists, and the memory of the last check."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Runtime, 
 
 @pytest.fixture
 def prefix(original: tuple[Store, Runtime, Manifest], tmp_path: Path) -> Path:
-    """A copy of it to be damaged; older than the time for which nothing is remembered."""
+    """A copy of the environment, to be damaged."""
     shutil.copytree(original[2].prefix, tmp_path / "env", symlinks=True)
     return tmp_path / "env"
 
@@ -54,7 +54,7 @@ def _look(prefix: Path, *, fully: bool = False) -> Health:
 
 @pytest.fixture
 def rested(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Time stamps of a moment ago are not believed; here they are as if they were older."""
+    """The copy as if it were older: ``verify`` does not trust time stamps of a moment ago."""
     monkeypatch.setattr(health, "_RECENT_NS", 0)
     return prefix
 
@@ -125,8 +125,8 @@ def test_any_flipped_bit_is_found_and_its_repair_believed(prefix: Path, number: 
 
 
 def test_what_was_changed_a_moment_ago_is_not_remembered(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's time stamps are coarse: a second change within a tick would have the same."""
-    monkeypatch.setattr(health, "_RECENT_NS", 3600 * 10**9)  # a busy machine may take more than the two seconds of a moment
+    """The kernel's time stamps are coarse: a second change within a tick gets the same one."""
+    monkeypatch.setattr(health, "_RECENT_NS", 3600 * 10**9)  # a busy machine may take longer than the two seconds of a moment
     (prefix / "share/many/001.txt").touch()
     assert _look(prefix).hashed > 0
     assert _look(prefix).hashed > 0
@@ -168,7 +168,7 @@ def test_venv_is_checked_against_its_records(tmp_path: Path) -> None:
 
 
 def test_what_a_script_changed_at_the_set_up_is_no_damage_and_what_changes_later_is(prefix: Path) -> None:
-    """A post-deploy script of Snakemake's; to build such an environment again would not help."""
+    """Snakemake's post-deploy scripts do this; building such an environment again would not help."""
     (prefix / "share" / "hooked.txt").write_text("new")
     shutil.rmtree(prefix / "share" / "many")
     late = time.time_ns() + 10**9
@@ -188,7 +188,7 @@ def test_the_environment_that_an_activation_has_reached(tmp_path: Path) -> None:
 
 
 def test_a_package_that_pip_has_installed_over_one_of_conda_is_no_damage(prefix: Path) -> None:
-    """What pip: in an environment file asks for; conda's own list stays as it was."""
+    """``pip:`` in an environment file does this; conda's own list stays as it was."""
     site = prefix / "lib" / "python3.11" / "site-packages"
     names = ("My_Thing-1.0.dist-info/METADATA", "My_Thing-1.0.dist-info/INSTALLER", "thing.py")
     paths = [{"_path": f"lib/python3.11/site-packages/{name}", "path_type": "hardlink", "sha256": "0" * 64} for name in names]
@@ -207,7 +207,7 @@ def test_a_package_that_pip_has_installed_over_one_of_conda_is_no_damage(prefix:
 
 
 def test_repair_never_uses_the_damaged_hard_link(original: tuple[Store, Runtime, Manifest]) -> None:
-    """The file of the environment is one with that of the package cache, so both are damaged at once."""
+    """The environment's file is a hard link to that of the package cache, so both are damaged at once."""
     store, runtime, manifest = original
     damaged = Path(manifest.prefix, "share/many/042.txt")
     cached = next(Path(store.packages).glob("pkgs/many-*/share/many/042.txt"))
@@ -218,7 +218,7 @@ def test_repair_never_uses_the_damaged_hard_link(original: tuple[Store, Runtime,
     assert definition is not None
     store.build(definition, lambda p, r: conda.make(runtime, store, p, r), lambda _: None, again=True)
     assert verify(manifest.prefix, RuntimeKind.CONDA, None, fully=True).problems == ()
-    # Nor does another environment get it.
+    # Other environments do not get it either.
     other = Path(store.directory, "other")
     asyncio.run(_install_into(runtime, store, other))
     assert verify(str(other), RuntimeKind.CONDA, None).damage == ()

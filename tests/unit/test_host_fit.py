@@ -1,4 +1,4 @@
-"""Whether this host can run an environment: programs, wheels and packages of conda for other C libraries and processors."""
+"""Environments that this host cannot run: programs, wheels and conda packages for other C libraries and processors."""
 
 from __future__ import annotations
 

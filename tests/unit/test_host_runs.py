@@ -1,4 +1,4 @@
-"""What is shown of the runs of a host, and what their cgroups' files say."""
+"""The runs of a host as shown to the user, and the figures in their cgroups' files."""
 
 from __future__ import annotations
 

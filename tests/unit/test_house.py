@@ -1,14 +1,13 @@
-"""The shape of the package: where files lie, who imports whom, how large things are, and which words they use."""
+"""The shape of the package: places of files, imports, sizes; and the words of the package, tests and documents."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "snakemake_executor_plugin_forge"
@@ -18,13 +17,12 @@ LINES, FUNCTION, CLASS = 450, 50, 250
 REASON = re.compile(r"\b[Ll]ong(er than other \w+:| because)")
 """The sentence that excuses a size: above a definition, in its docstring, or within the first lines of a file."""
 
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
-         *sorted((ROOT / "docs").rglob("*.md"))]
 BANNED = re.compile(
     r"\b(g[ia]ves? up|given up|giving up|anew|stands? back|let off|as ever|manieth|goes on|going on|jobs? go on|bears the|"
     r"no feature of the|a look\b|looks of|the opposite)\b", re.IGNORECASE)
 SUBJECTLESS = re.compile(
-    r"(Of|Those|That of|The same|One that|Who|Whose|What|Where|When|Which|How|All that|For|In their|The opposite|As above|As below)\b")
+    r'^ *"""(Of|Those|That of|The same|One that|Who|Whose|Whoever|What|Whatever|Where|When|Which|How|All that|For|In their|The opposite|'
+    r'As above|As below|Such that|Not|But|Once|Unless|Nor)\b', re.MULTILINE)
 
 
 @cache  # not at the import, which each worker does to collect
@@ -96,22 +94,26 @@ def test_each_class_has_a_name_of_its_own() -> None:
     assert not {name: where for name, where in places.items() if len(where) > 1}
 
 
+def _texts() -> Iterator[tuple[str, str]]:
+    """Names and contents of all files with sentences, but for this file, which quotes the words."""
+    folders = [PACKAGE, *OTHERS, *(ROOT / name for name in ("docs", "tests", "bench", "workflows"))]
+    paths = [path for folder in folders for pattern in ("*.py", "*.md", "*.smk", "Snakefile") for path in folder.rglob(pattern)]
+    for path in (*ROOT.glob("*.md"), ROOT / "Makefile", *sorted(paths)):
+        if path != Path(__file__):
+            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+
+
+def _found(pattern: re.Pattern[str]) -> str:
+    return "\n".join(f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {text[match.start():].splitlines()[0]}"
+                     for name, text in _texts() for match in pattern.finditer(text))
+
+
 def test_docstrings_begin_with_their_subject() -> None:
-    found = []
-    for path, tree in _trees().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node) or ""
-                if SUBJECTLESS.match(text):
-                    found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
-    assert not found, "\n".join(found)
+    assert not (found := _found(SUBJECTLESS)), found
 
 
-@pytest.mark.parametrize("path", [*FILES, *TEXTS], ids=lambda p: str(p.relative_to(ROOT)))
-def test_words_are_those_of_the_field(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    found = [f"{number}: {line.strip()}" for number, line in enumerate(text.splitlines(), 1) if BANNED.search(line)]
-    assert not found, "\n".join(found)
+def test_words_are_those_of_the_field() -> None:
+    assert not (found := _found(BANNED)), found
 
 
 def _anchors(text: str) -> set[str]:

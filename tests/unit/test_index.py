@@ -1,4 +1,4 @@
-"""The index: the same as the job directories, whatever happened to it."""
+"""The index agrees with the job directories, whatever happened to it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
-from snakemake_executor_plugin_forge.record.schema import MIGRATIONS, connect, file_system, migrate, supports_wal
+from snakemake_executor_plugin_forge.record.schema import VERSION, file_system, supports_wal
 from snakemake_executor_plugin_forge.spec.job import RunContext
 
 from ..conftest import FORGE
 from ..records import Made, write_attempt, write_run
 
-_TEXT = st.characters(exclude_categories=["Cs"], exclude_characters="\0")  # what names of files can be made of
+_TEXT = st.characters(exclude_categories=["Cs"], exclude_characters="\0")  # characters that names of files can have
 MADE = [
     Made("map", {"s": "A"}),
     Made("map", {"s": "B"}, evidence={"oom_kills": 1}),
@@ -100,7 +100,7 @@ def test_running_attempts_are_seen_and_not_stored(tmp_path: Path) -> None:
 
 
 def test_what_a_node_wrote_of_an_attempt_that_slurm_ended_is_read_again(tmp_path: Path) -> None:
-    """The controller writes a moment later why Slurm has ended it."""
+    """The controller writes a moment later why Slurm ended it."""
     run = write_run(tmp_path, MADE[:1], over=False)
     (path,) = run.glob("*/verdict.json")
     final = path.read_text()
@@ -113,7 +113,7 @@ def test_what_a_node_wrote_of_an_attempt_that_slurm_ended_is_read_again(tmp_path
 
 
 def test_what_a_crash_took_is_older_than_what_came_after_it(tmp_path: Path) -> None:
-    """A run that has died a moment ago may still get verdicts, so it is in no table yet."""
+    """A run that died a moment ago may still get verdicts, so no table has it yet."""
     died = write_run(tmp_path, [Made("done"), Made("slow", ended=False)], over=False)
     record = json.loads((died / "run.json").read_text())
     (died / "run.json").write_text(json.dumps(record | {"boot_id": "before"}))
@@ -198,19 +198,14 @@ def test_of_another_user_and_from_a_newer_forge_a_temporary_one_is_made(tmp_path
         assert not path.exists()
 
 
-def test_migrations_go_on_from_where_they_are(tmp_path: Path) -> None:
-    path = str(tmp_path / "index.db")
-    connect(path).close()
-    connection = sqlite3.connect(path, isolation_level=None)
-    later = (*MIGRATIONS, "ALTER TABLE run ADD COLUMN size INTEGER; UPDATE run SET over = 0")
-    migrate(connection, later)
-    migrate(connection, later)
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(later),)
-    assert "size" in [row[1] for row in connection.execute("PRAGMA table_info(run)")]
-    with pytest.raises(sqlite3.OperationalError):
-        migrate(connection, (*later, "CREATE TABLE half (x); SELECT nonsense"))
-    assert connection.execute("PRAGMA table_info(half)").fetchall() == []
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(later),)
+def test_tables_of_an_older_forge_are_made_again(tmp_path: Path) -> None:
+    write_run(tmp_path, MADE)
+    found = _indexed(tmp_path)
+    with sqlite3.connect(_state(tmp_path) / "index.db") as connection:
+        connection.execute("ALTER TABLE attempt DROP COLUMN submitted")
+        connection.execute("PRAGMA user_version = 2")
+    assert _indexed(tmp_path) == found == _verdicts(tmp_path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
     connection.close()
 
 
@@ -233,7 +228,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     done = subprocess.run([*FORGE, "why", "map"],
                           cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert rb"$'s=x\xff'" in done.stdout  # for a shell
+    assert rb"$'s=x\xff'" in done.stdout  # quoted for a shell
 
 
 @settings(max_examples=20)

@@ -1,4 +1,4 @@
-"""The first forge.yaml and profile: they hold what is known, and are valid."""
+"""The first forge.yaml and profile: they are valid, and hold the values that Forge knows."""
 
 from __future__ import annotations
 

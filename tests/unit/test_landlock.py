@@ -1,4 +1,4 @@
-"""Landlock on the real kernel: what a process cannot do any more, and what it can."""
+"""Landlock on the real kernel: the calls that it forbids a process, and those that it allows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ users = pytest.mark.parametrize("as_user", [False, True], ids=["as_is", "ordinar
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """``in`` and ``in2`` are writable for the process, ``out`` is not, whoever it is. Not in a closed directory."""
+    """``in`` and ``in2`` are writable for the process, ``out`` is not, whoever the user is. Every user can reach the place."""
     place = Path("/tmp", f"forge-landlock-{os.getpid()}")
     shutil.rmtree(place, ignore_errors=True)
     for name in ("in/sub", "in2", "out/sub"):
@@ -135,7 +135,7 @@ def test_what_is_inside_goes_on_working(place: Path, as_user: bool) -> None:
 
 
 def test_attributes_are_not_covered(place: Path) -> None:
-    """As the module says: these are the business of read-only mounts. If the kernel learns it, the text must change."""
+    """Read-only mounts protect attributes, as the module says. If Landlock learns it, that text must change."""
 
     def attributes() -> list[int]:
         _restrict(place)
@@ -150,7 +150,7 @@ def test_attributes_are_not_covered(place: Path) -> None:
 
 @pytest.mark.parametrize("version", range(landlock._LEAST_ABI, ABI + 1))
 def test_the_rules_of_every_older_abi_hold_too(place: Path, version: int) -> None:
-    """A kernel with a newer ABI is asked for no more than an older one has."""
+    """Forge asks a newer kernel for no more than the older ABI has."""
 
     def old() -> list[int]:
         _restrict(place, version)
@@ -238,7 +238,7 @@ def test_this_host_has_landlock() -> None:
 
 
 def test_programs_work(place: Path) -> None:
-    """With the rest of the sandbox's own: a shell, Python with processes, threads with names, a pseudo terminal."""
+    """A process pool, a pseudo terminal and a program on it work under the rules."""
     code = (
         "import concurrent.futures as c, pty, subprocess, sys, tempfile\n"
         "with c.ProcessPoolExecutor(2) as e: assert sum(e.map(abs, range(5))) == 10\n"

@@ -1,4 +1,4 @@
-"""Which directories get a layer when a job has outputs in many."""
+"""Directories that get a layer when a job has outputs in many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def outputs(directory: str, number: int = 2000) -> list[str]:
 
 
 def test_a_layer_is_open_to_its_user_alone(tmp_path: Path) -> None:
-    """A set-user-ID program in a layer of root's would be one for everybody. What a job sees has the place's mode."""
+    """Otherwise every user could run a set-user-ID program in root's layer. The job sees the mode of the place."""
     tmp_path.chmod(0o777)
     (layer,) = LayerPool().take_all(Files(FilePolicy.GUARD, layers=(str(tmp_path),)), str(tmp_path), "forge-r", "")
     assert stat.S_IMODE(os.stat(layer.directory).st_mode) == 0o700

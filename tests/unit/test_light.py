@@ -1,4 +1,4 @@
-"""What Snakemake loads at every start, and what the launcher must never load."""
+"""Modules that Snakemake loads at every start, and those that the launcher must never load."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_the_launcher_loads_neither_snakemake_nor_its_interfaces() -> None:
 
 
 def test_the_launcher_loads_nothing_large() -> None:
-    """What it has in memory is copied for each job; names and versions of packages would take as much as all else."""
+    """Each job copies the launcher's memory; names and versions of packages would double it."""
     loaded = _modules("import snakemake_executor_plugin_forge.workers.launcher")
-    bare = _modules("")  # what the environment itself loads
+    bare = _modules("")  # modules that the environment itself loads
     large = {"importlib.metadata", "email", "zipfile", "tempfile", "threading", "pathlib", "difflib", "subprocess",
              "shutil", "random", "locale"}
     assert not (loaded - bare) & large

@@ -1,4 +1,4 @@
-"""Notifications of a job's calls on the real kernel: which files it appends to, and which it locks."""
+"""Notifications of a job's calls on the real kernel: the files that it appends to or locks."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _listen(root: str, script: str) -> Found:
 
 
 def _enter_user_namespace() -> None:
-    """As a supervisor of an ordinary user."""
+    """Enter a user namespace, as a supervisor of an ordinary user does."""
     uid, gid = os.geteuid(), os.getegid()
     if uid != 0:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # it was cleared when the user changed

@@ -1,4 +1,4 @@
-"""Looking at running jobs where no cgroup helps, and at what they wrote last."""
+"""Usage of running jobs where no cgroup counts it, and the last lines that jobs wrote."""
 
 from __future__ import annotations
 

@@ -1,13 +1,17 @@
-"""Verdicts through a mailbox of the kernel's: one that is too large is passed on with less text, and never lost."""
+"""Verdicts through a mailbox: a verdict that is too large is sent with less text, and never lost."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import pickle
+import resource
 import socket
 from dataclasses import replace
 
 import pytest
 
+from snakemake_executor_plugin_forge.kernel.descriptors import closing, is_readable
 from snakemake_executor_plugin_forge.spec.verdict import Outcome, Usage, Verdict
 from snakemake_executor_plugin_forge.workers.channel import Channel, Frame, FrameKind, Mailbox, MessageTooLargeError
 from snakemake_executor_plugin_forge.workers.pool import deliver
@@ -57,3 +61,17 @@ def test_bytes_that_are_no_message_are_refused_before_the_rest_is_awaited() -> N
         theirs.sendall(b"INFO:snakemake.logging:Changing to shadow directory: .snakemake/shadow/tmp\n")
         with pytest.raises(ValueError, match="is not a valid FrameKind"):
             list(Channel(ours).receive())
+
+
+def test_a_descriptor_above_1023_is_waited_for() -> None:
+    """A supervisor keeps the number its socket had in the nursery of a run of 500 jobs: select(2) refuses it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    reader, writer = os.pipe()
+    try:
+        with closing(writer), closing(reader), closing(fcntl.fcntl(reader, fcntl.F_DUPFD_CLOEXEC, 1500)) as high:
+            assert not is_readable(high)
+            os.write(writer, b"x")
+            assert is_readable(high)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

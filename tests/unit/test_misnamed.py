@@ -1,4 +1,4 @@
-"""Guesses at the names of resources are told, and names that somebody has chosen are not."""
+"""Warnings about misspelled resources; names that a user has chosen get none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a job on a node: what it can do is fitted to, and what its copies leave is cleared up."""
+"""The files of a job on a node: the plan fits the node's abilities, and leftovers of copies are cleared up."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Place:
                             files=Files(FilePolicy.GUARD, layers=(str(root),)))
 
     def copy(self) -> tuple[fence.CopyClaim, Path]:
-        """A copy has started, and has two files in its layer."""
+        """Start a copy with two files in its layer."""
         claim = fence.claim(self.attempt, "test")
         assert claim is not None
         layer = self.state / "staging" / f"{exchange.copy_name('R', self.attempt, claim.number)}-{os.getpid()}-1"
@@ -114,7 +114,7 @@ class Place:
         return claim, layer
 
     def journal(self, layer: Path) -> None:
-        """The copy was ended between two renames."""
+        """Leave the copy as if it had been killed between two renames."""
         moves = tuple(Move.of(str(layer / "upper" / name), str(self.root / name)) for name in "ab")
         journal.write(str(layer), journal.Journal(moves))
         os.rename(layer / "upper" / "a", self.root / "a")

@@ -14,7 +14,7 @@ from snakemake_executor_plugin_forge.kernel.writers import held
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody closes these files a little later."""
+    """Shorten the wait for writers: nobody closes these files a little later."""
     monkeypatch.setattr(writers, "_PATIENCE_SECONDS", 0.1)
 
 

@@ -1,4 +1,4 @@
-"""Entries and claims: who may publish what is staged, with real processes and files."""
+"""Entries and claims decide who publishes staged outputs; with real processes and files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from ..property.specs import spec
 
 pytestmark = pytest.mark.security
 
-# A supervisor that is dead: announces, stages, ends.
+# A supervisor that announces, stages and ends.
 SUPERVISOR = """
 import pickle, sys
 from snakemake_executor_plugin_forge.staging.pending import add_entry
@@ -51,7 +51,7 @@ from snakemake_executor_plugin_forge.staging.fingerprint import take_fingerprint
 job = pickle.load(sys.stdin.buffer)
 add_entry(job, take_fingerprint(job))
 """
-# Everybody starts at the same time, publishes if he may, and says so.
+# All rivals start at the same time; each publishes if it may, and says so.
 RIVAL = """
 import sys
 from snakemake_executor_plugin_forge.staging.pending import claim, entries
@@ -159,7 +159,7 @@ def test_what_somebody_has_changed_or_removed_is_not_published(tmp_path: Path) -
 
 
 def test_what_was_not_declared_is_published_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what others have appended meanwhile; a file that is nobody's makes it unfit."""
+    """Lines that others appended meanwhile stay; a file that no job made makes the outputs unfit."""
     upper = tmp_path / ".snakemake/forge/staging/forge-run1-1-1/upper"
     begin_ns, targets = time.time_ns(), (f"{tmp_path}/x", f"{tmp_path}/y")
     scene = Scene("call", str(tmp_path), f"{tmp_path}/.snakemake/forge", begin_ns, (LayerPlace(str(tmp_path), str(upper), True),),
@@ -188,7 +188,7 @@ def test_what_was_not_declared_is_published_once(tmp_path: Path, monkeypatch: py
 
 
 def test_recovery(tmp_path: Path) -> None:
-    """An interrupted publication is finished, an entry that is over is removed, outputs that wait stay."""
+    """It finishes interrupted publications, removes entries that are over, and keeps outputs that wait."""
     state = f"{tmp_path}/.snakemake/forge"
 
     def recover() -> tuple[str, ...]:
@@ -217,7 +217,7 @@ def test_recovery(tmp_path: Path) -> None:
 
 
 def test_a_failed_adoption_is_on_record_until_one_succeeds(tmp_path: Path) -> None:
-    """``why`` reads the record: the job failed for this run; its outputs wait for one in which the cause is gone."""
+    """``why`` reads the record: the job failed for this run; its outputs wait for a run without the cause."""
     entry = _staged(tmp_path)
     for _ in range(2):
         held = claim(entry)
@@ -237,7 +237,7 @@ def test_a_failed_adoption_is_on_record_until_one_succeeds(tmp_path: Path) -> No
 
 
 def test_what_was_forged_moves_and_removes_nothing(tmp_path: Path) -> None:
-    """A journal, and a list of what waits: only from staging, only to where jobs of the run can have outputs."""
+    """Journals and lists may only move files from staging to places where jobs of their run can have outputs."""
     work, victim, key = tmp_path / "work", tmp_path / "victim", tmp_path / "key"
     state, staging = work / ".snakemake/forge", work / ".snakemake/forge/staging"
     layer, beside = staging / "forge-run1-99999999-1", staging / "forge-run1-99999998-1"
@@ -287,7 +287,7 @@ def test_what_was_forged_moves_and_removes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_is_damaged_twice_is_named_and_both_versions_stay(tmp_path: Path) -> None:
-    """Once by what the entry knows itself; without one, the layer is put aside, also for later runs and gc."""
+    """An entry's own list repairs it; without an entry, the layer is put aside, also for later runs and gc."""
     state = f"{tmp_path}/.snakemake/forge"
     entry = _staged(tmp_path)
     layer = tmp_path / ".snakemake/forge/staging/forge-run1-1-1"

@@ -29,7 +29,7 @@ while True:
 
 @pytest.fixture(params=["openat2", "step by step"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """As with Linux 5.6 and before it."""
+    """The calls of Linux 5.6, and those of older kernels."""
     if request.param != "openat2":
         monkeypatch.setattr(plain_paths, "_has_openat2", lambda: False)
     return str(request.param)
@@ -100,10 +100,10 @@ def swapping(root: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_nothing_appears_behind_a_link_that_is_swapped_in(root: Path, kind: str, swapping: subprocess.Popen[bytes]) -> None:
-    """Whatever becomes of a publication, it is whole or not begun, and nothing is behind the link."""
+    """A publication is whole or not begun, and nothing appears behind the link."""
     outcomes: set[str] = set()
     number = 0
-    while len(outcomes) < 2 or number < 300:  # which it is depends on when the two processes have a CPU
+    while len(outcomes) < 2 or number < 300:  # the outcome depends on when the two processes have a CPU
         number += 1
         names = [f"res/sub/{number}-{n}" for n in range(3)]
         moves = staged(root, *names)
@@ -123,7 +123,7 @@ def test_nothing_appears_behind_a_link_that_is_swapped_in(root: Path, kind: str,
 
 
 def test_a_path_with_dots_opens_while_others_rename(root: Path, swapping: subprocess.Popen[bytes]) -> None:
-    """openat2(2) gives EAGAIN for one if anybody on the host renames or mounts at that moment: a listener took the file for none."""
+    """openat2(2) gives EAGAIN for it if any process renames or mounts at that moment; a listener took that for a missing file."""
     top = os.open("/", os.O_PATH)
     for _ in range(20_000):
         os.close(syscalls.open_in_root(top, f"{root}/staging/../elsewhere", os.O_PATH))

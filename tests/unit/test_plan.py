@@ -1,4 +1,4 @@
-"""Decisions: what a request becomes."""
+"""Decisions on the plan of a job: limits, files, devices."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_what_is_mounted_in_a_layer_is_not_seen_through_it() -> None:
 
 
 def test_limits_next_to_zero_are_left_out() -> None:
-    """What functions of the size of the input give for small inputs."""
+    """Functions of the input's size give such limits for small inputs."""
     asked = {"mem_mb": 3, "disk_mb": 0, "runtime": 1, "x": 0}
     kept, said = without_tiny(asked)
     assert kept == {"runtime": 1, "x": 0} and said is not None and "mem_mb=3 and disk_mb=0" in said

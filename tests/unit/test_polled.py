@@ -1,4 +1,4 @@
-"""What is counted as a job's where no cgroup counts: real processes below this one."""
+"""Usage of a job where no cgroup counts it: real processes below this one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_neither_mapped_files_nor_shared_pages_are_counted_as_memory(supervisor:
 
 
 def test_between_two_close_looks_the_difference_is_remembered(supervisor: int) -> None:
-    """Resident are 200 MiB: the page tables are walked no more than once in a fifth of a second."""
+    """200 MiB are resident; Forge walks the page tables at most once in a fifth of a second."""
     job = _job(supervisor, 2**40)
     peaks = []
     for _ in range(5):
@@ -77,7 +77,7 @@ def test_between_two_close_looks_the_difference_is_remembered(supervisor: int) -
 
 
 def test_beyond_the_limit_is_what_is_its_own(supervisor: int) -> None:
-    assert not _job(supervisor, 80 * MIB).sample().over  # resident is more
+    assert not _job(supervisor, 80 * MIB).sample().over  # more is resident
     assert _job(supervisor, 30 * MIB).sample().over
 
 
@@ -91,7 +91,7 @@ def test_cpu_time_is_split(supervisor: int) -> None:
 
 
 def test_orphans_that_have_ended_are_no_processes_of_the_job() -> None:
-    """But their CPU time stays; and the job's first process is reaped by somebody else."""
+    """Their CPU time still counts, and sampling does not reap the job's first process."""
     code = """
 import os, time
 from snakemake_executor_plugin_forge.kernel.process_tree import become_subreaper, children, is_dead
@@ -120,7 +120,7 @@ print(over, list(children(os.getpid())) == [first], job.counters().cpu_seconds >
 
 
 def test_processes_that_have_overwritten_their_arguments_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No order to end a job, and no end of its time, is noticed meanwhile."""
+    """Meanwhile the supervisor notices neither an order nor the end of the job's time."""
     code = """
 import ctypes
 fields = open("/proc/self/stat").read().rpartition(")")[2].split()
@@ -141,14 +141,14 @@ input()
 
 
 def test_a_look_at_many_descriptors_is_interrupted() -> None:
-    files = cast("FilesBefore", None)  # not asked any more
+    files = cast("FilesBefore", None)  # an interrupted check does not use it
     assert look([os.getpid()], files, failed=False, is_urgent=lambda: True) is None
 
 
 def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:
-    """Measured in a large process that starts a small one, and then a larger one.
+    """A large process starts a small one, and then a larger one.
 
-    It is forked, as Forge's are: one that has become another program has the peak of this test's process as its own.
+    The large one is a fork, as Forge's are: after execve(2) it would have the peak of this test as its own.
     """
     code = (
         "import os, resource, sys\n"

@@ -1,4 +1,4 @@
-"""Nice values and weights: what is asked for, what becomes of it, and who is told that it has no effect."""
+"""Nice values and weights: requests, their effect, and the message where they have none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_weights_of_the_cpu_are_the_kernels(cpus: int, mode: CpuMode, nice: int)
 
 @given(NICE)
 def test_a_step_is_that_of_the_kernel(nice: int) -> None:
-    """sched_prio_to_weight: 1024 for 0, 110 for 10, 15 for 19."""
+    """The kernel's table sched_prio_to_weight has 1024 for 0, 110 for 10, and 15 for 19."""
     shares = cpu_shares(1, CpuMode.SHARE, nice)
     assert shares is not None
     assert abs(shares - 1024 / NICE_STEP**nice) <= 0.5

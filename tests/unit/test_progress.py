@@ -1,4 +1,4 @@
-"""The progress of a run: estimates, what Snakemake's events tell, what a line and a terminal show of it."""
+"""The progress of a run: estimates, Snakemake's events, and the line and the bar that show it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from snakemake_logger_plugin_forge.watched import Known, Watched
 
 TEN = Times(10.0, 12.0)
 BAR = re.compile("\x1bD|\x1b7.*?\x1b8|\x1b\\[A", re.DOTALL)
-"""What the bar adds to a terminal's text."""
+"""Sequences and text that the bar adds to a terminal's text."""
 
 
 def _rule(jobs: int, threads: int = 1, *after: str, **more: Any) -> RuleProgress:
@@ -77,7 +77,7 @@ def test_no_estimate_is_negative_and_more_jobs_make_none_shorter(progress: Progr
     found = estimate(progress)
     assert 0 <= found.seconds < float("inf")
     unknown = [rule for rule in progress.rules.values() if rule.pending and rule.times is None and rule.planned.threads]
-    assert not (found.whole and (unknown or progress.more)), "what is not known stays unknown"
+    assert not (found.whole and (unknown or progress.more)), "an estimate with an unknown part is not whole"
     assert progress.done + progress.running + progress.failed + progress.pending == progress.total
     assert sentence(progress).isascii()
     if name in progress.rules:
@@ -92,7 +92,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["job_info", "job_finished", "job_er
 
 @given(EVENTS, st.dictionaries(st.sampled_from(["r0", "r1"]), st.integers(1, 3)))
 def test_events_in_any_order_add_up_and_the_total_never_falls(events: list[tuple[str, int]], stats: dict[str, int]) -> None:
-    """A retry, an error without a start, a job that ends twice, a checkpoint that adds jobs."""
+    """Events may mean a retry, an error without a start, a job that ends twice, or new jobs of a checkpoint."""
     watched, total, done = Watched(), 0, 0
     watched.note("run_info", {"stats": {**stats, "total": sum(stats.values())}}, 0.0)
     for moment, (event, job) in enumerate(events):
@@ -114,10 +114,10 @@ def test_a_run_of_another_executor_is_known_by_what_it_has_seen_and_of_forge_by_
     watched.note("job_finished", {"job_id": 1}, 110.0)
     recorded = {"a": Times(50.0, 60.0), "b": Times(30.0, 30.0)}
     assert estimate(watched.progress(Known(), 110.0)).words() == "> 10 s"
-    assert estimate(watched.progress(Known(recorded), 110.0)).words() == "40 s"  # its own a, the recorded b
+    assert estimate(watched.progress(Known(recorded), 110.0)).words() == "40 s"  # a as in this run, b as recorded
     plan = {"a": Planned(3), "b": Planned(1, 1, ("a",)), "all": Planned(1, 0, ("b",))}
     assert estimate(watched.progress(Known(recorded, plan), 110.0)).words() == "1 min"  # 75 s
-    watched.note("progress", {"total": 9}, 111.0)  # a checkpoint has added jobs of nobody knows which rule
+    watched.note("progress", {"total": 9}, 111.0)  # a checkpoint has added jobs of unknown rules
     found = watched.progress(Known(recorded, plan), 111.0)
     assert (found.total, found.pending) == (9, 7) and estimate(found).words().startswith(">")
     assert sentence(found) == f"1 of 9 jobs (11%) done, 1 running (1 a), ETA {estimate(found).words()}"
@@ -146,7 +146,7 @@ def test_a_log_file_gets_a_line_now_and_then(seconds: float, percents: int, due:
 
 @contextmanager
 def _terminal(columns: int, rows: int, encoding: str) -> Iterator[tuple[TextIO, list[str]]]:
-    """A stream to a terminal of that size, and a list that gets at the end what has arrived there."""
+    """A stream to a terminal of that size, and a list that gets the text shown there at the end."""
     ours, its = os.openpty()
     termios.tcsetwinsize(its, (rows, columns))
     attributes = termios.tcgetattr(its)
@@ -156,7 +156,7 @@ def _terminal(columns: int, rows: int, encoding: str) -> Iterator[tuple[TextIO, 
     with open(its, "w", encoding=encoding) as stream:
         yield stream, shown
     data = b""
-    with open(ours, "rb", buffering=0) as controller, suppress(OSError):  # EIO: nobody has it open any more
+    with open(ours, "rb", buffering=0) as controller, suppress(OSError):  # EIO: the other side is closed
         while more := controller.read(1 << 16):
             data += more
     shown.append(data.decode(encoding))
@@ -180,7 +180,7 @@ def test_a_terminal_shows_all_messages_whole_above_a_bar_that_fits(columns: int,
     text += "a message that is much longer than any of the lines of this terminal " * 3 + "\nhalf a line, and its end\n"
     assert BAR.sub("", shown[0]) == text
     bars = [re.sub(r"\x1b\[[\d;]*m", "", found) for found in re.findall("\x1b7\x1b\\[10;1H\x1b\\[2K(.*?)\x1b8", shown[0])]
-    assert len(bars) == 3 and bars[-1] == "\x1b[r", "two bars, as the same is not drawn again, and the whole terminal in the end"
+    assert len(bars) == 3 and bars[-1] == "\x1b[r", "two bars, as an unchanged one is not drawn again, and the whole terminal at the end"
     assert all(len(bar) == columns and "9/22" in bar for bar in bars[:1])
     assert ("1 failed" in bars[0]) == (columns >= 40)
     assert bars[0].isascii() or encoding == "utf-8"

@@ -1,4 +1,4 @@
-"""What is remembered of attempts that are over does not grow with their number: their records are on the disk."""
+"""Memory does not grow with the number of finished attempts: their records are on the disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_forge.analysis.failures import Failures
-from snakemake_executor_plugin_forge.analysis.metrics_file import MetricsFile
+from snakemake_executor_plugin_forge.analysis.metrics_file import MetricsFile, RunFacts
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
 from snakemake_executor_plugin_forge.run.attempts import Attempts, Submission
 from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, LaunchSpec, RunContext
@@ -24,7 +24,7 @@ from ..records import Made, write_run
 from .test_plan import HOST
 
 REQUEST = JobRequest(rule="a", wildcards={}, attempt=1, threads=1, resources={}, command="true", inputs=(), outputs=("a",))
-MOST_BYTES = 200  # of an attempt; its verdict alone has more than a thousand
+MOST_BYTES = 200  # for an attempt; its verdict alone has more than a thousand
 
 
 def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monk
     context = RunContext("r", str(tmp_path), str(tmp_path), ())
     backend = FakeBackend(lambda spec: Scripted(outcome=Outcome.FAILED if spec.rule == "bad" else Outcome.SUCCEEDED, exit_code=1))
     attempts, failures = Attempts(print), Failures(str(tmp_path))
-    metrics = MetricsFile(str(tmp_path / "m.prom"), print)
+    metrics = MetricsFile(str(tmp_path / "m.prom"), print, RunFacts("r", str(tmp_path), "none", 1))
     attempts.observe = metrics.observe
 
     def run(first: int, count: int) -> None:
@@ -47,7 +47,7 @@ def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monk
             attempts.start(Submission(backend, b"x" * 1000, True, done, (), HOST.run_memory_bytes, OomPolicy()), spec)
         assert backend.wait_idle(DEADLINE)
 
-    run(0, 500)  # what is made once
+    run(0, 500)  # objects that are made once
     gc.collect()
     tracemalloc.start()
     try:
@@ -60,7 +60,7 @@ def test_the_engine_keeps_nothing_of_attempts_that_are_over(tmp_path: Path, monk
         metrics.close()
         backend.close()
     assert grown < 1000 * MOST_BYTES, grown
-    assert 'forge_attempts_total{outcome="failed",rule="bad"} 150.0' in (tmp_path / "m.prom").read_text()
+    assert f'forge_attempts_total{{outcome="failed",rule="bad",run="r",workdir="{tmp_path}"}} 150.0' in (tmp_path / "m.prom").read_text()
 
 
 def test_the_index_is_brought_up_to_date_without_having_all_in_memory(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_no_lane_has_two_attempts_at_a_time(found: list[tuple[int, int, int]]) -
         assert not cells & taken
         taken |= cells
     most = max((sum(1 for _, second in taken if second == at) for at in range(200)), default=0)
-    assert band.lanes == most, "and no lane is there in vain"
+    assert band.lanes == most, "no lane is superfluous"
     path = band.path(150.0)
     drawn = [(float(begin), float(width)) for begin, width in re.findall(r"M(\S+) \S+?h([0-9.e-]+)", path)]
     assert len(drawn) == len(found)
@@ -75,7 +75,7 @@ def test_the_picture_of_any_rules(needs: dict[str, list[str]]) -> None:
     for rule in order:
         for kind, edges in (("all", acyclic), ("less", less)):
             before[kind][rule] = edges[rule].union(*(before[kind][one] for one in edges[rule]))
-    assert before["all"] == before["less"], "what is left out is implied"
+    assert before["all"] == before["less"], "the other edges imply those that are left out"
     picture = rule_graph.draw(needs)
     assert picture.boxes.keys() == names
     assert all(picture.boxes[one][1] < picture.boxes[rule][1] for rule, found in less.items() for one in found)

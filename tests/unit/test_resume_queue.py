@@ -1,4 +1,4 @@
-"""Which Slurm jobs of a dead run may be alive: `snakemake-forge resume` waits for them."""
+"""Slurm jobs of a dead run that may be alive: `snakemake-forge resume` waits for them."""
 
 from __future__ import annotations
 

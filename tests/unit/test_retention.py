@@ -1,4 +1,4 @@
-"""Retention: what is removed when, and that nothing is lost that should be kept."""
+"""Retention: old records are removed in time, and no others."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from snakemake_executor_plugin_forge.spec.errors import UsageError
 from snakemake_executor_plugin_forge.spec.job import RunBlocks
 from snakemake_executor_plugin_forge.spec.run_blocks import Difference, DifferenceKind, mode_of, why_new
 
-# Evidence stays in the process in the last ones.
+# The last cases leave evidence in the process.
 CASES: dict[str, tuple[str, set[str]]] = {
     "ordinary": ("""
 import functools, io, logging, random, time

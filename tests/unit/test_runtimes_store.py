@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from snakemake_executor_plugin_forge.software.activation import capture, prepend
 from snakemake_executor_plugin_forge.software.damage import Damage
 from snakemake_executor_plugin_forge.software.programs import broken
 from snakemake_executor_plugin_forge.software.store import Definition, Report, Store
-from snakemake_executor_plugin_forge.software.surroundings import FreeSpace, clock_problem, room
+from snakemake_executor_plugin_forge.software.surroundings import clock_problem, lack_of_space
 from snakemake_executor_plugin_forge.spec.catalog import Runtime, RuntimeKind
 from snakemake_executor_plugin_forge.spec.errors import BrokenRuntimeError, UsageError
 
@@ -168,7 +169,7 @@ def test_a_relative_path_means_another_package_elsewhere_and_other_content_anoth
 
 
 def test_pip_in_a_conda_environment_is_part_of_its_definition_and_runs_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its variables, pip takes a package in ~/.local for installed, which no job sees."""
+    """Without these variables, pip counts a package in ~/.local as installed, which no job sees."""
     monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     runtime = Runtime("c", RuntimeKind.CONDA, str(tmp_path / "e.yaml"))
     (tmp_path / "e.yaml").write_text("channels: [x]\ndependencies: [python, {pip: [-r r.txt, ./tool]}]\n")
@@ -209,12 +210,12 @@ def test_programs_that_cannot_be_started_are_named(tmp_path: Path) -> None:
     assert found == {("bad", Damage.INTERPRETER, "/opt/nowhere/python3"), ("cripple", Damage.LIBRARY, "libforgeno.so.1")}
 
 
-def test_room_and_clock(tmp_path: Path) -> None:
-    (here,) = room({"working directory": str(tmp_path / "not" / "there")})
-    assert here.free_bytes > 0
+def test_room_and_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock_problem(str(tmp_path)) is None
-    assert "only 1.0 MiB are free" in str(FreeSpace("scratch", "/x", 1 << 20, None).problem)
-    assert "inodes" in str(FreeSpace("scratch", "/x", 1 << 40, 5).problem)
+    place = str(tmp_path / "not" / "there")
+    for blocks, files, problem in ((1 << 8, 0, "only 1.0 MiB are free"), (1 << 28, 9, "only 5 more files can be made (inodes)"), (1 << 28, 0, None)):
+        monkeypatch.setattr(os, "statvfs", lambda _, b=blocks, f=files: SimpleNamespace(f_bavail=b, f_frsize=4096, f_files=f, f_favail=5))
+        assert lack_of_space("scratch", place) == (problem and f"scratch {place}: {problem}")
     assert clock_problem("/nowhere-of-forge") is not None
 
 

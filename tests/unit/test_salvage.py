@@ -1,4 +1,4 @@
-"""Files that a job wrote in vain: kept under numbers, the smallest first; and which files a process has open for writing."""
+"""Files of a failed job: kept under numbers, the smallest first; and files that a process has open for writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The filter of system calls on the real kernel: what is refused, and what goes on working."""
+"""The filter of system calls on the real kernel: calls that it refuses, and programs that continue to work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..child import in_child
 
 MACHINE = os.uname().machine
 NATIVE, COMPAT = ABIS[MACHINE]
-BAD = ctypes.c_void_p(1)  # no call that is let through finds anything there
+BAD = ctypes.c_void_p(1)  # a call that passes the filter finds nothing there
 MARK = 1000  # added to the filter's answers, so that they are not taken for the kernel's own
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -44,7 +44,7 @@ def _install(*, nested: bool) -> None:
 
 
 def _install_marked(*, nested: bool) -> None:
-    """The same program, but for its answers: EPERM + 1000, ENOSYS + 1000."""
+    """Install the filter with other answers: EPERM + 1000, ENOSYS + 1000."""
     code = bytearray(seccomp.program(MACHINE, nested=nested))
     for at in range(0, len(code), 8):
         operation, if_true, if_not, constant = struct.unpack_from("=HBBI", code, at)
@@ -56,7 +56,7 @@ def _install_marked(*, nested: bool) -> None:
 
 
 def _arguments(call: RefusedCall) -> tuple[int, int, int, int]:
-    """Such that the call is refused, and does nothing if it is not."""
+    """Arguments with which the call is refused, and does nothing if it is not."""
     if call.check is Check.HUGE_PAGES:
         position, bits = HUGE_PAGES[call.name]
         return (0, 0, 0, bits) if position == 3 else (0, 0, bits, 1) if position == 2 else (0, bits, 1, 1)
@@ -84,7 +84,7 @@ def _i386() -> Callable[[int, int, int, int, int], int]:
     stub = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, *[ctypes.c_uint] * 4)(start)
 
     def call(number: int, first: int, second: int, third: int, fourth: int) -> int:
-        assert page  # the code must live as long
+        assert page  # the code must live as long as this function
         result = int(stub(number, first & 0xFFFFFFFF, second, third, fourth))
         return -result if -4096 < result < 0 else 0
 
@@ -122,7 +122,7 @@ def test_there_are_no_x32_calls() -> None:
 
 @pytest.mark.skipif(MACHINE != "x86_64", reason="i386 is a kind of x86_64")
 def test_a_32_bit_program_runs(tmp_path: Path) -> None:
-    """A static one, so that no 32-bit C library is needed: it writes a word and ends with 7."""
+    """The program is static, so that it needs no 32-bit C library: it writes a word and ends with 7."""
     source = tmp_path / "x.s"
     source.write_text(
         ".globl _start\n_start: mov $4,%eax\nmov $1,%ebx\nmov $word,%ecx\nmov $3,%edx\nint $0x80\n"
@@ -136,7 +136,7 @@ def test_a_32_bit_program_runs(tmp_path: Path) -> None:
 
 
 def _families(nested: bool) -> tuple[list[int], list[int], dict[str, int | str]]:
-    """Families and netlink protocols of which there are sockets under the filter, and what single calls answer."""
+    """Families and netlink protocols that have sockets under the filter, and the answers of single calls."""
     _install(nested=nested)
 
     def answer(*arguments: int) -> int:
@@ -206,7 +206,7 @@ def test_multiprocessing_works() -> None:
 
 
 def _filtered(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """A command under the filter, installed in between by Python."""
+    """Run a command under the filter, which a Python in between installs."""
     code = (
         "import os, sys\n"
         "from snakemake_executor_plugin_forge.kernel import syscalls\n"

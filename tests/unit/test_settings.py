@@ -47,7 +47,7 @@ def test_every_flag_has_help_and_a_variable(field: Field[Any]) -> None:
     metadata = field.metadata
     assert len(metadata["help"]) > 20
     assert "%" not in metadata["help"]
-    assert ("Default: " in metadata["help"]) == (field.name not in ("audit", "metrics_file"))  # which are off, or need a name
+    assert ("Default: " in metadata["help"]) == (field.name not in ("audit", "metrics_file"))  # these are off, or need a name
     assert metadata["env_var"] is True
 
 

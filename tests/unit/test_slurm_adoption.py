@@ -1,4 +1,4 @@
-"""Which jobs of a killed run a later one adopts, and which it forbids to publish. With real files and no cluster."""
+"""Jobs of a killed run that a later one adopts or forbids to publish; with real files, without a cluster."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Past:
         self.notices: list[str] = []
 
     def spec(self, name: str = "a", **changes: object) -> LaunchSpec:
-        """A job that writes a.txt."""
+        """A job that writes ``name``.txt."""
         files = Files(FilePolicy.GUARD, layers=(str(self.root),), targets=(Target(f"{self.root}/{name}.txt", f"{name}.txt"),))
         planned = replace(spec(), workdir=str(self.root), job_dir=str(self.runs / "old" / f"00001-{name}"), files=files,
                           rule=name, outputs=(f"{name}.txt",), inputs=("in.txt",))
@@ -49,14 +49,14 @@ class Past:
         return replace(planned, adoptable=planned.files.staged)
 
     def submitted(self, index: int | str = 0, name: str = "a", **changes: object) -> Job:
-        """One of that run; ``index``: the name of its directory."""
+        """A job of that run; ``index`` is the name of its directory."""
         job = Job(self.spec(name, **changes), b"", lambda _: None, (), 0.0, attempt=str(self.runs / f"old/slurm/b1/{index}"))
         Path(job.attempt).mkdir(parents=True)
         write_ticket(job)
         return job
 
     def finish(self, job: Job, *, result: bool = True, outcome: Outcome = Outcome.SUCCEEDED) -> None:
-        """It comes to its end while nobody looks."""
+        """Let a job end while no run watches it."""
         claim = fence.claim(job.attempt, "node")
         assert claim is not None
         assert fence.take(claim)
@@ -71,7 +71,7 @@ class Past:
             Path(target.path).write_text("written")
 
     def earlier(self) -> Earlier:
-        """As the next run sees it."""
+        """The past as the next run sees it."""
         return Earlier(str(self.runs), "new", self.notices.append)
 
 
@@ -133,7 +133,7 @@ def test_another_job_that_writes_the_same_is_forbidden_and_waited_for_to_be_gone
 
 
 def test_a_pack_goes_on_without_what_is_not_wanted_any_more(tmp_path: Path) -> None:
-    """Unless that runs now; and the end of the pack does not conclude on what had not begun."""
+    """A job that has begun must end first; the end of the pack says nothing about jobs that had not begun."""
     past = Past(tmp_path)
     wanted, other = past.submitted("0.0", "wanted"), past.submitted("0.1", "other")
     earlier = past.earlier()
@@ -159,7 +159,7 @@ def test_a_pack_goes_on_without_what_is_not_wanted_any_more(tmp_path: Path) -> N
 
 
 def test_a_group_goes_on_without_a_member_that_is_not_wanted_any_more(tmp_path: Path) -> None:
-    """Its worker ends that member, and the others run on; new jobs wait until it has ended."""
+    """The worker ends that member, and the others continue; new jobs wait until it has ended."""
     past = Past(tmp_path)
     past.submitted("0.0", "wanted")
     begun = past.submitted("0.1", "begun")
@@ -210,7 +210,7 @@ def test_what_failed_or_whose_outputs_are_gone_is_run_again(tmp_path: Path) -> N
     earlier.meet([])
     assert success(failed.attempt, failed.spec.job_dir) is None
     assert [earlier.claim(past.spec(name)) is not None for name in "abc"] == [False, False, True]
-    assert not earlier.blocking, "there is nothing to be cancelled"
+    assert not earlier.blocking, "there is nothing to cancel"
 
 
 def test_what_cannot_be_taken_over_is_ended_first(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Jobs that Slurm has lost: submitted once more, or concluded on, but never waited for without end. No cluster."""
+"""Jobs that Slurm has lost: Forge submits them again or gives a verdict, and never waits forever. No cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENDED = QueueRow("7", "n", 0, SlurmState.TIMEOUT, "TIMEOUT", "", "")
 
 
 class Controller:
-    """A dispatcher that calls nobody, with jobs of one Slurm job."""
+    """A dispatcher that calls no program, with jobs of one Slurm job."""
 
     def __init__(self, root: Path) -> None:
         self.state = root / ".snakemake/forge/runs/run/slurm"
@@ -56,7 +56,7 @@ class Controller:
 
 
 def test_a_job_that_was_killed_while_it_published_is_not_waited_for_without_end(tmp_path: Path) -> None:
-    """The limit of its pack has ended it: it cannot be submitted again, for its copy has the attempt for ever."""
+    """The limit of its pack ended it; it cannot be submitted again, as its copy holds the attempt forever."""
     controller = Controller(tmp_path)
     job = controller.sent(0, together=False)
     mine = fence.claim(job.attempt, "node")
@@ -94,7 +94,7 @@ def test_a_pipe_of_which_one_end_has_begun_is_lost(tmp_path: Path) -> None:
 
 
 def test_what_slurm_never_starts_together_is_submitted_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default sbatch takes a job that is too long for its partition, and the queue keeps it for ever."""
+    """By default sbatch takes a job that is too long for its partition, and the queue keeps it forever."""
     controller, cancelled = Controller(tmp_path), list[str]()
     waits = replace(ENDED, state=SlurmState.PENDING, state_text="PENDING", reason="PartitionTimeLimit")
     monkeypatch.setattr(SlurmClient, "queue", lambda _: [waits])
@@ -110,7 +110,7 @@ def test_what_slurm_never_starts_together_is_submitted_one_by_one(tmp_path: Path
 
 
 def test_a_job_beside_packs_is_in_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its time limit is its own: it must not run once more for it."""
+    """The time limit is the job's own, so reaching it must not make the job run again."""
     controller = Controller(tmp_path)
     jobs = [Job(spec(f"0000{n}-a", None), b"", lambda _: None, (), 0.0, alone=n == 9) for n in range(10)]
     monkeypatch.setattr(Durations, "expected", lambda *_: 0.1)
@@ -129,7 +129,7 @@ def test_a_job_beside_packs_is_in_none(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_slurm_could_not_be_told_to_end_publishes_nothing_and_the_next_run_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the controller is away."""
+    """Ctrl-C comes while the controller is away."""
     away, said, verdicts = threading.Event(), list[str](), list[Verdict]()
 
     def queue(_: SlurmClient) -> list[QueueRow]:
@@ -158,7 +158,7 @@ def test_what_slurm_could_not_be_told_to_end_publishes_nothing_and_the_next_run_
 
 
 def test_a_worker_that_slurm_runs_again_repeats_no_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever had not begun, it runs."""
+    """It runs the members that had not begun."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     book = orders.OrderBook(orders.directory(str(tmp_path), "b1", 0))
     began, new = (tmp_path / "b1" / name for name in ("0.0", "0.1"))

@@ -1,4 +1,4 @@
-"""Orders that nobody else can give, and members that fit beside each other."""
+"""Orders that no other process can give, and members that fit beside each other."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_changed_order_is_not_obeyed(tmp_path: Path, change: str) -> None:
 
 
 def test_an_order_of_somebody_else_is_not_obeyed(tmp_path: Path) -> None:
-    """Whoever can read all files, and the batch script too, knows signatures and public keys only."""
+    """A process that reads all files and the batch script learns only signatures and public keys."""
     book, other = OrderBook(str(tmp_path / "book")), OrderBook(str(tmp_path / "other"))
     book.run("0.0", "abc", first_only=False)
     other.run("0.0", "abc", first_only=False)
@@ -78,11 +78,11 @@ def test_members_fit_side_by_side() -> None:
     assert not fits(whole, [Size(2, 500)], Size(3, 100))
     assert not fits(whole, [Size(2, 500)], Size(1, 501))
     assert not fits(whole, [Size(1, 1, 1)], Size(1, 1, 1))
-    assert fits(Size(4, None), [Size(2, 500)], Size(2, 5000)), "nobody has said how much memory it has"
+    assert fits(Size(4, None), [Size(2, 500)], Size(2, 5000)), "the memory of the group is unknown"
 
 
 def test_a_worker_ends_without_its_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lease is what it goes by; an attempt that was stopped before it began only gets its sign."""
+    """It ends with its lease; an attempt that was stopped before it began only gets its sign."""
     monkeypatch.setattr(worker, "LEASE_SECONDS", 0.3)
     book = OrderBook(orders.directory(str(tmp_path), "b1", 0))
     attempt = tmp_path / "b1" / "0.0"
@@ -99,7 +99,7 @@ def test_a_worker_ends_without_its_controller(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_end_of_a_copy_is_not_that_of_the_next(tmp_path: Path) -> None:
-    """Slurm may run a worker again, which claims its attempts anew."""
+    """Slurm may run a worker again, which then claims its attempts again."""
     attempt = str(tmp_path)
     assert fence.claim(attempt, "first") is not None
     exchange.write_exit(attempt)
@@ -128,7 +128,7 @@ def member(name: str, group: JobGroup, *, cpus: int = 1, since: float = 0.0, tog
 
 
 def test_members_of_a_pipe_do_not_wait_behind_one_that_does_not_fit(tmp_path: Path) -> None:
-    """The older one may wait for them: they use a service, which keeps its room until they are done."""
+    """The older job may wait for them: they use a service, which keeps its room until they are done."""
     table = JobTable()
     groups = groups_of(table, tmp_path, [])
     group = JobGroup("g1", "g", 4, {"_cores": 2})
@@ -140,11 +140,11 @@ def test_members_of_a_pipe_do_not_wait_behind_one_that_does_not_fit(tmp_path: Pa
     for job in (wide, small, consumer):
         table.add(job)
     groups.step(0.0)
-    assert [bool(job.attempt) for job in (wide, small, consumer)] == [False, False, True], "nor does one overtake"
+    assert [bool(job.attempt) for job in (wide, small, consumer)] == [False, False, True], "small does not overtake wide either"
 
 
 def test_what_pipes_connect_is_never_submitted_one_by_one(tmp_path: Path) -> None:
-    """They go to sbatch by themselves, as one Slurm job of their own size, and fail if it refuses that too."""
+    """Piped jobs go to sbatch as one Slurm job of their own size, and fail if it refuses that too."""
     table, told = JobTable(), list[str]()
     groups = groups_of(table, tmp_path, told)
     pipe = JobGroup("g1 pipe", "g", 2, {"_cores": 7})
@@ -155,7 +155,7 @@ def test_what_pipes_connect_is_never_submitted_one_by_one(tmp_path: Path) -> Non
     assert groups.refused([alone, *piped], UsageError("too big")), "they are tried again"
     assert [job.grouped for job in (alone, *piped)] == [None, pipe, pipe]
     assert groups.shape(alone.spec) == (group, ())
-    found, arguments = groups.shape(piped[0].spec)  # of one that comes later
+    found, arguments = groups.shape(piped[0].spec)  # the shape of a job that comes later
     assert found == pipe
     assert "--cpus-per-task=7" in arguments
     assert piped[0].group_shape == arguments
@@ -173,7 +173,7 @@ def test_a_member_of_a_worker_without_further_orders_is_ended_by_itself(tmp_path
         table.add(job)
     groups.place([service, other], "b1", None)
     fence.claim(service.attempt, "copy")
-    groups.lost(other)  # of which Slurm said something that is not true any more
+    groups.lost(other)  # Slurm's answer about it was out of date
     assert not groups.has_worker(service)
     table.cancel(["service"], Order(EndedBy.FORGE, "nobody needs it any more"))
     groups.step(0.0)
@@ -184,7 +184,7 @@ def test_a_member_of_a_worker_without_further_orders_is_ended_by_itself(tmp_path
 
 
 def test_a_group_asks_for_no_less_than_its_first_member() -> None:
-    """Sums lack what is a function of inputs that were not there."""
+    """Sums lack resources that are functions of missing inputs."""
     unknown = whole(spec("a", 300 << 20, cpus=2), JobGroup("g1", "g", 2, {"_cores": 1}))
     assert (unknown.limits.cpus, unknown.limits.memory_bytes, unknown.limits.wall_seconds) == (2, 300 << 20, None)
     known = whole(spec("a", 300 << 20), JobGroup("g1", "g", 2, {"_cores": 4, "mem_mb": 500, "runtime": 3}))
@@ -267,13 +267,13 @@ os._exit(0)
 
 
 def test_groups_are_summed_again_when_more_is_known(tmp_path: Path) -> None:
-    """By a real DAG: memory by the size of an input that is made first, a second attempt, a group that cannot be."""
+    """A real DAG has memory by the size of an input that is made first, a second attempt, and an impossible group."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found, said = json.loads(done.stdout.splitlines()[-1])
-    assert said, "said at the start, and again when the DAG has changed"
+    assert said, "reported at the start, and again when the DAG has changed"
     assert all("Group bad" in error for error in said)
     key = found["start"][0]
     assert found == {
@@ -287,7 +287,7 @@ def test_groups_are_summed_again_when_more_is_known(tmp_path: Path) -> None:
 
 
 def test_an_order_that_cannot_be_written_is_given_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker is left that Slurm does not know, and no job that no worker knows."""
+    """It leaves no worker that Slurm does not know, and no job that no worker knows."""
     table = JobTable()
     groups = groups_of(table, tmp_path, [])
     group = JobGroup("g1", "g", 2, {"_cores": 2})

@@ -1,4 +1,4 @@
-"""What is said to Slurm and what it says: against captured output of 22.05 and the forms of other versions."""
+"""Requests to Slurm and its answers: against captured output of 22.05 and the forms of other versions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def spec(limits: Limits | None = None, /, **resources: Any) -> LaunchSpec:
 def test_the_table_has_every_state_and_a_verdict_for_every_end() -> None:
     assert set(TABLE) == set(SlurmState)
     for state, meaning in TABLE.items():
-        assert meaning.outcome is not Outcome.SUCCEEDED, "success is for a job's own verdict to say"
+        assert meaning.outcome is not Outcome.SUCCEEDED, "only the job's own verdict says success"
         assert meaning.words
         assert bool(meaning.remedy) == (meaning.outcome is not None), state
         assert not (meaning.held and meaning.outcome)
@@ -254,7 +254,7 @@ PLUGIN_NAMES = ["slurm_partition", "slurm_account", "slurm_extra", "slurm_cluste
 
 
 def test_no_name_of_the_slurm_plugin_is_ignored() -> None:
-    """Each is an argument of sbatch, or refused by name; the table in the documentation has it."""
+    """Each name is an argument of sbatch or refused; the table in the documentation has it."""
     table = (Path(__file__).parents[2] / "docs/reference/slurm.md").read_text()
     assert set(PLUGIN_NAMES) <= {*KNOWN_RESOURCES, *REFUSED_RESOURCES}
     gpu = {"gpu": 2}
@@ -331,7 +331,7 @@ def test_partitions_of_the_cluster_are_limits_that_choose() -> None:
         return next((word.partition("=")[2] for word in words if word.startswith("--partition")), None)
 
     assert chosen() == "short"
-    assert chosen(minutes=61) == "long,long2", "a tie is Slurm's to decide"
+    assert chosen(minutes=61) == "long,long2", "Slurm decides a tie"
     assert chosen(mem=100_000) == chosen(cpus=17) == chosen(gpu=1) == chosen(gpu=1, gpu_model="h100") == "big"
     assert chosen(constraint="ssd&avx2") == "short"
     assert chosen(slurm_partition="mine") == "mine"
@@ -423,11 +423,11 @@ def test_packs_by_time() -> None:
     assert [len(pack) for pack in packs([0.2] * 200, None)] == [25] * 8
     assert {len(pack) for pack in packs([0.2] * 20_000, None)} == {99, 100}, "half a minute each, at most"
     assert len(packs([0.2] * 4, None)) == 2
-    assert len(packs([10.0] * 20, None)) == 20, "no later than each by itself, if there are nodes"
-    assert len(packs([60.0] * 20, None)) == 20, "no later than each by itself"
+    assert len(packs([10.0] * 20, None)) == 20, "packs end no later than single jobs, if there are nodes"
+    assert len(packs([60.0] * 20, None)) == 20, "packs end no later than single jobs"
     assert time_minutes(3600, [1.0] * 30) == 63
-    assert time_minutes(300, [None] * 49) == 43, "nobody knows how long they take; what is too long a partition refuses"
-    assert time_minutes(60, [None] * 3) == 4, "never more than all of them with all that they may take"
+    assert time_minutes(300, [None] * 49) == 43, "their times are unknown; a partition refuses a limit that is too long"
+    assert time_minutes(60, [None] * 3) == 4, "never more than the sum of their limits"
 
 
 @pytest.mark.parametrize(("words", "asked"), [(["--time=5"], True), (["--time", "5"], True), (["-t5"], True), (["--time-min=5"], False), (["--exclude=n1"], False)])

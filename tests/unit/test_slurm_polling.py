@@ -1,4 +1,4 @@
-"""When Slurm is called, and what becomes of a job without a result: pure decisions."""
+"""Times of calls to Slurm, and decisions on jobs without a result; all pure."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_job_that_was_cancelled_before_it_was_submitted_is_not_kept_waiting() 
 
 @given(st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.floats(0, 100))
 def test_whatever_is_wanted_comes_to_its_turn(unsent: bool, sent: bool, to_cancel: bool, blocked: bool, due: float) -> None:
-    """The thread sleeps, asks for a call and never stays without one: jobs, cancellations and queries all get theirs."""
+    """The thread never sleeps forever: jobs, cancellations and queries all get their calls."""
     now, limiter, made, polling = 0.0, Limiter(), list[Call](), Polling(due=due)
     for _ in range(200):
         demand = Demand(JOBS if unsent else (), sent, to_cancel and sent, blocked, polling.due)
@@ -177,7 +177,7 @@ def test_nothing_is_concluded_on_what_may_be_alive(state: SlurmState, seconds: f
     if step is Step.SUBMIT_AGAIN:
         assert traces.claims == 0, "no copy of it has run"
     later = next_step(row(state), seconds + WRITTEN_RESULT_SECONDS, traces, cancelled=cancelled)
-    assert (later is Step.WAIT) == (TABLE[state].outcome is None), "no job is waited for without end"
+    assert (later is Step.WAIT) == (TABLE[state].outcome is None), "no job is waited for forever"
 
 
 def test_what_the_accounting_says_of_a_job_that_the_controller_forgot() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +18,7 @@ from snakemake.rules import Rule
 from snakemake.scheduling.job_scheduler import JobRateLimiter, JobScheduler
 from snakemake.settings.types import MaxJobsPerTimespan
 
+from snakemake_executor_plugin_forge.plugin.later_changes import NO_CHANGES
 from snakemake_executor_plugin_forge.plugin.run_wrapper import CallRunner, encode_call
 from snakemake_executor_plugin_forge.plugin.snakemake_internals import SHELL_MODULE, argument
 from snakemake_scheduler_plugin_forge.snakemake_internals import make_sparse
@@ -43,7 +47,7 @@ class Unpicklable:
 
 
 class Delegating:
-    """Its attributes are those of another object, which is not there yet when pickle asks for ``__setstate__``."""
+    """An object with another one's attributes, which does not exist yet when pickle asks for ``__setstate__``."""
 
     def __init__(self, data: dict[str, int]) -> None:
         self.data = data
@@ -66,7 +70,7 @@ def test_the_nursery_outlives_what_it_cannot_unpickle() -> None:
 
 
 def scheduler(jobs: int) -> Any:
-    """One that may start so many jobs in the time span."""
+    """A scheduler that may start so many jobs in the time span."""
     made = object.__new__(JobScheduler)
     made.job_rate_limiter = JobRateLimiter(MaxJobsPerTimespan(jobs, f"{SECONDS}s"))
     made._open_jobs = threading.Semaphore(0)
@@ -77,7 +81,7 @@ def scheduler(jobs: int) -> Any:
 
 
 def looks(made: Any) -> int:
-    """How often it was told to look, when all timers have run."""
+    """Count how often it was told to look, after all timers have run."""
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
             thread.join()
@@ -125,3 +129,21 @@ def test_without_a_limit_nothing_is_changed() -> None:
     made.job_rate_limiter = None
     make_sparse(made)
     assert "_schedule_reevalutation" not in made.__dict__
+
+
+class TermWhenUnpickled:
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return signal.raise_signal, (signal.SIGTERM,)
+
+
+def test_a_job_that_is_ended_before_its_code_has_begun_was_ended_by_that_signal() -> None:
+    """Else the record says that its sandbox could not be set up."""
+    payload = pickle.dumps(("command", TermWhenUnpickled(), None, NO_CHANGES))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with suppress(BaseException):
+            found = CallRunner(SimpleNamespace(globals={})).execute(payload, {}, "/tmp")
+            code = int(str(found["exit_code"]))
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM

@@ -1,4 +1,4 @@
-"""Where a job runs, as far as its software is concerned."""
+"""The place where a job runs, as far as its software is concerned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _place(runtime: Runtime, activation: Activation | None) -> Place:
 
 def test_a_second_snakemake_gets_what_it_cannot_find_out_itself() -> None:
     assert _place(PY, IN_PY).for_inner_snakemake(SHELL) is IN_PY
-    assert _place(OWN, IN_PY).for_inner_snakemake(SCRIPT) is None  # it activates that one itself
+    assert _place(OWN, IN_PY).for_inner_snakemake(SCRIPT) is None  # Snakemake activates that one itself
     with pytest.raises(UsageError, match="Rule a: something among its params cannot be pickled"):
         _place(PY, IN_PY).for_inner_snakemake(SCRIPT)
     with pytest.raises(UsageError, match="the runtime bed does not allow"):
@@ -41,7 +41,7 @@ def test_on_another_host_a_second_snakemake_is_refused_where_it_would_run_in_the
 
 
 def test_environments_of_the_user_are_shown_to_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may lie in the home directory, which strict hides, or in /tmp."""
+    """Such environments may lie in the home directory, which ``strict`` hides, or in /tmp."""
     from snakemake.deployment import conda
 
     monkeypatch.setattr(conda, "Conda", lambda: SimpleNamespace(info={"envs": ["/base", "/base/envs/x", "/else/x", "/else/y"]}))

@@ -1,4 +1,4 @@
-"""Full file systems of which a job that has succeeded may have taken no notice."""
+"""Full file systems that a successful job may not have noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links on the way to a file: where they lead."""
+"""Links on the way to a file, and their targets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snakemake_executor_plugin_forge.plugin.symlinks import Links
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A working directory ``w`` with links of all kinds, and what they lead to in ``o``."""
+    """A working directory ``w`` with links of all kinds, and their targets in ``o``."""
     place = tmp_path.resolve()
     (place / "w" / "d").mkdir(parents=True)
     (place / "o" / "e").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What rules do not declare, summed up."""
+"""Summaries of the files that rules do not declare."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_several_jobs_of_a_rule_made_is_for_expand_and_directories_are_mark
         ("x{1}.txt", {"n": "1"}, "x{{{n}}}.txt"),
         ("x.txt", {"n": ""}, "x.txt"),
         ("chunk7.idx", {"n": "7"}, "chunk{n}.idx"),  # a number at the end of a word
-        ("s7/chunk7.idx", {"n": "7"}, "s7/chunk7.idx"),  # which one?
+        ("s7/chunk7.idx", {"n": "7"}, "s7/chunk7.idx"),  # ambiguous
         ("s7/7.idx", {"n": "7"}, "s7/{n}.idx"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A fork of the server of warm starts (tests/warm.py) is what an executed Snakemake is."""
+"""A fork of the server of warm starts (tests/warm.py) behaves as an executed Snakemake."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ sys.exit("at its end")
 
 
 def _start(directory: Path, *, cold: bool, before: list[str]) -> tuple[dict[str, Any], int, str]:
-    """What the process says of itself; its exit status, and what it says at its end."""
+    """The process's description of itself, its exit status, and the rest of its output."""
     environment = os.environ | {"FORGE_TEST_BYTE": "\udcff", "TZ": "Asia/Tokyo"} | ({"FORGE_TEST_COLD": "1"} if cold else {})
     done = subprocess.run([*before, *command("local", "--dry-run")], cwd=directory, env=environment, input="from the test\n", text=True,
                           errors="surrogateescape", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, start_new_session=True, umask=0o26)
@@ -43,7 +43,7 @@ def _start(directory: Path, *, cold: bool, before: list[str]) -> tuple[dict[str,
 
 @pytest.mark.parametrize("user", [False, pytest.param(True, marks=pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user"))])
 def test_it_has_all_that_popen_gives(tmp_path: Path, user: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FORGE_TEST_COLD", raising=False)  # of the whole session, perhaps
+    monkeypatch.delenv("FORGE_TEST_COLD", raising=False)  # the whole session may have it
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     if user:
         ordinary.hand_over(tmp_path)

@@ -108,7 +108,7 @@ def _all_verdicts(root: Path) -> Iterator[Verdict]:
 
 
 def _decisions(verdict: Verdict) -> list[object]:
-    """What Forge decides by a verdict, after its way through JSON."""
+    """Forge's decisions on a verdict that went through JSON."""
     verdict = codec.decode(json.loads(json.dumps(codec.encode(verdict))))
     record = {"rule": "a", "wildcards": {}, **codec.encode(verdict), "directory": "/d"}
     change = explain(record, Told()).change
@@ -130,7 +130,7 @@ def _decisions(verdict: Verdict) -> list[object]:
 
 
 def _adoptions(root: Path, *, gibberish: bool) -> list[object]:
-    """What is done with four jobs of a dead run: one runs, one has succeeded, one was given up, one has failed."""
+    """Decisions on four jobs of a dead run: one runs, one succeeded, one was forbidden to publish, one failed."""
     past = Past(root)
     jobs = [past.submitted(number, name) for number, name in enumerate("abcd")]
     past.finish(jobs[1], result=False)
@@ -163,7 +163,7 @@ def test_a_name_of_thousands_of_directories_is_shown_short() -> None:
     note = " ".join(judge(Evidence(0, None, None, undeclared=(deep, "plain")), replace(SPEC, wildcards={}), Usage(), "", 1.0).notes)
     names = ("a_data", *(f"x{number}" for number in range(7)))
     every = " ".join(judge(Evidence(0, None, None, undeclared=names, directories=frozenset(names[:1])), replace(SPEC, wildcards={}), Usage(), "", 1.0).notes)
-    assert 'output: directory("a_data"), "x0", "x1"' in every and '"x6"' in every, "all of them, as they can be pasted"
+    assert 'output: directory("a_data"), "x0", "x1"' in every and '"x6"' in every, "all of them, so that they can be pasted"
     assert len(note) < 1000 and "top/d/" in note and "d/end" in note and 'output: "plain"' in note, note
 
 

@@ -1,8 +1,8 @@
-"""Run Snakemake's own feature tests with Forge, and compare with what they do with Snakemake's local executor.
+"""Run Snakemake's own feature tests with Forge, and compare the results with those of Snakemake's local executor.
 
-The tests come from the source distribution of the Snakemake that is installed. For each version of Snakemake, local.json
-says which of them fail with ``local``, and which never take the executor that a run has by default. These show nothing of
-Forge, and are left out. ``--afresh`` runs all tests, with both executors, and rewrites that file.
+The tests come from the source distribution of the installed Snakemake. For each version of Snakemake, local.json lists the
+tests that fail with ``local``, and those that never use a run's default executor. Both say nothing about Forge and are left
+out. ``--afresh`` runs all tests with both executors, and rewrites that file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PACKAGES = {"rsync": "rsync", "dot": "graphviz", "stress-ng": "stress-ng", "Rscr
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How one test ended."""
+    """The result of one test."""
 
     outcome: str  # passed, failed or skipped
     text: str = ""
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forge |= _plugin_suite(options)
     expected = {*known, *about.get("failed", ())}
     lost = [test for test, result in forge.items() if result.outcome == "failed" and test not in expected]
-    if alone := [test for test in lost if test.startswith("tests/")]:  # many measure time, and two run at once
+    if alone := [test for test in lost if test.startswith("tests/")]:  # many tests measure time, and two run at once
         again = _run("forge", source, options, again=alone)
         print(*(f"failed once, passed alone: {test}" for test in alone if again[test].outcome != "failed"), sep="\n")
         forge |= again
@@ -104,7 +104,7 @@ def _source(version: str) -> Path:
 def _run(
     executor: str, source: Path, options: argparse.Namespace, again: Sequence[str] = (), without: Sequence[str] = ()
 ) -> dict[str, Result]:
-    """Run all tests but some, or some of them again, one after the other."""
+    """Run all tests except ``without``, or those of ``again`` once more."""
     work: Path = options.work / (f"{executor}-again" if again else executor)
     work.mkdir(parents=True)
     shutil.copytree(source / "tests", work / "tests")  # some tests write into their own directory
@@ -140,7 +140,7 @@ def _pytest(executor: str, work: Path, timeout: int, workers: int, arguments: li
     results: dict[str, Result] = {}
     for line in (work / "results.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        if record["test"] not in results or results[record["test"]].outcome != "failed":  # what failed stays failed
+        if record["test"] not in results or results[record["test"]].outcome != "failed":  # a failed test stays failed
             results[record["test"]] = Result(record["outcome"], record["text"], record["takes"])
     return results
 

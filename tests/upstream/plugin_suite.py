@@ -6,14 +6,14 @@ from snakemake_executor_plugin_forge.plugin.settings import ExecutorSettings
 
 
 class TestForge(snakemake.common.tests.TestWorkflowsLocalStorageBase):  # type: ignore[misc]
-    """A simple workflow and one with a group."""
+    """Tests of a simple workflow and of one with a group."""
 
     __test__ = True
 
     def get_executor(self) -> str:
-        """Name it."""
+        """The executor's name."""
         return "forge"
 
     def get_executor_settings(self) -> ExecutorSettings:
-        """Take the defaults."""
+        """The default settings."""
         return ExecutorSettings()

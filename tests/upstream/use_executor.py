@@ -1,12 +1,12 @@
-"""A pytest plugin: Snakemake's own tests, with another executor wherever they would take ``local``.
+"""A pytest plugin: runs Snakemake's own tests with another executor wherever they would use ``local``.
 
-Loaded into the pytest that runs them with ``-p use_executor``; told what to do by two environment variables.
-Two ways lead from a test to an executor, and both are turned:
+``-p use_executor`` loads it into the pytest that runs them; two environment variables configure it.
+Two ways lead from a test to an executor, and the plugin redirects both:
 
 - the API in pytest's own process (most tests): ``DAGApi.execute_workflow``;
-- ``snakemake`` as a command of the test's: the ``subprocess`` module as the test modules see it.
+- ``snakemake`` as a command of the test: the ``subprocess`` module as the test modules see it.
 
-What a workflow calls by itself (a ``snakemake`` in a shell command) is left alone.
+Calls by a workflow itself (a ``snakemake`` in a shell command) are unchanged.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ TEST_MODULES = ("tests.common", "tests.tests", "tests.test_api", "tests.test_log
 
 _TURNED_FUNCTIONS = ("run", "Popen", "check_call", "check_output")
 _COMMAND = re.compile(r"(^|\s|/)snakemake(?=\s|$)")
-TAKES = "takes the executor"  # the property of a test that would have taken ``local``
+TAKES = "takes the executor"  # the property of a test that would have used ``local``
 _running: list[pytest.Item] = []
 
 
 def _take() -> None:
-    """Note that the running test takes the executor."""
+    """Note that the running test uses the executor."""
     for item in _running:
         if (TAKES, True) not in item.user_properties:
             item.user_properties.append((TAKES, True))
@@ -97,13 +97,13 @@ def _turn_api() -> None:
 
 
 def pytest_configure() -> None:
-    """Turn the API."""
+    """Redirect the API."""
     if EXECUTOR != "local":
         _turn_api()
 
 
 def pytest_collection_modifyitems() -> None:
-    """Turn what the test modules call: they have all been imported by now."""
+    """Redirect the commands of the test modules, which are all imported by now."""
     if EXECUTOR != "local":
         for name in TEST_MODULES:
             if name in sys.modules:
@@ -112,13 +112,13 @@ def pytest_collection_modifyitems() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Know which test runs."""
+    """Remember the running test."""
     _running[:] = [item]
     return (yield)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Record the end of a test, in the process that hears from all workers, also of the death of one."""
+    """Record the end of a test, in the process that all workers report to; it also notices a worker's death."""
     if "PYTEST_XDIST_WORKER" in os.environ or (report.passed and report.when != "call"):
         return
     text = "\n".join([str(report.longrepr), *(f"--- {name}\n{body}" for name, body in report.sections)]) if report.failed else ""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Check the biology in the results of this pipeline: `check.py RESULTS_DIR`. The exit code is 1 if anything is wrong.
 
-What is known about dexamethasone in these cells is in KNOWN. The direction of the strongest genes is computed again from the
-counts, donor by donor, without a model; the accuracies from the predictions of single samples.
+KNOWN has known effects of dexamethasone in these cells. The check computes the direction of the strongest genes again from
+the counts, donor by donor, without a model, and the accuracies from the predictions of single samples.
 """
 
 import csv
@@ -13,8 +13,8 @@ from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
 PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
-# CRISPLD2 is what Himes et al. 2014 (doi:10.1371/journal.pone.0099625) found; they name DUSP1, KLF15, PER1 and TSC22D3 as known
-# before. The others are known targets of steroids, VCAM1 as one that they lower.
+# Himes et al. 2014 (doi:10.1371/journal.pone.0099625) found CRISPLD2; they name DUSP1, KLF15, PER1 and TSC22D3 as known
+# before. The others are known targets of steroids, which lower VCAM1.
 KNOWN = {
     "CRISPLD2": 1,
     "DUSP1": 1,
@@ -65,7 +65,7 @@ def check_directions(rows: list[Row]) -> Iterator[str]:
 
 
 def check_classifier(results: Path) -> Iterator[str]:
-    """Yield what is wrong with the classifier: it must tell the treatment in an unseen donor, and nothing else."""
+    """Yield errors of the classifier: it must tell the treatment in an unseen donor, and nothing else."""
     truth = {row["sample"]: int(row["dexamethasone"] == "trt") for row in read_table(DATA / "samples.tsv")}
     for row in read_table(results / "classifier.tsv"):
         name = f"classifier.tsv: {row['model']} with {row['features']} genes"

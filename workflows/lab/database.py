@@ -14,18 +14,18 @@ PERIOD, PATIENCE = 0.1, 60.0
 
 
 def programs() -> Path | None:
-    """Where the newest server's programs are."""
+    """The directory of the newest server's programs."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name))
     return found[-1].parent if found else None
 
 
 def installed() -> list[str]:
-    """What is missing."""
+    """The packages that are missing."""
     return [] if programs() and shutil.which("psql") else ["postgresql"]
 
 
 class Server:
-    """A server that listens at a socket in its own directory only, and is no cluster of the machine's."""
+    """A server that listens only at a socket in its own directory, apart from the machine's clusters."""
 
     port = 54329
 
@@ -97,7 +97,7 @@ class Client:
         self.thread.join()
 
     def count(self) -> int:
-        """How many rows there are."""
+        """Count the rows."""
         done = subprocess.run(
             [*self.server.psql(), "-c", "select count(*) from ticks"], check=True, capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-"""Jobs that attack the host: config says where the neighbours and the database are. None of them may reach anything."""
+"""Jobs that attack the host. The config has the places of the neighbours and the database; no job may reach them."""
 
 NEIGHBOURS = config["neighbours"]
 DATABASE = config["database"]

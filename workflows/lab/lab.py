@@ -3,9 +3,9 @@
 
     lab.py DIRECTORY BIN [--size small|demo]
 
-Everything happens in DIRECTORY. Printed at the end, from the records: what the database's client saw, whether all outputs have the
-bytes that they have alone, the verdicts of the hostile jobs, what each runtime used, and what is left. The exit code is 1 if any of
-this is not as promised.
+Everything happens in DIRECTORY. At the end lab.py prints, from the records: the experience of the database's client, whether all
+outputs have the same bytes as alone, the verdicts of the hostile jobs, the usage of each runtime, and leftovers. The exit code is 1
+if any of this is not as promised.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Lab:
 
     @property
     def store(self) -> Path:
-        """Where environments stay from one demonstration to the next."""
+        """The directory that keeps environments from one demonstration to the next."""
         return self.directory.parent / "lab-runtimes"
 
     def start(self, name: str, phase: str, *words: str) -> subprocess.Popen:
@@ -124,7 +124,7 @@ def finish(name: str, process: subprocess.Popen, log: Path) -> None:
 
 
 def run_all(lab: Lab, client: Client) -> None:
-    """Each alone; then all four at once, with the hostile one beside them."""
+    """Run each alone; then all four at once, with the hostile one beside them."""
     for name in FOUR:
         print(f"lab: {name} alone …", flush=True)
         finish(name, lab.start(name, "alone"), lab.directory / "alone" / name / "snakemake.log")
@@ -147,7 +147,7 @@ def run_all(lab: Lab, client: Client) -> None:
 
 
 def busiest(attempts: list[dict]) -> int:
-    """The memory peaks of the jobs that ran at the same time, added up, at the worst moment."""
+    """The sum of the memory peaks of jobs that ran at the same time, at the worst moment."""
     changes = []
     for attempt in attempts:
         start = datetime.fromisoformat(attempt["started"]).timestamp()
@@ -179,7 +179,7 @@ def leftovers(lab: Lab) -> list[str]:
 
 
 def report(lab: Lab, client: Client) -> list[str]:
-    """Print what the records say; what is not as promised."""
+    """Print a summary of the records; return all that is not as promised."""
     wrong = []
     print("\nDatabase: one row written and read every 100 ms")
     for phase, title in (
@@ -219,7 +219,7 @@ def report(lab: Lab, client: Client) -> list[str]:
         print(f"  {rule:12}{outcome:10}{reason[:WIDTH]}{'…' if len(reason) > WIDTH else ''}")
         wrong += [] if outcome == expected else [f"{rule}: {outcome}, expected {expected}"]
 
-    print("\nRuntimes: what the jobs that ran at the same time used at most, of the budget of the run")
+    print("\nRuntimes: the most that jobs used at the same time, and the budget of the run")
     used = defaultdict(list)
     for name in (*FOUR, "hostile"):
         for attempt in lab.attempts(name, "together"):

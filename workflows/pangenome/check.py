@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Check the biology in the results of this pipeline: `check.py RESULTS_DIR`. The exit code is 1 if anything is wrong.
 
-The two strains of sequence type 23 must be neighbours in the tree, and closest in the genes' own letters; the whole genomes must
-say the same by the short words (21 bases) that they share, which takes no gene, no alignment and no tree.
+The two strains of sequence type 23 must be neighbours in the tree, and closest in the genes' own letters. The short words (21
+bases) that whole genomes share must confirm this, without genes, alignments or a tree.
 """
 
 import csv
@@ -15,7 +15,7 @@ from pathlib import Path
 PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
 SISTERS = frozenset({"NTUH-K2044", "Kp1084"})  # both ST23
 GENOMES = ("HS11286", "MGH78578", "NTUH-K2044", "Kp1084")
-CODE = {"ATG", "GTG", "TTG"}  # with what genes of bacteria start
+CODE = {"ATG", "GTG", "TTG"}  # start codons of bacteria
 WORD = re.compile(r"(?=(GATC[ACGT]{17}))")  # one of 256 words
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
@@ -64,7 +64,7 @@ def check_tree(results: Path) -> Iterator[str]:
 
 
 def check_families(results: Path) -> Iterator[str]:
-    """Yield what is wrong with the genes and their families."""
+    """Yield errors of the genes and their families."""
     with (results / "families.tsv").open(newline="") as table:
         rows = list(csv.DictReader(table, delimiter="\t"))
     genes = {name: gene for genome in GENOMES for name, gene in read_fasta(results / "genes" / f"{genome}.ffn").items()}

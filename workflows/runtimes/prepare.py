@@ -1,10 +1,10 @@
-"""Make what the catalog of this workflow names: a conda channel, an image and a requirements file, and the catalog.
+"""Make the catalog of this workflow, and the conda channel, image and requirements file that it names.
 
     python workflows/runtimes/prepare.py DIRECTORY
 
-Where bioconda can be reached, an environment file with ``channels: [conda-forge, bioconda]`` does what the channel does
-here, and ``container: quay.io/biocontainers/…`` what the image does. Needs root, py-rattler, and of Debian's packages
-samtools, bcftools, podman and mmdebstrap.
+If your machine can reach bioconda, an environment file with ``channels: [conda-forge, bioconda]`` replaces this channel,
+and ``container: quay.io/biocontainers/…`` this image. Needs root, py-rattler, and Debian's packages samtools, bcftools,
+podman and mmdebstrap.
 """
 
 import subprocess
@@ -31,7 +31,7 @@ def make_image(directory: Path) -> None:
     """An OCI archive with Debian's bedtools."""
     tree, archive = directory / "tree.tar", directory / "bed.tar"
     run = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={PACKAGES}", "--mode=root", "bookworm", str(tree)]
-    run += ["--extract-hook=ln -s mawk $1/usr/bin/awk"]  # what its own installation would have done
+    run += ["--extract-hook=ln -s mawk $1/usr/bin/awk"]  # its own installation would do this
     subprocess.run(run, check=True)
     imported = subprocess.run(
         ["podman", "import", "--quiet", str(tree)], check=True, stdout=subprocess.PIPE, text=True
@@ -46,7 +46,7 @@ def make_image(directory: Path) -> None:
 
 
 def main() -> None:
-    """Make all of it, where it is not there yet."""
+    """Make all parts that are missing."""
     directory = Path(sys.argv[1]).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "channel").exists():

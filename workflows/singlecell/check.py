@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Check the biology in the results of this pipeline: `check.py RESULTS_DIR`. The exit code is 1 if anything is wrong.
 
-The data came with labels that 10x Genomics took from purified cells; the pipeline carries them along and never looks at them. The
-clusters must agree with them, and the textbook's genes must be highest, in the counts themselves, in the cells that are so labelled.
+The data have labels that 10x Genomics took from purified cells; the pipeline keeps them and never uses them. The clusters must
+agree with them, and the textbook's genes must be highest, in the counts themselves, in the cells with the matching label.
 """
 
 import csv
@@ -28,7 +28,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def check_labels(cells: list[Row], clusters: dict[str, Row]) -> Iterator[str]:
-    """Yield where clusters and labels disagree."""
+    """Yield the clusters that disagree with the labels."""
     members: dict[str, Counter[str]] = defaultdict(Counter)
     for cell in cells:
         members[cell["cluster"]][cell["label"]] += 1

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compare the results of this pipeline with the expected ones: `check.py RESULTS_DIR [--exact]`.
 
-Always compared: what both tool sets agree on, that is the positions, alleles and genotypes of the variants;
-that the table and the summary say the same as the VCF; that every file is whole. Depths, qualities and the
+It always compares the results on which both tool sets agree: positions, alleles and genotypes of the variants.
+The table and the summary must agree with the VCF, and every file must be whole. Depths, qualities and the
 edges of the regions differ between the tool sets and may change with a version. `--exact` compares the
 checksum of every file too, which holds for the versions in expected/<tools>/software.tsv. The exit code is 1
 if anything differs.
@@ -19,7 +19,7 @@ from pathlib import Path
 EXPECTED = Path(__file__).parent / "expected"
 SITE = ("CHROM", "POS", "REF", "ALT")
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-WHOLE = {  # how a complete file begins and ends
+WHOLE = {  # beginning and end of a complete file
     "joint.vcf.gz": (b"\x1f\x8b", BGZF_END),
     "joint.vcf.gz.tbi": (b"\x1f\x8b", BGZF_END),
     "coverage.png": (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"),
@@ -69,7 +69,7 @@ def vcf_genotypes(path: Path) -> tuple[Genotypes, set[Site]]:
 
 
 def compare_genotypes(found: Genotypes, expected: Genotypes, where: str) -> Iterator[str]:
-    """Yield what is missing, too much or different."""
+    """Yield missing, additional and different entries."""
     for site in sorted(expected.keys() | found.keys(), key=lambda site: (site[0], int(site[1]), site[2:])):
         name = "{}:{} {}>{}".format(*site)
         if site not in found:
@@ -81,7 +81,7 @@ def compare_genotypes(found: Genotypes, expected: Genotypes, where: str) -> Iter
 
 
 def compare_summary(rows: list[dict[str, str]], genotypes: Genotypes, passed: set[Site]) -> Iterator[str]:
-    """Yield where the summary does not follow from the VCF."""
+    """Yield values of the summary that do not follow from the VCF."""
     samples = {sample for calls in genotypes.values() for sample in calls}
     if {row["sample"] for row in rows} != samples:
         yield f"summary.tsv: the samples are not those of joint.vcf.gz ({', '.join(sorted(samples))})"

@@ -1,4 +1,4 @@
-"""Kill Snakemake in the middle of the demo, and go on: ``make demo-crash``.
+"""Kill Snakemake in the middle of the demo, and resume it: ``make demo-crash``.
 
 Usage: crash.py DIRECTORY BIN
 """
@@ -38,7 +38,7 @@ def main(directory: Path, programs: Path) -> int:
 
 
 def succeeded(directory: Path, programs: Path) -> Counter[str]:
-    """Job to how often it succeeded."""
+    """The number of successes of each job."""
     found = subprocess.run(
         [programs / "snakemake-forge", "jobs", "--json", "--directory", directory], capture_output=True, check=False
     )

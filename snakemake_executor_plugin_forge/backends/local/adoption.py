@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from ...kernel.descriptors import closing, is_readable
 from ...record.codec import read_verdict, was_discarded
 from ...spec import words
 from ...spec.backend import Done
@@ -134,7 +135,7 @@ class AdoptingBackend:
         try:
             verdict = self._consider(taken, found)
         except OSError as error:
-            self._notice(f"Forge: rule {taken.spec.rule}: what an earlier run left cannot be adopted: {error}")
+            self._notice(f"Forge: rule {taken.spec.rule}: the result of an earlier run cannot be adopted: {error}")
         except BaseException as error:  # a bug of Forge: Snakemake must be told all the same
             traceback.print_exc()
             verdict = lost(taken.spec, Cause.ADOPTION_FAILED, repr(error))
@@ -185,7 +186,7 @@ class AdoptingBackend:
         match deed:
             case Deed.REPLACE:
                 what = "still makes" if running else "had staged"
-                self._notice(f"{begin}: what run {entry.run} {what} is discarded, because {why}.")
+                self._notice(f"{begin}: the outputs that run {entry.run} {what} are discarded, because {why}.")
             case Deed.ADOPT:
                 if running:
                     self._notice(f"{begin} continues from run {entry.run}: adopted ({entry.directory}).")
@@ -248,7 +249,9 @@ class AdoptingBackend:
         try:
             verdict = held.publish(self._run)
         except UnfitError as error:
-            self._notice(f"Forge: rule {entry.rule}: what run {entry.run} had staged is discarded, because {error}.")
+            self._notice(
+                f"Forge: rule {entry.rule}: the outputs that run {entry.run} had staged are discarded, because {error}."
+            )
             held.discard(str(error))
             return None
         except UndecidedError as error:  # the job is run again, so that its outputs are whole
@@ -351,7 +354,9 @@ class AdoptingBackend:
         try:
             held.check()
         except UnfitError as error:
-            self._notice(f"Forge: rule {entry.rule}: what run {entry.run} had staged is discarded, because {error}.")
+            self._notice(
+                f"Forge: rule {entry.rule}: the outputs that run {entry.run} had staged are discarded, because {error}."
+            )
             held.discard(str(error))
             return True
         finally:
@@ -373,13 +378,8 @@ def _wait_for(entry: Entry, seconds: float | None, bell: int) -> None:
         fd = os.pidfd_open(entry.pid)
     except OSError:
         return
-    try:
+    with closing(fd):
         if entry.supervised():
-            poll = select.poll()
-            for readable in (fd, bell):
-                poll.register(readable, select.POLLIN)
-            poll.poll(None if seconds is None else seconds * 1000)
+            is_readable(fd, bell, seconds=seconds)
             with suppress(BlockingIOError):
                 os.eventfd_read(bell)
-    finally:
-        os.close(fd)

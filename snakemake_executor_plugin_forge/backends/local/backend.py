@@ -18,8 +18,9 @@ from functools import partial
 from typing import assert_never
 
 from ...kernel import inherited
+from ...kernel.descriptors import is_readable
 from ...kernel.failpoints import reached
-from ...kernel.shortage import REMEDY, Patience
+from ...kernel.shortage import REMEDY, patiently
 from ...spec.backend import Done
 from ...spec.errors import ZygoteError
 from ...spec.host import Host
@@ -56,10 +57,7 @@ class LocalBackend:
         self._was_frozen = gc.get_freeze_count() > 0
         gc.freeze()
         itself = os.pidfd_open(os.getpid())
-        self._pid = _fork()
-        if self._pid == 0:
-            ours.close()
-            zygote.run(setup, theirs, writers, itself)
+        self._pid = _fork(lambda: zygote.run(setup, theirs, writers, itself))
         os.close(itself)
         theirs.close()
         writers.close()
@@ -141,9 +139,7 @@ class LocalBackend:
         self._mailbox.close()
 
     def _wait_for_mail(self, deadline: float) -> bool:
-        poll = select.poll()  # select(2) takes no descriptor above 1023
-        poll.register(self._mailbox, select.POLLIN)
-        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        return is_readable(self._mailbox.fileno(), seconds=max(0.0, deadline - time.monotonic()))
 
     def _decide(self, event: Callable[[], list[Instruction]]) -> list[Instruction]:
         with self._idle:
@@ -275,13 +271,8 @@ class LocalBackend:
             self._handle(partial(self._jobs.silent, time.monotonic() - begin))
 
 
-def _fork() -> int:
-    patience = Patience()
-    while True:
-        try:
-            return os.fork()
-        except OSError as error:
-            if not patience.waits(error):
-                raise ZygoteError(
-                    f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}."
-                ) from error
+def _fork(life: Callable[[], None]) -> int:
+    try:
+        return patiently(lambda: inherited.fork(life))
+    except OSError as error:
+        raise ZygoteError(f"Forge cannot start the process from which jobs are forked: {error}. {REMEDY}.") from error

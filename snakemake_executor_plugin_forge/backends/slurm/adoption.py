@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ...record.codec import read_verdict
-from ...record.jsonfile import CLOSED, VERDICT, amend, load
+from ...record.jsonfile import CLOSED, VERDICT, amend, load, write_file
 from ...record.reader import is_alive
 from ...spec.job import RECORD_SCHEMA, LaunchSpec
 from ...spec.paths import run_name
@@ -68,8 +68,7 @@ def write_ticket(job: Job) -> None:
         "outputs": sorted(_outputs(job.spec)),
         "identity": take_fingerprint(job.spec).as_json(),
     }
-    with open(f"{job.attempt}/{TICKET}", "w", encoding="utf-8", errors="surrogateescape") as file:
-        json.dump(data, file)
+    write_file(f"{job.attempt}/{TICKET}", json.dumps(data))
 
 
 def _outputs(spec: LaunchSpec) -> frozenset[str]:

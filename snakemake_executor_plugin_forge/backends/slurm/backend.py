@@ -113,13 +113,8 @@ class SlurmBackend:
         self._dispatcher.end_earlier(succeeded=self._table.all_ok and not self._stopped)
 
 
-def open_backend(services: Services) -> SlurmBackend:
-    """Open the backend for :mod:`..registry`.
-
-    Raises:
-        HostError: if there is no cluster.
-    """
-    return SlurmBackend(services)
+open_backend = SlurmBackend
+"""Opens the backend for :mod:`..registry`."""
 
 
 def with_account(settings: SlurmSettings, client: SlurmClient, notice: Callable[[str], None]) -> SlurmSettings:

@@ -485,7 +485,7 @@ class Dispatcher:
                     self._table.finish(job, verdict_without_result(job, None))
         self._services.notice(
             f"Forge: Slurm has not confirmed the end of {len(left)} job(s) of this run ({left[0].name} …). "
-            "What has not published its outputs by now never will, and the next run in this directory cancels it first."
+            "Jobs that have not published by now never will, and the next run in this directory cancels them first."
         )
 
     # -- a controller that does not answer -------------------------------------------------------------------------

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from ...kernel import syscalls
+from ...kernel.descriptors import is_readable
+from ...kernel.inherited import to_null
 from ...sandbox import gpus as gpu_nodes
 from ...sandbox.base import prepare
 from ...sandbox.cgroups import slurm_step
 from ...sandbox.cgroups.ladder import host_memory_bytes
 from ...sandbox.filesystem.directories import remove_if_empty
 from ...sandbox.filesystem.homes import home_directory
-from ...sandbox.filesystem.kept import HeldHome, hold_home
+from ...sandbox.filesystem.kept import with_home
 from ...sandbox.filesystem.mounts import MountTable
 from ...sandbox.filesystem.scratch import ScratchPool, hold, remove_abandoned
 from ...sandbox.probe import Namespaces, Probe, probe_host
 from ...sandbox.standby import Standby
 from ...spec import words
-from ...spec.host import POLLED, Host
+from ...spec.host import POLLED
 from ...spec.job import DEFAULT_IO_WEIGHT, Priority
 from ...spec.verdict import EndedBy, Order, Verdict
 from ...supervisor.prepared import Tools
@@ -47,7 +48,7 @@ class Signals:
     @property
     def told(self) -> bool:
         """Whether SIGTERM has come, taken note of or not."""
-        return self._told or bool(select.select([self._ours], [], [], 0)[0])
+        return self._told or is_readable(self._ours.fileno())
 
     def fileno(self) -> int:
         return self._ours.fileno()
@@ -124,10 +125,10 @@ class NodeSetup:
         self._mounts = MountTable()
         self.points = self._mounts.points()
         self._probe = _ask_node(self._needs, os.path.basename(scratch_base), namespaces)
-        self.host, self._home = _with_home(self._probe.host, self._needs.workdir, os.path.dirname(scratch_base))
+        self.host, self._home = with_home(self._probe.host, self._needs.workdir, os.path.dirname(scratch_base))
         hold(scratch_base)
         if gone := remove_abandoned(os.path.dirname(scratch_base), exchange.COPY_NAME):
-            print(f"Forge: removed what copies of jobs that were killed on this node have left: {', '.join(gone)}")
+            print(f"Forge: removed leftovers of job copies that were killed on this node: {', '.join(gone)}")
         kept = self._home.kept if self._home is not None else None
         base = prepare(self.host.namespaces, self.host.gpus, home=kept)
         # Where a job is what is found below this process, there is nothing else below it, and one job only.
@@ -159,19 +160,8 @@ def _ask_node(needs: _Needs, name: str, namespaces: Namespaces | None) -> Probe:
     return probe_host(name, needs.workdir, host_memory_bytes(), needs.pids, needs.priority, gpus, namespaces)
 
 
-def _with_home(host: Host, workdir: str, place: str) -> tuple[Host, HeldHome | None]:
-    """Hold the workflow's home, if there can be layers."""
-    if host.layers_note:
-        return host, None
-    home, note = hold_home(host.namespaces, workdir, place, apart=host.layers_apart)
-    return replace(host, home_layer=home is not None, home_note=note), home
-
-
 def _silence() -> None:
     """Close stdout, and leave stderr to Forge's own errors: the job's streams are in its record."""
     kept = os.dup(2)
     sys.stderr = open(kept, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    null = os.open(os.devnull, os.O_WRONLY)
-    for fd in (1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+    to_null(1, 2)

@@ -12,10 +12,8 @@ import mmap
 import os
 import signal
 import sys
-import traceback
-from typing import NoReturn
 
-from ...kernel.inherited import keep_memory_shared
+from ...kernel.inherited import fork, keep_memory_shared
 from ...sandbox.probe import Namespaces
 from .node import Node, warm_up
 
@@ -56,37 +54,26 @@ class Pack:
 
     def _have_run(self, namespaces: Namespaces | None) -> int:
         """Have a fork run what is left, or as much of it as it can; return its exit code. SIGTERM is blocked before."""
-        child = os.fork()
-        if child == 0:
-            self._be(namespaces)
-        self._child = child
+        self._child = child = fork(lambda: self._run_here(namespaces))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         self._child = 0  # before it is reaped, and its number may be that of another process
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    def _be(self, namespaces: Namespaces | None) -> NoReturn:
-        """Run attempts as this process, a fork, which must not continue as a second pack."""
-        status = 1
-        try:
-            node = Node(namespaces, lasting=True)
-            for number in range(self._shared[_BEGUN], len(self._orders)):
-                if node.is_over or node.signals.told:
-                    break
-                self._shared[_BEGUN] = number + 1
-                place, checksum = self._orders[number]
-                ended = node.run(f"{self._directory}/{place}", checksum)
-                if ended is None:
-                    self._shared[_BEGUN] = number
-                    break
-                self._note(ended)
-            node.close()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
+    def _run_here(self, namespaces: Namespaces | None) -> None:
+        """Run attempts in this process."""
+        node = Node(namespaces, lasting=True)
+        for number in range(self._shared[_BEGUN], len(self._orders)):
+            if node.is_over or node.signals.told:
+                break
+            self._shared[_BEGUN] = number + 1
+            place, checksum = self._orders[number]
+            ended = node.run(f"{self._directory}/{place}", checksum)
+            if ended is None:
+                self._shared[_BEGUN] = number
+                break
+            self._note(ended)
+        node.close()
 
     def _note(self, status: int) -> None:
         self._shared[_STATUS] = self._shared[_STATUS] or abs(status)

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from ...kernel.descriptors import closing
 from ...kernel.long_paths import reach
 from ...kernel.plain_paths import make_directories
 
@@ -58,18 +59,15 @@ def among_others(make: Callable[[], None]) -> None:
 
 
 @contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold the lock of an existing directory for a while: flock(2).
+def locked(path: str, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> Iterator[None]:
+    """Hold the lock of an existing directory, or with ``os.O_RDWR`` of a file, for a while: flock(2).
 
     Raises:
         OSError: if another process has locked it, or it cannot be locked.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    finally:
-        os.close(fd)
 
 
 @contextmanager
@@ -98,14 +96,18 @@ def attribute(path: str, name: str) -> bytes | None:
         return None
 
 
-ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
+
+
+def access_lists(path: str) -> dict[str, bytes]:
+    """Return the access control lists of a directory: acl(5)."""
+    return {name: value for name in _ACCESS_LISTS if (value := attribute(path, name)) is not None}
 
 
 def make_like(directory: str, place: str) -> None:
     """Give a directory the owner, mode and access control lists of another one: see :func:`reset`."""
     status = os.stat(place)
-    lists = {name: value for name in ACCESS_LISTS if (value := attribute(place, name)) is not None}
-    reset(directory, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, lists)
+    reset(directory, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, access_lists(place))
 
 
 def is_like(directory: str, place: str) -> bool:
@@ -115,7 +117,7 @@ def is_like(directory: str, place: str) -> bool:
         names = os.listxattr(directory, follow_symlinks=False)
     except OSError:
         return True
-    lists = all(attribute(directory, name) == attribute(place, name) for name in ACCESS_LISTS)
+    lists = access_lists(directory) == access_lists(place)
     own = any(name.startswith("user.") and not name.startswith("user.overlay.") for name in names)
     return lists and not own and stat.S_IMODE(now.st_mode) == stat.S_IMODE(wanted.st_mode)
 
@@ -136,7 +138,7 @@ def reset(directory: str, mode: int, uid: int, gid: int, lists: Mapping[str, byt
     with suppress(OSError):
         for name in os.listxattr(directory, follow_symlinks=False):
             is_users = name.startswith("user.") and not name.startswith("user.overlay.")
-            if is_users or (name in ACCESS_LISTS and name not in lists):
+            if is_users or (name in _ACCESS_LISTS and name not in lists):
                 os.removexattr(directory, name, follow_symlinks=False)
         for name, value in lists.items():
             if attribute(directory, name) != value:

@@ -14,21 +14,24 @@ import hashlib
 import json
 import os
 import re
+import resource
 import select
 import socket
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ...kernel import descriptors, syscalls
+from ...kernel import descriptors, inherited, syscalls
+from ...kernel.descriptors import closing, is_readable
 from ...kernel.tree import remove_tree
 from ...record.jsonfile import parse
 from ...spec.errors import SandboxError
+from ...spec.host import Host
 from ...spec.paths import HOME
 from . import mounts
-from .directories import is_like, make_like
+from .directories import is_like, locked, make_like
 from .homes import kept_directories
 from .overlay import Layer
 
@@ -128,10 +131,9 @@ class HeldHome:
         """
         self.connection.close()
         if self.pid and wait:
-            pidfd = os.pidfd_open(self.pid)
-            if select.select([pidfd], [], [], _LAST_SECONDS)[0]:
-                os.waitpid(self.pid, 0)
-            os.close(pidfd)
+            with closing(os.pidfd_open(self.pid)) as pidfd:
+                if is_readable(pidfd, seconds=_LAST_SECONDS):
+                    os.waitpid(self.pid, 0)
 
 
 def hold_home(namespaces: str, workdir: str, scratch: str, *, apart: bool) -> tuple[HeldHome | None, str]:
@@ -152,6 +154,14 @@ def hold_home(namespaces: str, workdir: str, scratch: str, *, apart: bool) -> tu
         return hold(candidates, directories, namespaces), ""
     except (OSError, SandboxError) as error:
         return None, str(error)
+
+
+def with_home(host: Host, workdir: str, scratch: str) -> tuple[Host, HeldHome | None]:
+    """Hold the workflow's home, if there can be layers, and say so in the description of the host."""
+    if host.layers_note:
+        return host, None
+    home, note = hold_home(host.namespaces, workdir, scratch, apart=host.layers_apart)
+    return replace(host, home_layer=home is not None, home_note=note), home
 
 
 def hold(candidates: Sequence[str], directories: Sequence[str], kind: str) -> HeldHome:
@@ -207,7 +217,7 @@ def _shown(connection: Connection, directories: Sequence[str]) -> tuple[str, ...
 def in_use(place: str) -> bool:
     """Whether a holder has mounted the overlays of a place."""
     try:
-        with _locked(f"{place}/{_LOCK}"):
+        with locked(f"{place}/{_LOCK}", os.O_RDWR):
             return False
     except FileNotFoundError:
         return False
@@ -221,7 +231,7 @@ def remove(place: str) -> None:
     Raises:
         OSError: if a holder serves it.
     """
-    with suppress(FileNotFoundError), _locked(f"{place}/{_LOCK}"):
+    with suppress(FileNotFoundError), locked(f"{place}/{_LOCK}", os.O_RDWR):
         for name in os.listdir(place):
             if name != _LOCK:
                 with suppress(OSError):  # closed directories of the kernel in closed directories
@@ -265,30 +275,21 @@ def _fork(place: str, kind: str, listening: socket.socket, lock: int) -> int:
     with _short(place) as directory:
         listening.bind(f"{directory}/{_SOCKET}")
     listening.listen(128)
-    pid = os.fork()
-    if pid == 0:
-        _live(place, kind, listening, lock)
-    return pid
+    return inherited.fork(lambda: _live(place, kind, listening, lock))
 
 
 def _live(place: str, kind: str, listening: socket.socket, lock: int) -> None:
     """Live as a holder."""
-    code = 1
-    try:
-        os.setsid()
-        os.chdir("/")
-        syscalls.set_process_name("forge-home")
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in range(3):  # who reads the streams of its parent must not wait for this process
-            os.dup2(null, fd)
-        for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd > 2 and fd not in (listening.fileno(), lock):
-                with suppress(OSError):
-                    os.close(fd)
-        _Holder(place, kind, listening, lock).serve()
-        code = 0
-    finally:
-        os._exit(code)
+    os.setsid()
+    os.chdir("/")
+    syscalls.set_process_name("forge-home")
+    inherited.to_null(0, 1, 2)  # who reads the streams of its parent must not wait for this process
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in (listening.fileno(), lock):
+            with suppress(OSError):
+                os.close(fd)
+    inherited.limit_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # one connection of each supervisor
+    _Holder(place, kind, listening, lock).serve()
 
 
 class _Holder:
@@ -300,16 +301,18 @@ class _Holder:
 
     def serve(self) -> None:
         """Serve until nobody is connected any more."""
-        connections: list[socket.socket] = []
-        patience: float | None = _FIRST_SECONDS
-        while ready := select.select([self._listening, *connections], [], [], patience)[0]:
+        connections: dict[int, socket.socket] = {}
+        poll = select.poll()  # select(2) takes no descriptor above 1023, and each supervisor has a connection
+        poll.register(self._listening, select.POLLIN)
+        patience: float | None = 1000 * _FIRST_SECONDS
+        while ready := poll.poll(patience):
             patience = None
-            for one in ready:
-                if one is self._listening:
-                    connections.append(self._listening.accept()[0])
-                elif not self._answer(one):
-                    connections.remove(one)
-                    one.close()
+            for fd, _ in ready:
+                if fd == self._listening.fileno():
+                    self._accept(connections, poll)
+                elif not self._answer(connections[fd]):
+                    poll.unregister(fd)
+                    connections.pop(fd).close()
             if not connections:
                 break
         with suppress(OSError):
@@ -321,6 +324,15 @@ class _Holder:
                 remove_tree(own)
         if os.listdir(self._place) == [_LOCK]:
             remove_tree(self._place)
+
+    def _accept(self, connections: dict[int, socket.socket], poll: select.poll) -> None:
+        try:
+            connection = self._listening.accept()[0]
+        except OSError:  # a job has opened as many as there can be: the next supervisor waits until some are closed
+            time.sleep(_PAUSE_SECONDS)
+            return
+        connections[connection.fileno()] = connection
+        poll.register(connection, select.POLLIN)
 
     def _answer(self, asking: socket.socket) -> bool:
         """Answer one request; return False if the other end is closed."""
@@ -396,8 +408,6 @@ def _connected(place: str) -> socket.socket:
 def _ask(connected: socket.socket, directories: tuple[str, ...] | None) -> list[int]:
     connected.sendall(json.dumps(directories).encode())
     text, found = descriptors.receive(connected, _BYTES, _MOST_DIRECTORIES)
-    for fd in found:
-        os.set_inheritable(fd, False)
     if not text:
         raise ConnectionResetError("the process that holds the workflow's home has ended")
     if text != b".":
@@ -408,18 +418,5 @@ def _ask(connected: socket.socket, directories: tuple[str, ...] | None) -> list[
 @contextmanager
 def _short(place: str) -> Iterator[str]:
     """A short name of a directory, for sockets in it: unix(7) allows 108 bytes."""
-    fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(fd)

@@ -28,7 +28,7 @@ _FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV
 _EMPTY = "mode=755,size=64k"
 RECORDS = "mode=755,size=100%"  # a Snakemake in the job may use Forge, too
 _PTS = "newinstance,ptmxmode=666,mode=600"  # no terminal of anybody else, and anybody can have one: devpts.rst
-_SHM = "mode=1777,size=100%"  # the cgroup limits it
+SHARED_MEMORY = "mode=1777,size=100%"  # the cgroup limits it
 
 
 @quick_to_pickle
@@ -94,11 +94,6 @@ class PlannedMount:
                 make_link(os.readlink(path), self.path_at(self.layer.upper, path))
             elif on_disk is not None and not os.path.lexists(mount_point := self.path_at(on_disk, path)):
                 make_mount_point(mount_point, is_directory)
-
-
-def shared_memory() -> PlannedMount:
-    """A /dev/shm of the job's own."""
-    return PlannedMount("/dev/shm", tmpfs=_SHM)  # noqa: S108
 
 
 def keep_visible(plan: tuple[PlannedMount, ...], paths: Iterable[tuple[str, bool]]) -> tuple[PlannedMount, ...]:

@@ -25,7 +25,7 @@ from ...spec.file_policy import below, inside_outputs
 from ...spec.job import FilePolicy, Files, Target
 from ...spec.paths import COPY, STAGING, STAGING_ELSEWHERE
 from ...spec.quick_pickle import quick_to_pickle
-from .directories import ACCESS_LISTS, among_others, attribute, make_like, remove_if_empty
+from .directories import access_lists, among_others, make_like, remove_if_empty
 
 _MOST_USES = 32
 _MOST_ENTRIES = 5000  # of directories of a project that are looked through before a job
@@ -365,7 +365,7 @@ def _stand_in(directory: str, place: str) -> None:
         OSError: if it cannot be made.
     """
     status = os.stat(place)
-    lists = {name: value for name in ACCESS_LISTS if (value := attribute(place, name)) is not None}
+    lists = access_lists(place)
     mode = stat.S_IMODE(status.st_mode)
     if os.geteuid() != 0 and ((mode & stat.S_ISGID and status.st_gid != os.getegid()) or lists):
         with suppress(OSError):  # the place is read-only, or on another file system
@@ -403,9 +403,8 @@ def _inherited(directory: str, place: str) -> bool:
     if (mode := stat.S_IMODE(os.stat(place).st_mode)) != stat.S_IMODE(os.stat(directory).st_mode):
         os.chmod(directory, mode)
     status, wanted = os.stat(directory), os.stat(place)
-    same_lists = all(attribute(directory, name) == attribute(place, name) for name in ACCESS_LISTS)
     is_heir = status.st_gid == wanted.st_gid or not wanted.st_mode & stat.S_ISGID  # else files get the user's group
-    if is_heir and status.st_mode == wanted.st_mode and same_lists:
+    if is_heir and status.st_mode == wanted.st_mode and access_lists(directory) == access_lists(place):
         return True
     os.rmdir(directory)
     return False

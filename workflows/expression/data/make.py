@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Make airway.tsv.xz and samples.tsv again: `make.py DIRECTORY`, which holds two files of PyPI.
 
-    pip download --no-deps --no-binary :all: inmoose==0.9.1   (its archive is enough: it need not build)
+    pip download --no-deps --no-binary :all: inmoose==0.9.1   (its archive is enough: no build is needed)
     pip download --no-deps celltypist==1.7.1
     pip install anndata
 
-The counts are those of inmoose's airway.h5ad, without the genes that have fewer than ten reads in all samples together; the
-names of the genes are those of GENCODE 44, as celltypist ships them.
+The counts come from inmoose's airway.h5ad, without genes that have fewer than ten reads in all samples together; the names
+of the genes come from GENCODE 44, as celltypist ships them.
 """
 
 import csv

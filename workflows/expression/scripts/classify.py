@@ -1,7 +1,7 @@
 """Predict the treatment of each donor's samples from the other donors'.
 
-Each donor is its own control: the donor's mean is taken from its samples, which needs no labels. The genes are chosen
-among the training samples of each fold, never with those that are predicted.
+Each donor is its own control: the donor's mean is subtracted from its samples, which needs no labels. The genes are
+chosen from the training samples of each fold, never from the samples that are predicted.
 """
 
 import os
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def classifier(model: str, seed: int) -> object:
-    """The model with its seed; one thread, which the job's limit is too."""
+    """The model with its seed and one thread, which is also the job's limit."""
     if model == "logistic":
         return LogisticRegression(C=0.1, random_state=seed)
     if model == "forest":

@@ -1,4 +1,4 @@
-"""The accuracy of each model with the true labels, and how many false labellings do as well."""
+"""The accuracy of each model with the true labels, and the number of false labellings that do as well."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -27,7 +27,7 @@ def accuracies(paths: list[str]) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def is_true(path: str) -> bool:
-    """Whether a false labelling is the true one by another number: the one labelling that is left out."""
+    """Whether a false labelling is the true one or its reverse; such a labelling is left out."""
     tables = pandas.read_csv(path, sep="\t")
     truth = pandas.read_csv(Path(path).with_name("true.tsv"), sep="\t")
     return bool((tables["label"] == truth["label"]).all() or (tables["label"] != truth["label"]).all())

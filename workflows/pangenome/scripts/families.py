@@ -1,4 +1,4 @@
-"""Number the gene families, say which genome has how many genes of each, and write out those that every genome has once."""
+"""Number the gene families, count each genome's genes of each, and write out the families that every genome has once."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_fasta(path: str) -> dict[str, str]:
 
 
 def place(gene: str, genomes: list[str]) -> tuple[int, int]:
-    """Where a gene comes in the order of the genomes."""
+    """The position of a gene in the order of the genomes."""
     genome, _, number = gene.rpartition("_")
     return genomes.index(genome), int(number)
 

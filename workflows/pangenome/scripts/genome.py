@@ -1,4 +1,4 @@
-"""Unpack a genome, or cut the same piece out of its circular chromosome, whichever way that was written."""
+"""Unpack a genome, or cut the same piece out of its circular chromosome, whatever its direction."""
 
 import lzma
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ COMPLEMENT = str.maketrans("ACGTRYKMBDHV", "TGCAYRMKVHDB")
 
 
 def piece(chromosome: str, anchor: str, bases: int) -> str:
-    """So many bases from the anchor on, on the strand that holds it."""
+    """The first bases from the anchor on, on the strand that holds it."""
     for strand in (chromosome, chromosome.translate(COMPLEMENT)[::-1]):
         start = strand.find(anchor)
         if start >= 0:

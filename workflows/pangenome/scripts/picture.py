@@ -1,4 +1,4 @@
-"""Draw the tree from where its branches meet, and beside it which genome has which gene families."""
+"""Draw the tree from the point where its branches meet, and beside it the gene families of each genome."""
 
 import re
 from collections import Counter
@@ -41,7 +41,7 @@ def leaves(tree: Node) -> list[str]:
 
 
 def draw(axes: Axes, tree: Node, start: float, rows: dict[str, int]) -> float:
-    """Draw a node to the right of where its branch starts; the height at which it stands."""
+    """Draw a node to the right of the start of its branch; return its height."""
     name, length, children = tree
     heights = [draw(axes, child, start + length, rows) for child in children] or [rows[name]]
     height = sum(heights) / len(heights)

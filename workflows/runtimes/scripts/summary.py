@@ -8,7 +8,7 @@ import pysam
 
 
 def count(path: str) -> int:
-    """How many records a VCF file has."""
+    """Count the records of a VCF file."""
     with pysam.VariantFile(path) as calls:
         return sum(1 for _ in calls)
 

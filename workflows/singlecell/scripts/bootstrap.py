@@ -1,4 +1,4 @@
-"""Cluster four fifths of the cells again, and say how alike both clusterings are."""
+"""Cluster four fifths of the cells again, and report how similar both clusterings are."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

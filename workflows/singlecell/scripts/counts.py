@@ -1,7 +1,7 @@
 """Verify scanpy's copy of the data, and take the counts out of its logarithms.
 
-It holds log(1 + 10,000 × count ÷ all reads of the cell), to four digits; with the cell's reads, which it holds too, that gives the
-counts back: all are within a tenth of a read of a whole number, or the job fails.
+The copy holds log(1 + 10,000 × count ÷ all reads of the cell), to four digits, and the cell's reads; this gives the counts
+back. The job fails if a count is more than a tenth of a read off a whole number.
 """
 
 import hashlib

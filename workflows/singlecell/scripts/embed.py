@@ -1,4 +1,4 @@
-"""Normalise, reduce, find neighbours, lay out in the plane. Everything that draws lots has the seed."""
+"""Normalise, reduce, find neighbours, lay out in the plane. Every random step has the seed."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 counts = pandas.read_csv(snakemake.input.counts, sep="\t", index_col="cell")
 cells = pandas.read_csv(snakemake.input.kept, sep="\t", index_col="cell")
 data = anndata.AnnData(counts.loc[cells.index].astype("float32"), obs=cells)
-# By all reads of the cell, not only those of the genes that are in the table.
+# By all reads of the cell, not only those of the genes in the table.
 data.X = numpy.log1p(data.X * (10_000 / cells["n_counts"].to_numpy()[:, None])).astype("float32")
 data.layers["expression"] = data.X.copy()
 scanpy.pp.scale(data, max_value=10)

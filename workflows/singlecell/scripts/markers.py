@@ -1,4 +1,4 @@
-"""The genes that tell one cluster from all other cells, and where in the plane the first four of them are expressed."""
+"""The genes that tell one cluster from all other cells, and a picture of the cells that express the first four."""
 
 from typing import TYPE_CHECKING
 

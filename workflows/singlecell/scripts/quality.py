@@ -1,4 +1,4 @@
-"""Leave out empty droplets and dying cells, and draw where the borders lie."""
+"""Leave out empty droplets and dying cells, and draw the thresholds."""
 
 from typing import TYPE_CHECKING
 

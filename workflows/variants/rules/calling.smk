@@ -1,4 +1,4 @@
-"""Where to call (a checkpoint), the calls of each region, and what is made of all of them."""
+"""The regions (a checkpoint), the calls of each region, and the results from all of them."""
 
 
 def region_files(wildcards) -> list[str]:
@@ -14,7 +14,7 @@ def region_folder(wildcards) -> str:
 
 
 checkpoint find_regions:
-    """Find where the samples are covered well enough; how many regions that gives, the data decide."""
+    """Find regions where the samples are covered well enough; the data decide how many."""
     input:
         expand("results/qc/{sample}.depth.tsv", sample=SAMPLES),
     output:
@@ -31,7 +31,7 @@ checkpoint find_regions:
 
 
 rule call_region:
-    """Call the three samples together in one region; normalise, and mark what is doubtful."""
+    """Call the three samples together in one region; normalise, and mark doubtful calls."""
     input:
         regions=region_folder,
         reference="results/reference/ref.fa",

@@ -1,4 +1,4 @@
-"""What each sample's reads are like."""
+"""The quality of each sample's reads."""
 
 
 rule measure:

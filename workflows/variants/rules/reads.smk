@@ -86,7 +86,7 @@ else:
 
 
 rule fix_mates:
-    """Fill in what each read of a pair must know about the other, for duplicate marking."""
+    """Fill in each read's fields about its mate, for duplicate marking."""
     input:
         bam="results/mapped/{sample}.bam",
         wrapper=WRAPPER,

@@ -1,4 +1,4 @@
-"""Which programs do the work."""
+"""The programs that do the work."""
 
 import importlib.util
 import shlex
@@ -18,7 +18,7 @@ def missing(tools: str) -> list[str]:
 
 
 def choose_tools(wanted: object) -> str:
-    """Turn the configuration's `tools` into `native` or `pip`, or say why that is impossible."""
+    """Turn the configuration's `tools` into `native` or `pip`, or fail with the reason."""
     allowed = ("auto", *sorted(NEEDED))
     if wanted not in allowed:
         raise WorkflowError(f"config key 'tools': unknown value {wanted!r}; allowed: {', '.join(allowed)}")

@@ -49,12 +49,12 @@ def spread(places: list[float], gap: float) -> list[float]:
 
 
 def left_edge(cluster: list[float], gap: float) -> float:
-    """Where a cluster of labels, centred on its mean, begins."""
+    """The begin of a cluster of labels, centred on its mean."""
     return sum(cluster) / len(cluster) - gap * len(cluster) / 2
 
 
 def right_edge(cluster: list[float], gap: float) -> float:
-    """Where it ends."""
+    """The end of that cluster."""
     return left_edge(cluster, gap) + gap * len(cluster)
 
 
@@ -80,7 +80,7 @@ def draw_labels(axes: Axes, variants: list[Row], length: int) -> None:
 
 
 def steps(depths: list[int]) -> tuple[list[int], list[float]]:
-    """The depth as bars of equal height, each as long as it does not change, and where the bars meet."""
+    """The depth as bars, each as long as the depth does not change, and the positions where the bars meet."""
     runs = [(depth, len(list(run))) for depth, run in itertools.groupby(depths)]
     ends = itertools.accumulate((length for _, length in runs), initial=0)
     return [depth for depth, _ in runs], [end + 0.5 for end in ends]
@@ -110,7 +110,7 @@ def draw_sample(axes: Axes, sample: str, depths: list[int], variants: list[Row],
 
 
 def marker(fill: str) -> dict[str, Any]:
-    """How a genotype is drawn: the fill says it, so that it can be read without colour."""
+    """The marker of a genotype: its fill shows the genotype, so that it can be read without colour."""
     return {
         "marker": "o",
         "markersize": 7.5,
@@ -184,7 +184,7 @@ def main(
 
 
 matplotlib.rc("font", family="DejaVu Sans", size=10)
-matplotlib.rc("svg", hashsalt="variants")  # names in the file depend on it, and are random without
+matplotlib.rc("svg", hashsalt="variants")  # without it, names in the file are random
 main(
     samples=snakemake.params.samples,
     reference_name=snakemake.params.reference_name,

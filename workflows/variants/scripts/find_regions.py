@@ -60,7 +60,7 @@ def main(
     min_length: int,
     max_length: int,
 ) -> None:
-    """Write one BED file per region; its name says where it is and sorts in that order."""
+    """Write one BED file per region; its name has its position and sorts in that order."""
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     minimum = min_mean_depth * len(paths)

@@ -14,7 +14,7 @@ MATCH, INSERTION, DELETION, SOFT_CLIP = 0, 1, 2, 4
 
 
 class Read(NamedTuple):
-    """A read as the sequencer wrote it; `number` is 1 or 2, 0 when it says neither."""
+    """A read as the sequencer wrote it; `number` is 1 or 2, or 0 if the name has neither."""
 
     name: str
     number: int
@@ -23,7 +23,7 @@ class Read(NamedTuple):
 
 
 def fragments(path: str) -> Iterator[list[Read]]:
-    """Yield what belongs together: two reads of the same name in a row, or a single one."""
+    """Yield fragments: two reads of the same name in a row, or a single read."""
     waiting: list[Read] = []
     for name, sequence, quality in mappy.fastx_read(path):
         stem, _, number = name.rpartition("/")
@@ -52,8 +52,8 @@ def aligned(aligner: mappy.Aligner, reads: list[Read]) -> Iterator[tuple[Read, m
 def clips(hit: mappy.Alignment, length: int) -> tuple[int, int]:
     """The unaligned bases at the left and at the right end, as the reference reads.
 
-    minimap2 turns the second read of a pair round before it aligns it, and mappy turns the strand back, but
-    not the positions in the read; so for that read they count from the other end.
+    minimap2 reverses the second read of a pair before it aligns it, and mappy restores the strand, but not the
+    positions in the read; so for that read they count from the other end.
     """
     ends = (hit.q_st, length - hit.q_en)
     return ends if (hit.strand > 0) == (hit.read_num == 1) else ends[::-1]
@@ -74,7 +74,7 @@ def edit_distance(cigar: list[tuple[int, int]], sequence: str, reference: str) -
 
 
 def record(read: Read, hit: mappy.Alignment | None, sample: str, aligner: mappy.Aligner) -> pysam.AlignedSegment:
-    """The BAM record of one read; what concerns its mate is added later."""
+    """The BAM record of one read; the fields of its mate are added later."""
     segment = pysam.AlignedSegment()
     segment.query_name = read.name
     segment.query_sequence = read.sequence

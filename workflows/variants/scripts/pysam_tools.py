@@ -1,4 +1,4 @@
-"""Run samtools or bcftools out of pysam, with their own command line: `pysam_tools.py samtools sort -o …`.
+"""Run samtools or bcftools from pysam, with their own command line: `pysam_tools.py samtools sort -o …`.
 
 So one rule serves both tool sets. Streams and exit codes are those of the program.
 """
@@ -25,7 +25,7 @@ def main(program: str, command: str, *arguments: str) -> int:
     if dispatcher is None:
         print(f"{program}: pysam {__version__} has no command {command!r}", file=sys.stderr)
         return 2
-    # What a command prints (a table) pysam can only put into a file; BAM and BCF go to stdout by themselves.
+    # pysam can put a printed table only into a file; BAM and BCF go to stdout by themselves.
     with tempfile.NamedTemporaryFile() as printed:
         try:
             dispatcher(*arguments, save_stdout=printed.name)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def first_version(command: str) -> str:
-    """The version that a program reports, on whichever stream it does."""
+    """The version that a program reports, on either stream."""
     result = subprocess.run(command, shell=True, capture_output=True, check=False)
     text = (result.stdout + result.stderr).decode(errors="replace")
     found = re.search(r"^(?:Version: |\w+ )v?(\d\S*)", text, re.MULTILINE)
