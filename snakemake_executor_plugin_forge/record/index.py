@@ -239,8 +239,9 @@ class Index:
     def rules(self) -> dict[str, set[str]]:
         """Rules with the names of their wildcards."""
         known: dict[str, set[str]] = {}
-        query = "SELECT rule, wildcards FROM attempt GROUP BY rule"
-        for rule, text in self._connection.execute(query):
+        # Of a rule, the row with the longest: those of an attempt without a spec.json are not known.
+        query = "SELECT rule, wildcards, max(length(wildcards)) FROM attempt GROUP BY rule"
+        for rule, text, _ in self._connection.execute(query):
             known[rule] = set(json.loads(text))
         for _, _, record in self._pending:
             known.setdefault(record["rule"], set()).update(record["wildcards"])

@@ -27,7 +27,7 @@ from ...spec.host import Host
 from ...spec.job import LaunchSpec
 from ...spec.resources import check_resources
 from ...spec.verdict import Order, Verdict
-from ...supervisor.reaper import lost
+from ...supervisor.reaper import unheard_of
 from ...workers import nursery
 from ...workers.channel import Channel, FrameKind, Mailbox
 from ...workers.nursery import NurserySetup
@@ -245,7 +245,7 @@ class LocalBackend:
             case Tell(job, verdict):
                 self._tell(job, verdict)
             case TellLost(job, cause, detail):
-                self._tell(job, lost(job.spec, cause, detail))
+                self._tell(job, unheard_of(job.spec, cause, detail))
             case _:
                 assert_never(instruction)
 
