@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -27,7 +28,9 @@ class Renderer:
 
     def __init__(self, prepare: Callable[[], None], render: Render) -> None:
         ours, theirs = socket.socketpair()
-        self._pid = fork(lambda: _serve(theirs, prepare, render))
+        itself = os.pidfd_open(os.getpid())
+        self._pid = fork(lambda: _serve(theirs, prepare, render, itself))
+        os.close(itself)
         theirs.close()
         self._channel = Channel(ours)
         self._lock = threading.Lock()
@@ -62,10 +65,18 @@ class Renderer:
             os.waitpid(self._pid, 0)
 
 
-def _serve(connected: socket.socket, prepare: Callable[[], None], render: Render) -> None:
-    leave_snakemake("forge-render", (connected.fileno(),), prepare)
+def _serve(connected: socket.socket, prepare: Callable[[], None], render: Render, parent: int) -> None:
+    """Serve until Snakemake closes the channel, or is dead while a process that it has forked holds its end open.
+
+    Args:
+        parent: a pidfd of Snakemake.
+    """
+    leave_snakemake("forge-render", (connected.fileno(), parent), prepare)
     channel = Channel(connected)
-    while not channel.closed:
+    poll = select.poll()
+    for readable in (connected.fileno(), parent):
+        poll.register(readable, select.POLLIN)
+    while not channel.closed and parent not in dict(poll.poll()):
         for frame in channel.receive():
             call, scratch = pickle.loads(frame.body)
             channel.send(Frame(FrameKind.DONE, frame.name, pickle.dumps(render(call, scratch))))
