@@ -87,7 +87,7 @@ def _local(
 ) -> LocalBackend | QueuedBackend:
     """Open this host's backend. Where jobs may get more memory than Snakemake knows, they wait until it is free."""
     most = jobs_at_once()
-    backend: LocalBackend | QueuedBackend = LocalBackend(setup)
+    backend: LocalBackend | QueuedBackend = LocalBackend(setup, notice)
     if why := backend.host.home_note:
         notice(f"Forge: jobs cannot write to $HOME, because their files there cannot be kept apart: {why}")
     if most is not None and most < cores:

@@ -12,14 +12,15 @@ import select
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..kernel.inherited import fork
+from ..kernel.process_tree import wait_for_child
 from ..spec.errors import NurseryError
 from .channel import Channel, Frame, FrameKind
 from .launcher import Command
 from .nursery import Render, leave_snakemake
 
+_LAST_SECONDS = 10.0
 INNER = "inner snakemake: it is no shell command alone, or it is more than one"
 
 
@@ -59,10 +60,9 @@ class Renderer:
         return (inner, INNER) if command is None else (command, "launcher")
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; one that hangs is left to itself."""
         self._channel.close()
-        with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        wait_for_child(self._pid, _LAST_SECONDS)
 
 
 def _serve(connected: socket.socket, prepare: Callable[[], None], render: Render, parent: int) -> None:

@@ -20,6 +20,7 @@ from typing import assert_never
 from ...kernel import inherited
 from ...kernel.descriptors import is_readable
 from ...kernel.failpoints import reached
+from ...kernel.process_tree import command_name, descendants, stat, wait_for_child
 from ...kernel.shortage import REMEDY, patiently
 from ...spec.backend import Done
 from ...spec.errors import NurseryError
@@ -42,12 +43,16 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, setup: NurserySetup) -> None:
+    def __init__(self, setup: NurserySetup, notice: Callable[[str], None]) -> None:
         """Fork the nursery. Call it while Snakemake has no threads.
+
+        Args:
+            notice: shows a sentence to the user.
 
         Raises:
             NurseryError: if the process from which jobs are forked does not get ready.
         """
+        self._notice = notice
         self._restore_signals = inherited.accept_signals()
         inherited.open_streams()
         ours, theirs = socket.socketpair()
@@ -118,7 +123,10 @@ class LocalBackend:
     def close(self) -> None:
         self._later(self._jobs.closed)
         self._later(None)
-        self._thread.join()
+        self._thread.join(_ORPHAN_SECONDS)
+        if self._thread.is_alive():  # it waits for a nursery that takes nothing
+            self._channel.hang_up()
+            self._thread.join()
         self._close_sockets()
         os.close(self._wake_read)
         wake_write, self._wake_write = self._wake_write, -1  # a late caller must not write into another file
@@ -129,13 +137,13 @@ class LocalBackend:
         self._restore_signals()
 
     def _close_sockets(self) -> None:
-        """Let the nursery end, and wait until it and its supervisors have."""
+        """Let the nursery end, and wait until it and its supervisors have, or for as long as that may take."""
         self._channel.close()
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while self._wait_for_mail(deadline) and self._mailbox.receive() is not None:
             pass
-        with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        if not wait_for_child(self._pid, deadline - time.monotonic()):
+            self._notice(_hanging(self._pid))
         self._mailbox.close()
 
     def _wait_for_mail(self, deadline: float) -> bool:
@@ -269,6 +277,20 @@ class LocalBackend:
                 pass
         finally:
             self._handle(partial(self._jobs.silent, time.monotonic() - begin))
+
+
+def _hanging(nursery: int) -> str:
+    """Return a sentence about the processes that do not end with their run."""
+    found = []
+    for pid in (nursery, *descendants(nursery)):
+        with suppress(OSError):
+            if (name := command_name(pid)).startswith("forge-") and (state := stat(pid)[0]) != b"Z":
+                found.append(f"{pid} ({name}, state {state.decode()})")
+    return (
+        f"Forge: the run is over, but after {_ORPHAN_SECONDS:.0f} s these processes of it have not ended: "
+        f"{', '.join(found)}. The run does not wait for them. Once they have ended, the next run or snakemake-forge "
+        "resume removes what they leave."
+    )
 
 
 def _fork(life: Callable[[], None]) -> int:
