@@ -56,7 +56,11 @@ class Backends:
             return
         open_backend = registry.find(config.backend)
         self._renderer = Renderer(setup.prepare, setup.render)  # before there are threads
-        local = QueuedBackend(_local(config, setup, notice, local_cores), by_cores(max(1, local_cores)))
+        try:
+            local = QueuedBackend(_local(config, setup, notice, local_cores), by_cores(max(1, local_cores)))
+        except ForgeError:
+            self._renderer.close()
+            raise
         self.local = _adopting(local, setup.run_id, state, local_cores, notice)
         services = Services(setup.run_id, run_dir, config, partial(Renderer.command, self._renderer), notice)
         try:

@@ -36,6 +36,7 @@ from .jobs import Instruction, LocalJob, LocalJobs, Send, Tell, TellLost
 
 _READY_SECONDS = 60.0
 _ORPHAN_SECONDS = 40.0
+_REFUSED_SECONDS = 1.0
 
 
 class LocalBackend:
@@ -53,25 +54,11 @@ class LocalBackend:
             NurseryError: if the process from which jobs are forked does not get ready.
         """
         self._notice = notice
-        self._restore_signals = inherited.accept_signals()
-        inherited.open_streams()
-        ours, theirs = socket.socketpair()
-        self._mailbox, writers = Mailbox.pair()
-        # The objects of now (the workflow) will stay: a collection in the nursery would copy all of them, and one in
-        # Snakemake takes 70 ms.
-        self._was_frozen = gc.get_freeze_count() > 0
-        gc.freeze()
-        itself = os.pidfd_open(os.getpid())
-        self._pid = _fork(lambda: nursery.run(setup, theirs, writers, itself))
-        os.close(itself)
-        theirs.close()
-        writers.close()
-        self._channel = Channel(ours)
+        self._as_before = _prepare()
         try:
-            self.host = self._await_ready()
-        except NurseryError:  # it may hang, so it is not waited for
-            self._channel.close()
-            self._mailbox.close()
+            self._start(setup)
+        except BaseException:
+            self._as_before()
             raise
         self._jobs = LocalJobs()  # with the lock of the condition
         self._idle = threading.Condition()
@@ -81,6 +68,25 @@ class LocalBackend:
         self._death = f"the nursery (pid {self._pid}) was killed"
         self._thread = threading.Thread(target=self._pump, name="forge-backend", daemon=True)
         self._thread.start()
+
+    def _start(self, setup: NurserySetup) -> None:
+        ours, theirs = socket.socketpair()
+        self._mailbox, writers = Mailbox.pair()
+        self._channel = Channel(ours)
+        itself = os.pidfd_open(os.getpid())
+        try:
+            self._pid = _fork(lambda: nursery.run(setup, theirs, writers, itself))
+        finally:
+            os.close(itself)
+            theirs.close()
+            writers.close()
+        try:
+            self.host = self._await_ready()
+        except BaseException:
+            self._channel.close()
+            self._mailbox.close()
+            wait_for_child(self._pid, _REFUSED_SECONDS)  # it may hang
+            raise
 
     def _await_ready(self) -> Host:
         if not self._wait_for_mail(time.monotonic() + _READY_SECONDS):
@@ -131,10 +137,7 @@ class LocalBackend:
         os.close(self._wake_read)
         wake_write, self._wake_write = self._wake_write, -1  # a late caller must not write into another file
         os.close(wake_write)
-        # A program frees this workflow before it runs the next one. The command line ends: frozen, in 0.15 s less.
-        if not self._was_frozen and "snakemake.cli" not in sys.modules:
-            gc.unfreeze()
-        self._restore_signals()
+        self._as_before()
 
     def _close_sockets(self) -> None:
         """Let the nursery end, and wait until it and its supervisors have, or for as long as that may take."""
@@ -277,6 +280,24 @@ class LocalBackend:
                 pass
         finally:
             self._handle(partial(self._jobs.silent, time.monotonic() - begin))
+
+
+def _prepare() -> Callable[[], None]:
+    """Prepare this process for the fork of the nursery; return a function that undoes that."""
+    restore_signals = inherited.accept_signals()
+    inherited.open_streams()
+    # The objects of now (the workflow) will stay: a collection in the nursery would copy all of them, and one in
+    # Snakemake takes 70 ms.
+    was_frozen = gc.get_freeze_count() > 0
+    gc.freeze()
+
+    def undo() -> None:
+        # A program frees this workflow before it runs the next one. The command line ends: frozen, in 0.15 s less.
+        if not was_frozen and "snakemake.cli" not in sys.modules:
+            gc.unfreeze()
+        restore_signals()
+
+    return undo
 
 
 def _hanging(nursery: int) -> str:
