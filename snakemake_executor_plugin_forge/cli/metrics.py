@@ -8,9 +8,9 @@ from importlib import resources
 from typing import Any
 
 from ..analysis.metrics import COLUMNS, Tally, metrics_text, write_metrics
-from ..record.index import Selection, open_index
+from ..record.index import Selection
 from ..spec.errors import UsageError
-from .select import add_command
+from .select import add_command, open_records
 
 _EXAMPLES = """examples:
   snakemake-forge metrics                                  OpenMetrics text of all runs
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dashboard:
         print(dashboard(), end="")
         return 0
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         tally = Tally({"workdir": os.path.realpath(options.directory)})
         for row in index.rows(columns=COLUMNS):
             tally.add(row)

@@ -8,10 +8,9 @@ import sys
 from typing import Any
 
 from ..analysis.crates import check_store
-from ..record.index import open_index
 from ..spec.errors import UsageError
 from ..spec.paths import CATALOG_FILE
-from .select import add_catalog, add_command, add_run, pick_run
+from .select import add_catalog, add_command, add_run, open_records, pick_run
 
 _EXAMPLES = """examples:
   snakemake-forge provenance                                the newest run, into the store that forge.yaml names
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the crate."""
     from ..analysis.provenance import write_crate  # rocrate
 
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         name = pick_run(index, options.name)
         output = options.output or f"{_store(options)}/{name}"
         done = write_crate(index, name, output, copy=options.copy, license_=options.license)

@@ -7,12 +7,13 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ..record.index import Index, Row, Selection, open_index
+from ..record.index import DAMAGED_ARCHIVE, Index, Row, Selection, open_index
 from ..spec.errors import NothingFoundError, UsageError, near_miss
 from ..spec.paths import CATALOG_FILE, STATE
 from .commands import COMMANDS
@@ -156,6 +157,15 @@ def check_job(index: Index, rule: str | None, wildcards: dict[str, str]) -> None
             raise UsageError(f"Rule {rule} has no wildcard {name!r}.{near_miss(name, sorted(known[rule]))}")
 
 
+def open_records(directory: str) -> Index:
+    """Open the index as :func:`..record.index.open_index`, and say on stderr what of the records is damaged."""
+    index = open_index(directory)
+    for _, run in index.runs():
+        for sentence in run.get(DAMAGED_ARCHIVE, ()):
+            print(f"snakemake-forge: {sentence}.", file=sys.stderr)
+    return index
+
+
 def newest(options: argparse.Namespace, *, running: bool = False) -> Row:
     """Return the whole record of the newest attempt of the job that ``options`` names.
 
@@ -171,7 +181,7 @@ def newest(options: argparse.Namespace, *, running: bool = False) -> Row:
     """
     if "=" in (options.rule or ""):
         raise UsageError(f"Name the rule before {options.rule}. All jobs with it: snakemake-forge jobs {options.rule}")
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         run = pick_run(index, options.name) if options.name else None
         if options.rule is None:
             failed = Selection(run=run)
