@@ -10,7 +10,7 @@ from typing import Any
 from ..analysis.metrics import COLUMNS, Tally, metrics_text, write_metrics
 from ..record.index import Selection
 from ..spec.errors import UsageError
-from .select import add_command, open_records
+from .select import add_command, local_path, open_records
 
 _EXAMPLES = """examples:
   snakemake-forge metrics                                  OpenMetrics text of all runs
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "metrics", _EXAMPLES)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--prometheus", action="store_true", help="print Prometheus' older text format (0.0.4)")
-    form.add_argument("--output", metavar="FILE", help="write that format to FILE in one step")
+    form.add_argument("--output", type=local_path, metavar="FILE", help="write that format to FILE in one step")
     form.add_argument("--dashboard", action="store_true", help="print a dashboard for Grafana, as JSON")
     parser.set_defaults(run=run)
 

@@ -61,7 +61,7 @@ def _store(options: argparse.Namespace) -> str:
     """
     from ..software import catalog_file  # pydantic: only where it is needed
 
-    path = catalog_file.find(options.config, options.directory)
+    path = catalog_file.find(options.config, options.directory, "--config")
     store = None if path is None else catalog_file.load(path).provenance
     if store is None:
         where = path or f"a {CATALOG_FILE}, which is not in {os.path.abspath(options.directory)}"

@@ -10,7 +10,7 @@ from typing import Any
 from ..analysis.trace import NEEDED, tsv
 from ..record.index import Selection
 from ..spec.errors import UsageError
-from .select import add_command, add_run, open_records, pick_run
+from .select import add_command, add_run, local_path, open_records, pick_run
 from .show import plain
 
 _EXAMPLES = """examples:
@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        type=local_path,
         metavar="FILE",
         help=f"the file to write, - for stdout (default: {_DEFAULT}; for --tsv stdout)",
     )

@@ -39,7 +39,14 @@ def add_command(commands: Any, name: str, examples: str, *, directory: bool = Tr
 def add_directory(parser: argparse.ArgumentParser, default: str) -> None:
     """Add ``--directory``; ``default`` may be :data:`argparse.SUPPRESS`, after a verb that has an own parser."""
     text = "the workflow's working directory (default: this one, or the next above it with a record or a forge.yaml)"
-    parser.add_argument("-d", "--directory", default=default, metavar="DIR", help=text)
+    parser.add_argument("-d", "--directory", type=local_path, default=default, metavar="DIR", help=text)
+
+
+def local_path(text: str) -> str:
+    """Check the path of an argument, for argparse: as a path, an address would name a directory ``https:`` here."""
+    if re.match(r"[A-Za-z][\w+.-]*://", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is an address; name a file or directory of this host")
+    return text
 
 
 def nearest_record(directory: str) -> str:
@@ -65,7 +72,8 @@ def add_rule(parser: argparse.ArgumentParser, name: str = "--rule", text: str = 
 
 def add_catalog(parser: argparse.ArgumentParser) -> None:
     """Add ``--config``."""
-    parser.add_argument("--config", metavar="FILE", help="the catalog (default: forge.yaml in the directory)")
+    text = "the catalog (default: forge.yaml in the directory)"
+    parser.add_argument("--config", type=local_path, metavar="FILE", help=text)
 
 
 def number(kind: type[int | float], lowest: float, highest: float = math.inf) -> Callable[[str], float]:
