@@ -25,7 +25,7 @@ from ..spec.progress import Progress
 from .forecast import progress_of_newest_run
 from .live import look_at_processes
 
-NURSERY = "forge-nursery"  # the name that workers/zygote.py gives it
+NURSERY = "forge-nursery"  # the name that workers/nursery.py gives it
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,10 @@ import argparse
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..analysis.host_runs import HostRun, runs_of_host
@@ -114,17 +116,17 @@ def probe(workdir: str) -> Host:
     """Probe the host as a run does: start its nursery, and end it."""
     from ..backends.local.backend import LocalBackend
     from ..sandbox.gpus import find
-    from ..workers.zygote import ZygoteSetup
+    from ..workers.nursery import NurserySetup
 
     config = Config()
     run_id = f"doctor-{os.getpid()}-{secrets.token_hex(2)}"
     nothing: dict[str, object] = {"exit_code": 0}
     gpus = find(config.gpus, os.environ)
-    setup = ZygoteSetup(
+    setup = NurserySetup(
         run_id, workdir, config.run_memory, config.run_pids, gpus, (), lambda: None, lambda *_: nothing, lambda *_: None
     )
     setup = replace(setup, priority=Priority(io_weights=True))
-    backend = LocalBackend(setup)
+    backend = LocalBackend(setup, partial(print, file=sys.stderr))
     backend.close()
     return backend.host
 

@@ -212,9 +212,9 @@ class Executor(_InnerSnakemake):
         run, info = self._running, SubmittedJobInfo(job=job)
         if job.is_group():
             self.report_job_submission(info)
-            from .parts import Group
+            from .parts import ConnectedJobs
 
-            group = Group(run.submitter, job, partial(self._conclude_group, info))
+            group = ConnectedJobs(run.submitter, job, partial(self._conclude_group, info))
             run.group_threads.submit(group.start)  # not here: it may have to wait for a service
             return
         prepared = run.submitter.prepare(job)

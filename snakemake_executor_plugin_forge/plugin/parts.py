@@ -16,8 +16,8 @@ from ..run.engine import Engine, RunRequest
 from ..run.resource_checks import RefusedError
 from ..spec.catalog import with_defaults
 from .config import to_config
+from .connected_jobs import ConnectedJobs
 from .dry_run import leave_dry_runs
-from .groups import Group
 from .left_modules import left_modules
 from .run_blocks import RunBlockStarts
 from .run_plan import RunPlan
@@ -30,11 +30,11 @@ from .submission import Submitter, ask_cache
 __all__ = [
     "CallRunner",
     "ChoosingTime",
+    "ConnectedJobs",
     "Deployment",
     "Engine",
     "ExecutorSettings",
     "Failures",
-    "Group",
     "Notes",
     "RefusedError",
     "RunBlockStarts",

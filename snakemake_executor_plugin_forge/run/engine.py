@@ -35,7 +35,7 @@ from ..spec.verdict import Order, Verdict
 from ..staging.confines import in_words
 from ..staging.journal import undecided
 from ..staging.recovery import clear_after_own, recover_dead_runs
-from ..workers.zygote import Render, ZygoteSetup
+from ..workers.nursery import NurserySetup, Render
 from .attempts import Attempts, Submission
 from .backends import Backends
 from .resource_checks import RefusedError, ResourceChecks, plain, without_gpus
@@ -88,7 +88,7 @@ class Engine:
         recover(state, workdir, run_id, self._scratch, notice)
         reached("recovered", "")
         gpus = find(config.gpus, os.environ)
-        setup = ZygoteSetup(
+        setup = NurserySetup(
             run_id, workdir, config.run_memory, config.run_pids, gpus, request.declared,
             request.prepare, request.execute, request.render, priority_of_run(config), self._scratch,
         )  # fmt: skip
@@ -313,7 +313,7 @@ class Engine:
 
 
 def _open_backends(
-    config: Config, setup: ZygoteSetup, run_dir: str, local_cores: int, notice: Callable[[str], None], cores: int
+    config: Config, setup: NurserySetup, run_dir: str, local_cores: int, notice: Callable[[str], None], cores: int
 ) -> Backends:
     places = Backends(config, setup, run_dir, local_cores, notice, cores)
     try:

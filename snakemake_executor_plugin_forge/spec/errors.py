@@ -13,7 +13,7 @@ A job that fails is *not* an exception but a :class:`~.verdict.Verdict`.
     │   ├── RequirementError   less isolation than ``--forge-require`` asks for
     │   └── AuditUnavailable   this host does not say which files a job opens
     ├── SandboxError           Forge could not set up a job's sandbox; the job never started
-    ├── ZygoteError            the nursery process died or could not start
+    ├── NurseryError           the nursery process died or could not start
     ├── UnfitError             outputs that an earlier run has staged cannot be published any more
     └── BrokenRuntimeError     a runtime cannot be built or is damaged
 """
@@ -78,7 +78,7 @@ class SandboxError(ForgeError):
     """Forge could not make the sandbox of a job. Nothing of the job has run."""
 
 
-class ZygoteError(ForgeError):
+class NurseryError(ForgeError):
     """The nursery, which forks all jobs, is gone."""
 
 

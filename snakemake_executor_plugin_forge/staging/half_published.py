@@ -18,8 +18,8 @@ from ..sandbox.filesystem.overlay import parts_of_layer, staging_of
 from ..spec.file_policy import below
 from ..spec.paths import COPY_SIGN, STATE
 from .journal import UNDECIDED
+from .layer_files import is_whiteout
 from .owners import record_name
-from .tree import is_whiteout
 
 _MARKS = ".snakemake/incomplete"
 

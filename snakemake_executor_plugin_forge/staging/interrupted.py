@@ -30,8 +30,8 @@ from . import journal
 from .confines import Confines
 from .file_version import NOTHING, FileVersion, status_of
 from .journal import Journal, Move, UndecidedError
+from .layer_files import append
 from .publish import carry_out, remove_copies, settle
-from .tree import append
 from .writable import writable
 
 _KEPT = "kept-"

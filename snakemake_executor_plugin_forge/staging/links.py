@@ -18,7 +18,7 @@ from ..spec.job import Files, LaunchSpec
 from ..spec.verdict import Harm, HarmKind
 from .declared import Declared
 from .journal import Move
-from .tree import is_whiteout
+from .layer_files import is_whiteout
 
 _MOST_LINKS = 40  # of one path: path_resolution(7)
 

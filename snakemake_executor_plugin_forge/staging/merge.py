@@ -19,10 +19,10 @@ from ..kernel.tree import remove_tree
 from ..sandbox.filesystem.directories import waited_lock
 from ..spec.verdict import Harm
 from .journal import Move
+from .layer_files import append, remove_file
 from .owners import entry_of, mark
 from .publish import beside, near_place, remove_copies
 from .scene import Scene
-from .tree import append, remove_file
 from .undeclared import Append, Decided, decide
 from .writable import writable
 

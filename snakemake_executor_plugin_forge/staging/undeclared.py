@@ -37,11 +37,11 @@ from .control_files import ControlFiles, is_cached, is_of_git
 from .deletions import files_below, removable
 from .git_index import is_refreshed_index
 from .journal import Move
+from .layer_files import is_whiteout, unfit
 from .links import harm_of
 from .owners import maker
 from .publish import OVERLAY_ATTRIBUTES
 from .scene import LayerPlace, Scene
-from .tree import is_whiteout, unfit
 
 PRIVATE = ".snakemake"  # Snakemake's own, in which jobs leave temporary files: no record is a job's to write
 

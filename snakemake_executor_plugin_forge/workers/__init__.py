@@ -1,1 +1,1 @@
-"""The processes that fork jobs (zygote, launcher), their pool of supervisors, and the channels between them."""
+"""The processes that fork jobs (nursery, launcher), their pool of supervisors, and the channels between them."""

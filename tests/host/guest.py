@@ -6,7 +6,11 @@
 In the guest SCRIPT finds the checkout, the host's Python and the virtual environment at the same absolute
 paths as on the host, read-only; the variables FORGE_GUEST=1, FORGE_GUEST_CHECKOUT and FORGE_GUEST_PYTHON; a
 directory /host that it shares with the host; a directory /work on ext4 that all users can write to; and the
-command `as-tester COMMAND`, which runs COMMAND as an ordinary user with a delegated cgroup.
+command `as-tester COMMAND`, which runs COMMAND as an ordinary user with a delegated cgroup. A SCRIPT of one test:
+
+    cd "$FORGE_GUEST_CHECKOUT"
+    export PYTEST_TIMEOUT=1500 FORGE_TEST_PATIENCE=5 HYPOTHESIS_STORAGE_DIRECTORY=/work/hypothesis
+    "$FORGE_GUEST_PYTHON" -m pytest -p no:cacheprovider --basetemp=/work/tmp tests/integration/test_containment.py -k oom_hidden
 """
 
 import argparse

@@ -33,6 +33,9 @@ ENUMS = {
 }  # fmt: skip
 
 
+REFERENCE = (Path(__file__).parents[2] / "docs/reference/settings.md").read_text(encoding="utf-8")
+
+
 def test_choices_are_those_of_the_enums() -> None:
     choices = {f.name: f.metadata["choices"] for f in fields(ExecutorSettings) if "choices" in f.metadata}
     assert choices == {name: [str(v) for v in kind] for name, kind in ENUMS.items()}
@@ -43,12 +46,14 @@ def test_defaults_agree() -> None:
 
 
 @pytest.mark.parametrize("field", fields(ExecutorSettings), ids=lambda f: f.name)
-def test_every_flag_has_help_and_a_variable(field: Field[Any]) -> None:
+def test_every_flag_has_help_a_variable_and_a_row_in_the_reference(field: Field[Any]) -> None:
     metadata = field.metadata
     assert len(metadata["help"]) > 20
     assert "%" not in metadata["help"]
     assert ("Default: " in metadata["help"]) == (field.name not in ("audit", "metrics_file"))  # these are off, or need a name
     assert metadata["env_var"] is True
+    name = field.name.replace("_", "-")
+    assert f"| `--forge-{name}` | `SNAKEMAKE_FORGE_{field.name.upper()}` |" in REFERENCE
 
 
 @pytest.mark.parametrize(("field", "value", "words"), [

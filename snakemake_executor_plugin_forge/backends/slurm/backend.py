@@ -87,8 +87,8 @@ class SlurmBackend:
     def cancel(self, name: str, order: Order) -> None:
         """See :class:`...spec.backend.Backend`. This would end a whole pack, but no member of one gets here.
 
-        Only groups of jobs that run at the same time end single members (plugin/groups.py). These are ``together``, so
-        that :meth:`submit` lets them share no pack; those in one allocation are ended one by one: groups.py.
+        Only jobs that run at the same time are ended one by one (plugin/connected_jobs.py). These are ``together``, so
+        that :meth:`submit` lets them share no pack; those in one allocation are ended one by one, too: groups.py.
         """
         self._table.cancel([name], order)
 

@@ -1,4 +1,4 @@
-"""Kinds of files in layers, and files that consist of others."""
+"""Files in layers: their kinds, and how they are deleted or made of others."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Failure = Verdict | str
 _PAUSE_SECONDS = 0.2
 
 
-class Group:
+class ConnectedJobs:
     """A pipe or service group: all members run at the same time, each in a sandbox of its own.
 
     The group ends its services when all other members have succeeded, and all members at the first failure.

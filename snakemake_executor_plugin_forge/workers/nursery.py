@@ -51,7 +51,7 @@ Render = Callable[[bytes, str], Command | None]
 
 
 @dataclass(frozen=True, slots=True)
-class ZygoteSetup:
+class NurserySetup:
     """The facts of the run that the nursery needs."""
 
     run_id: str
@@ -67,14 +67,14 @@ class ZygoteSetup:
     scratch: str | None = None  # the directory for temporary files; None: the jobs need no home of the workflow
 
 
-def run(setup: ZygoteSetup, sock: socket.socket, mailbox: Mailbox, parent: int) -> None:
+def run(setup: NurserySetup, sock: socket.socket, mailbox: Mailbox, parent: int) -> None:
     """Be the nursery: the whole life of this process, which was just forked.
 
     Args:
         parent: a pidfd of Snakemake. Its end of the channel stays open where it has forked processes that outlive it.
     """
     leave_snakemake("forge-nursery", (sock.fileno(), mailbox.fileno(), parent), setup.prepare)
-    _Zygote(setup, Channel(sock), mailbox, parent).live()
+    _Nursery(setup, Channel(sock), mailbox, parent).live()
 
 
 def leave_snakemake(name: str, keep: tuple[int, ...], prepare: Callable[[], None]) -> None:
@@ -116,10 +116,10 @@ def _take_streams() -> None:
         inherited.take_stream(number)
 
 
-class _Zygote(Pool):
+class _Nursery(Pool):
     """A pool of supervisors with the workflow in memory, and a launcher for the jobs that do not need it."""
 
-    def __init__(self, setup: ZygoteSetup, upward: Channel, mailbox: Mailbox, parent: int) -> None:
+    def __init__(self, setup: NurserySetup, upward: Channel, mailbox: Mailbox, parent: int) -> None:
         super().__init__(upward, mailbox, setup.execute)
         self._parent = parent
         self._setup = setup
