@@ -80,12 +80,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _turn(item: pytest.Item) -> int:
-    """Order: tests that mostly wait come first, while the guest is emulated; tests that need its results come last."""
+    """Order: the longest files come first, so that workers end together; tests that need the guest's results come last."""
     if {"guest_reports", "upstream"} & set(getattr(item, "fixturenames", ())):
         return 3
-    if item.get_closest_marker("busy") is not None:
-        return 2
-    return 1 if item.get_closest_marker("host") is None else 0
+    if item.get_closest_marker("host") is not None:
+        return 0
+    return 1 if item.get_closest_marker("busy") is not None else 2
 
 
 @dataclass(frozen=True)

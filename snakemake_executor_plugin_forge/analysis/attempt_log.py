@@ -45,7 +45,8 @@ def with_context(record: Mapping[str, Any], told: Told | None = None) -> dict[st
     Args:
         told: what the job has said, if that is known.
     """
-    found = {**record, "told": told or read_telling(record["directory"])}
+    directory = record["directory"]
+    found = {**record, "told": told or read_telling(directory), "lost_streams": lost_with_archive(directory)}
     if record["outcome"] == "oom" and record.get("backend") == "local":
         run = sound.run(load(f"{os.path.dirname(record['directory'])}/{RUN}") or {})
         found["run_memory_bytes"] = run["memory_bytes"]
@@ -81,6 +82,14 @@ def archived_stream(directory: str, name: str) -> str | None:
     entry = _archived(directory)
     streams = (entry or {}).get("streams")
     return str(streams.get(name, "")) if isinstance(streams, dict) else None
+
+
+def lost_with_archive(directory: str) -> str:
+    """A sentence if the streams of an attempt were in an archive that is damaged, and are lost; else ""."""
+    path = f"{os.path.dirname(directory)}/{NAME}"
+    if os.path.isdir(directory) or not os.path.exists(path) or _archived(directory) is not None:
+        return ""
+    return f"{path} is damaged: what it had of this attempt is lost"
 
 
 def read_spec(directory: str) -> dict[str, Any] | None:

@@ -84,19 +84,20 @@ def explain(record: Record, told: Told) -> Explanation:
 
     Args:
         record: the object in ``verdict.json``. ``limits`` and ``usage`` may be missing. ``run_memory_bytes``, if there
-            is one: what the jobs of the run could use together.
+            is one: what the jobs of the run could use together. ``lost_streams``: why its streams cannot be read.
         told: what the job has said about its failure.
     """
     remedy = str(record.get("remedy") or "")
     traceback = _traceback(record, told.text)
     lines = traceback or telling_lines(told.text)
     source = f"the cause that {'the traceback' if traceback else told.source} names"
-    source = source if lines else _silent(record)
+    lost = record.get("lost_streams")
+    source = source if lines else "the cause, which is not on record" if lost else _silent(record)
     names = (STDERR, STDOUT, COMMAND, "verdict.json")
     return Explanation(
         happened=f"{job_words(record)}{_place(record)}: {record.get('happened') or record['reason']}",
         evidence=_evidence(record),
-        stderr=" | ".join(lines) if lines else "empty, as is any log: of the rule",
+        stderr=" | ".join(lines) or lost or "empty, as is any log: of the rule",
         change=_change(record, remedy, record.get("evidence") or {}, source),
         files=f"{record['directory']}/{{{','.join(names)}}}",
         log="" if traceback or not lines else told.log,

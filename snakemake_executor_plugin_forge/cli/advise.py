@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..analysis.advise import COLUMNS, FEWEST_JOBS, Advice, Spread, advise, memory_of_newest, profile_block
-from ..record.index import Selection, open_index
+from ..record.index import Selection
 from ..spec.units import show_bytes, show_seconds
-from .select import add_command, add_rule, add_run, check_job, number, pick_run
+from .select import add_command, add_rule, add_run, check_job, number, open_records, pick_run
 from .show import print_json, print_table
 
 _EXAMPLES = """examples:
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the suggestions; return 1 if no attempt is on record."""
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         check_job(index, options.rule, {})
         run = pick_run(index, options.name) if options.name else None
         rows = index.rows(Selection(rule=options.rule, run=run), COLUMNS)

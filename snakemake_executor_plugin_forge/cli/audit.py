@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..analysis.undeclared import UndeclaredFiles, undeclared
-from ..record.index import Selection, open_index
+from ..record.index import Selection
 from ..spec.printable import python_string
 from ..spec.wildcards import can_be_declared
-from .select import add_command, add_rule, check_job
+from .select import add_command, add_rule, check_job, open_records
 from .show import print_json
 
 _EXAMPLES = """examples:
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the lines; return 1 if there are none."""
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         check_job(index, options.rule, {})
         found = undeclared(
             index.records(Selection()), lambda path: os.path.isdir(os.path.join(options.directory, path))

@@ -10,8 +10,10 @@ import argparse
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..analysis.host_runs import HostRun, runs_of_host
@@ -124,7 +126,7 @@ def probe(workdir: str) -> Host:
         run_id, workdir, config.run_memory, config.run_pids, gpus, (), lambda: None, lambda *_: nothing, lambda *_: None
     )
     setup = replace(setup, priority=Priority(io_weights=True))
-    backend = LocalBackend(setup)
+    backend = LocalBackend(setup, partial(print, file=sys.stderr))
     backend.close()
     return backend.host
 

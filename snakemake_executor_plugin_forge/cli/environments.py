@@ -54,7 +54,7 @@ def open_runtimes(options: argparse.Namespace) -> Runtimes:
     """
     from ..software import catalog_file  # pydantic: only where it is needed
 
-    path = catalog_file.find(options.config, options.directory)
+    path = catalog_file.find(options.config, options.directory, "--config")
     if path is None:
         raise UsageError(f"There is no {CATALOG_FILE} in {os.path.abspath(options.directory)}. Name one with --config.")
     store = Store(options.runtimes_dir or default_directory(os.environ))

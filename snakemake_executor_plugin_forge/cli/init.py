@@ -24,7 +24,7 @@ from ..spec.job import Require
 from ..spec.paths import CATALOG_FILE, STATE
 from ..spec.units import MEBIBYTE, show_bytes
 from .doctor import probe, read_facts
-from .select import add_command
+from .select import add_command, local_path
 
 PROFILE = "profiles/default/config.yaml"
 
@@ -49,8 +49,11 @@ class RuleFacts:
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = add_command(commands, "init", _EXAMPLES, directory=False)
-    parser.add_argument("-d", "--directory", default=".", metavar="DIR", help="the workflow's working directory")
-    parser.add_argument("-s", "--snakefile", metavar="FILE", help="the Snakefile (default: where Snakemake looks)")
+    parser.add_argument(
+        "-d", "--directory", type=local_path, default=".", metavar="DIR", help="the workflow's working directory"
+    )
+    text = "the Snakefile (default: where Snakemake looks)"
+    parser.add_argument("-s", "--snakefile", type=local_path, metavar="FILE", help=text)
     parser.add_argument("-n", "--dry-run", action="store_true", help="print the files, and write none")
     parser.set_defaults(run=run)
 

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from ..analysis.explain import wildcards_in_words
-from ..record.index import Index, Row, Selection, open_index
+from ..record.index import Index, Row, Selection
 from ..spec.errors import NothingFoundError, UsageError
 from ..spec.printable import json_text
 from ..spec.units import show_bytes, show_seconds
-from .select import add_command, add_rule, add_run, check_job, parse_wildcards, pick_run
+from .select import add_command, add_rule, add_run, check_job, open_records, parse_wildcards, pick_run
 from .show import print_json, print_table, show_moment
 
 _EXAMPLES = """examples:
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the attempts; return 1 if none matches."""
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         if options.wildcards and options.wildcards[0] in index.rules():
             raise UsageError(f"A rule is named with --rule: snakemake-forge jobs --rule {' '.join(options.wildcards)}")
         wildcards = parse_wildcards(options.wildcards)

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import IO, Any
 
-from ..analysis.attempt_log import archived_stream, rule_logs
+from ..analysis.attempt_log import archived_stream, lost_with_archive, rule_logs
 from ..record.index import Row
 from ..record.jsonfile import STDERR, STDOUT, VERDICT
 from ..record.plain_files import open_to_read
@@ -75,7 +75,8 @@ def _open(attempt: Row, name: str) -> IO[bytes]:
             kept = io.BytesIO(text.encode())
             kept.name = path
             return kept
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+        lost = lost_with_archive(attempt["directory"])
+        raise UsageError(f"{path} cannot be read: {lost or error.strerror}.") from None
 
 
 class _Output:

@@ -8,9 +8,9 @@ from importlib import resources
 from typing import Any
 
 from ..analysis.metrics import COLUMNS, Tally, metrics_text, write_metrics
-from ..record.index import Selection, open_index
+from ..record.index import Selection
 from ..spec.errors import UsageError
-from .select import add_command
+from .select import add_command, local_path, open_records
 
 _EXAMPLES = """examples:
   snakemake-forge metrics                                  OpenMetrics text of all runs
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "metrics", _EXAMPLES)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--prometheus", action="store_true", help="print Prometheus' older text format (0.0.4)")
-    form.add_argument("--output", metavar="FILE", help="write that format to FILE in one step")
+    form.add_argument("--output", type=local_path, metavar="FILE", help="write that format to FILE in one step")
     form.add_argument("--dashboard", action="store_true", help="print a dashboard for Grafana, as JSON")
     parser.set_defaults(run=run)
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dashboard:
         print(dashboard(), end="")
         return 0
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         tally = Tally({"workdir": os.path.realpath(options.directory)})
         for row in index.rows(columns=COLUMNS):
             tally.add(row)

@@ -8,10 +8,9 @@ import sys
 from typing import Any
 
 from ..analysis.crates import check_store
-from ..record.index import open_index
 from ..spec.errors import UsageError
 from ..spec.paths import CATALOG_FILE
-from .select import add_catalog, add_command, add_run, pick_run
+from .select import add_catalog, add_command, add_run, open_records, pick_run
 
 _EXAMPLES = """examples:
   snakemake-forge provenance                                the newest run, into the store that forge.yaml names
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the crate."""
     from ..analysis.provenance import write_crate  # rocrate
 
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         name = pick_run(index, options.name)
         output = options.output or f"{_store(options)}/{name}"
         done = write_crate(index, name, output, copy=options.copy, license_=options.license)
@@ -62,7 +61,7 @@ def _store(options: argparse.Namespace) -> str:
     """
     from ..software import catalog_file  # pydantic: only where it is needed
 
-    path = catalog_file.find(options.config, options.directory)
+    path = catalog_file.find(options.config, options.directory, "--config")
     store = None if path is None else catalog_file.load(path).provenance
     if store is None:
         where = path or f"a {CATALOG_FILE}, which is not in {os.path.abspath(options.directory)}"

@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from ..analysis.trace import NEEDED, tsv
-from ..record.index import Selection, open_index
+from ..record.index import Selection
 from ..spec.errors import UsageError
-from .select import add_command, add_run, pick_run
+from .select import add_command, add_run, local_path, open_records, pick_run
 from .show import plain
 
 _EXAMPLES = """examples:
@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        type=local_path,
         metavar="FILE",
         help=f"the file to write, - for stdout (default: {_DEFAULT}; for --tsv stdout)",
     )
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page or the table."""
     output = options.output or ("-" if options.tsv else _DEFAULT)
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         newest_or_named = pick_run(index, options.name)
         run = None if options.all else newest_or_named
         if options.tsv:

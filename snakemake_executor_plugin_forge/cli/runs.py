@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from ..record.attempt_dir import now
-from ..record.index import Row, open_index
+from ..record.index import Row
 from ..record.reader import run_outcome
 from ..spec.errors import NothingFoundError
 from ..spec.units import show_seconds
-from .select import add_command
+from .select import add_command, open_records
 from .show import print_json, print_table, show_moment
 
 _EXAMPLES = """examples:
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the runs."""
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         outcomes = index.last_outcomes()
         found = [_describe(name, record, outcomes.get(name, ())) for name, record in index.runs()]
     if options.json:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .select import add_catalog, add_command, add_directory
+from .select import add_catalog, add_command, add_directory, local_path
 from .show import print_json, print_table
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def _add_verb(verbs: Any, verb: str, text: str, run: Callable[[argparse.Namespac
     add_catalog(parser)
     add_directory(parser, argparse.SUPPRESS)  # as every command takes it: behind its name
     parser.add_argument(
-        "--runtimes-dir", metavar="DIR", help="where Forge keeps environments (default: in the user's cache)"
+        "--runtimes-dir",
+        type=local_path,
+        metavar="DIR",
+        help="where Forge keeps environments (default: in the user's cache)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

@@ -7,12 +7,13 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ..record.index import Index, Row, Selection, open_index
+from ..record.index import DAMAGED_ARCHIVE, Index, Row, Selection, open_index
 from ..spec.errors import NothingFoundError, UsageError, near_miss
 from ..spec.paths import CATALOG_FILE, STATE
 from .commands import COMMANDS
@@ -38,7 +39,14 @@ def add_command(commands: Any, name: str, examples: str, *, directory: bool = Tr
 def add_directory(parser: argparse.ArgumentParser, default: str) -> None:
     """Add ``--directory``; ``default`` may be :data:`argparse.SUPPRESS`, after a verb that has an own parser."""
     text = "the workflow's working directory (default: this one, or the next above it with a record or a forge.yaml)"
-    parser.add_argument("-d", "--directory", default=default, metavar="DIR", help=text)
+    parser.add_argument("-d", "--directory", type=local_path, default=default, metavar="DIR", help=text)
+
+
+def local_path(text: str) -> str:
+    """Check the path of an argument, for argparse: as a path, an address would name a directory ``https:`` here."""
+    if re.match(r"[A-Za-z][\w+.-]*://", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is an address; name a file or directory of this host")
+    return text
 
 
 def nearest_record(directory: str) -> str:
@@ -64,7 +72,8 @@ def add_rule(parser: argparse.ArgumentParser, name: str = "--rule", text: str = 
 
 def add_catalog(parser: argparse.ArgumentParser) -> None:
     """Add ``--config``."""
-    parser.add_argument("--config", metavar="FILE", help="the catalog (default: forge.yaml in the directory)")
+    text = "the catalog (default: forge.yaml in the directory)"
+    parser.add_argument("--config", type=local_path, metavar="FILE", help=text)
 
 
 def number(kind: type[int | float], lowest: float, highest: float = math.inf) -> Callable[[str], float]:
@@ -156,6 +165,15 @@ def check_job(index: Index, rule: str | None, wildcards: dict[str, str]) -> None
             raise UsageError(f"Rule {rule} has no wildcard {name!r}.{near_miss(name, sorted(known[rule]))}")
 
 
+def open_records(directory: str) -> Index:
+    """Open the index as :func:`..record.index.open_index`, and say on stderr what of the records is damaged."""
+    index = open_index(directory)
+    for _, run in index.runs():
+        for sentence in run.get(DAMAGED_ARCHIVE, ()):
+            print(f"snakemake-forge: {sentence}.", file=sys.stderr)
+    return index
+
+
 def newest(options: argparse.Namespace, *, running: bool = False) -> Row:
     """Return the whole record of the newest attempt of the job that ``options`` names.
 
@@ -171,7 +189,7 @@ def newest(options: argparse.Namespace, *, running: bool = False) -> Row:
     """
     if "=" in (options.rule or ""):
         raise UsageError(f"Name the rule before {options.rule}. All jobs with it: snakemake-forge jobs {options.rule}")
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         run = pick_run(index, options.name) if options.name else None
         if options.rule is None:
             failed = Selection(run=run)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..analysis.outputs import Found, OutputState, compare_all, newest
-from ..record.index import Selection, open_index
+from ..record.index import Selection
 from ..spec.printable import shell_words
 from .rebuild import rebuild_command, usable_options
-from .select import add_command, add_rule, check_job
+from .select import add_command, add_rule, check_job, open_records
 from .show import print_json, print_table
 
 _EXAMPLES = """examples:
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare the outputs with the record; return 1 unless all are sound."""
-    with open_index(options.directory) as index:
+    with open_records(options.directory) as index:
         check_job(index, options.rule, {})
         published = newest(index.with_entries("$.outputs", Selection()))
         runs = index.runs()

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from . import syscalls
-from .descriptors import closing
+from .descriptors import closing, is_readable
 from .procfs import read
 
 _PAUSE_MILLISECONDS = 5
@@ -88,6 +88,22 @@ def command_name(pid: int) -> str:
         return read(f"/proc/{pid}/comm").decode("utf-8", "replace").strip()
     except OSError:
         return ""
+
+
+def wait_for_child(pid: int, seconds: float) -> bool:
+    """Wait until a child has ended, and take its status unless somebody else has; False if it does not end in time."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not is_readable(pidfd, seconds=max(0.0, seconds)):
+            return False
+    finally:
+        os.close(pidfd)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    return True
 
 
 def kill_below(root: int) -> None:

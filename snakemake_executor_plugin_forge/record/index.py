@@ -30,6 +30,8 @@ _LAST_OF_EACH_JOB = (
     "(PARTITION BY rule, wildcards ORDER BY run DESC, name DESC) AS turn FROM attempt {}) WHERE turn = 1"
 )
 _BATCH = 500
+DAMAGED_ARCHIVE = "damaged_archive"
+"""The key of a list in the record of a run, in the tables: a sentence if its archive was damaged when it was read."""
 Row = dict[str, Any]
 _T = TypeVar("_T")
 
@@ -116,7 +118,7 @@ class Index:
 
     def _refresh_run(self, run: RunDirectory) -> None:
         name = os.path.basename(run.path)
-        over = run.over  # before its directories are listed
+        over, problems = run.over, list[str]()  # before its directories are listed
         self.alive |= run.alive
         known = {n for (n,) in self._connection.execute("SELECT name FROM attempt WHERE run = ?", (name,))}
         new = sorted(set(run.names()) - known)
@@ -134,10 +136,11 @@ class Index:
                     else:
                         self._insert(name, entry, record)
         with transaction(self._connection):
-            for kept in read_entries(run.path):
+            for kept in read_entries(run.path, problems):
                 if kept["name"] not in known:
                     self._insert(name, kept["name"], kept["verdict"] | {"directory": f"{run.path}/{kept['name']}"})
-            self._connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?, ?)", (name, over, _json(run.record)))
+            text = _json(run.record | {DAMAGED_ARCHIVE: problems})
+            self._connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?, ?)", (name, over, text))
 
     def _insert(self, run: str, name: str, record: Row) -> None:
         own = {"run": run, "name": name}
@@ -237,10 +240,10 @@ class Index:
         return self._connection.execute(query, [*values, *others])
 
     def rules(self) -> dict[str, set[str]]:
-        """Rules with the names of their wildcards."""
+        """Rules with the names of their wildcards: an attempt without a spec.json knows none."""
         known: dict[str, set[str]] = {}
-        query = "SELECT rule, wildcards FROM attempt GROUP BY rule"
-        for rule, text in self._connection.execute(query):
+        query = "SELECT rule, wildcards, max(length(wildcards)) FROM attempt GROUP BY rule"
+        for rule, text, _ in self._connection.execute(query):
             known[rule] = set(json.loads(text))
         for _, _, record in self._pending:
             known.setdefault(record["rule"], set()).update(record["wildcards"])

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from ..spec.errors import UsageError
@@ -25,6 +26,12 @@ RUNNING = "running"
 _OF_THE_SPEC = (
     *("rule", "wildcards", "attempt", "retry", "retry_of", "submitted", "limits", "isolation", "runtime", "backend"),
     *("declared_at", "by_default", "threads_asked", "slurm_job"),
+)
+_NAME = re.compile(r"\d{5,}-(.+?)(?:\.copy\d+)?(?:\.submission\d+)?")
+"""The name of a job directory: spec/plan.py, and of a copy on Slurm: backends/slurm/."""
+_UNDESCRIBED = (
+    "it has no spec.json, because Forge's processes were killed or the host crashed before that was written. The name "
+    "of the directory tells its rule; its wildcards are not known"
 )
 RUN = "run.json"
 SETTLED_SECONDS = 600.0
@@ -133,7 +140,7 @@ def living_run(state: str, pid: int) -> dict[str, Any] | None:
 
 
 def read_attempt(directory: str, alive: bool) -> dict[str, Any] | None:
-    """Read the record of a job directory; None if it has no readable file.
+    """Read the record of a job directory; None if it has only just been made, or is none.
 
     Args:
         alive: whether its run is alive: an attempt without a verdict is then running, otherwise lost.
@@ -145,9 +152,13 @@ def read_attempt(directory: str, alive: bool) -> dict[str, Any] | None:
         told = sound.damage(verdict, f"{directory}/{VERDICT}")
         return verdict | {"directory": directory, "notes": [*verdict["notes"], *([told] if told else [])]}
     described = _read(f"{directory}/{SPEC}", problems)
-    if described is None and not problems:
-        return None
-    spec = sound.spec(described or {})
+    if described is None:
+        described = _told_by_name(directory)
+        if not problems:
+            if alive or not described:
+                return None
+            problems.append(_UNDESCRIBED)
+    spec = sound.spec(described)
     problems += filter(None, [sound.damage(spec, f"{directory}/{SPEC}")])
     reason = "still running" if alive else "lost: no verdict was written, and the run that started it is over"
     if problems and not alive:
@@ -177,6 +188,15 @@ def read_attempt(directory: str, alive: bool) -> dict[str, Any] | None:
         "process": spec["process"] if alive else None,
         "directory": directory,
     }
+
+
+def _told_by_name(directory: str) -> dict[str, Any]:
+    """The facts that a job directory tells without a spec.json that can be read; nothing if it is none."""
+    named = _NAME.fullmatch(os.path.basename(directory))
+    with suppress(OSError):
+        made = datetime.fromtimestamp(os.stat(directory).st_mtime, UTC)
+        return {"rule": named[1], "created": made.isoformat()} if named else {}
+    return {}
 
 
 def _read(path: str, problems: list[str]) -> dict[str, Any] | None:

@@ -56,7 +56,11 @@ class Backends:
             return
         open_backend = registry.find(config.backend)
         self._renderer = Renderer(setup.prepare, setup.render)  # before there are threads
-        local = QueuedBackend(_local(config, setup, notice, local_cores), by_cores(max(1, local_cores)))
+        try:
+            local = QueuedBackend(_local(config, setup, notice, local_cores), by_cores(max(1, local_cores)))
+        except ForgeError:
+            self._renderer.close()
+            raise
         self.local = _adopting(local, setup.run_id, state, local_cores, notice)
         services = Services(setup.run_id, run_dir, config, partial(Renderer.command, self._renderer), notice)
         try:
@@ -87,7 +91,7 @@ def _local(
 ) -> LocalBackend | QueuedBackend:
     """Open this host's backend. Where jobs may get more memory than Snakemake knows, they wait until it is free."""
     most = jobs_at_once()
-    backend: LocalBackend | QueuedBackend = LocalBackend(setup)
+    backend: LocalBackend | QueuedBackend = LocalBackend(setup, notice)
     if why := backend.host.home_note:
         notice(f"Forge: jobs cannot write to $HOME, because their files there cannot be kept apart: {why}")
     if most is not None and most < cores:

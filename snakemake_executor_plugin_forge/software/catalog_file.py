@@ -158,8 +158,11 @@ def schema() -> str:
 # -- reading it --------------------------------------------------------------------------------------------------------
 
 
-def find(path: str | None, directory: str) -> str | None:
+def find(path: str | None, directory: str, argument: str = "--forge-config") -> str | None:
     """The path of the catalog: the given one, or forge.yaml in ``directory`` if it exists.
+
+    Args:
+        argument: with which it is given.
 
     Raises:
         UsageError: if the given one does not exist.
@@ -168,7 +171,7 @@ def find(path: str | None, directory: str) -> str | None:
         own = os.path.abspath(f"{directory}/{CATALOG_FILE}")
         return own if os.path.isfile(own) else None
     if not os.path.isfile(path):
-        raise UsageError(f"--forge-config={path}: there is no such file.")
+        raise UsageError(f"{argument}={path}: there is no such file.")
     return os.path.abspath(path)
 
 

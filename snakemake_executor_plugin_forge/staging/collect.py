@@ -131,7 +131,9 @@ class _LayerWalk:
 
     def _target(self, target: Target, entry: os.DirEntry[str], status: os.stat_result) -> None:
         inside = self.nested.get(target.path, ())
-        if not self._is_fit(target, entry.path, status):
+        is_log = target.kind is TargetKind.LOG
+        is_special = is_log and unfit(status.st_mode) is not None  # no reason to fail the job: see publish_logs()
+        if not is_special and not self._is_fit(target, entry.path, status):
             self.met.update(inner.path for inner in inside)
             return
         if stat.S_ISDIR(status.st_mode):
@@ -145,7 +147,6 @@ class _LayerWalk:
                 self._is_fit(inner, path, found)
                 self.met.add(inner.path)
         move = Move(entry.path, target.path, status.st_ino)
-        is_log = target.kind is TargetKind.LOG
         if is_log and stat.S_ISDIR(status.st_mode):
             self.found.log_directories.append(target.name)
             is_log = False  # all in it is examined, and published, like an output

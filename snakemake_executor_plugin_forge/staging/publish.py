@@ -96,10 +96,13 @@ def publish_one(move: Move) -> None:
     mode = os.lstat(move.source).st_mode
     if stat.S_ISDIR(mode):
         raise OSError(errno.EISDIR, "it is a directory, in which nothing has been examined")
+    problem = unfit(mode)
     if stat.S_ISLNK(mode):  # whoever shows the log would show what is behind it
+        problem = "a symbolic link, of which no program of Forge or Snakemake shows the target"
+    if problem is not None:
         with suppress(FileNotFoundError):
             unlink(move.place)
-        raise OSError(errno.ELOOP, "it is a symbolic link, of which no program of Forge or Snakemake shows the target")
+        raise OSError(errno.EINVAL, f"it is {problem}")
     here = near_place(move)
     _strip(here.source)
     with Places() as places:
@@ -277,7 +280,8 @@ def carry_out(move: Move, places: Places, *, spare: bool = False) -> bool | None
     if now is not None and move.merge and now.st_ino != move.base:
         return _merge(move, now, places, spare=spare)
     if now is not None:
-        _refuse_special(move.place, now)
+        if move.merge or not stat.S_ISFIFO(now.st_mode):  # Snakemake deletes a FIFO at the place of an output or log
+            _refuse_special(move.place, now)
         places.exchange(move.source, move.place)
         return True
     try:
@@ -323,13 +327,13 @@ def _merge_directories(move: Move, places: Places, *, spare: bool) -> None:
 
 
 def _refuse_special(place: str, status: os.stat_result) -> None:
-    """Keep a device (as root: /dev/null of the host), FIFO or socket from being replaced.
+    """Keep a device (as root: /dev/null of the host) or socket from being replaced, or a FIFO that nobody declares.
 
     Raises:
         OSError: if there is one at ``place``.
     """
     if unfit(status.st_mode) is not None:
-        raise OSError(errno.EEXIST, "a device, FIFO or socket is at its place, which Forge never replaces", place)
+        raise OSError(errno.EEXIST, f"{unfit(status.st_mode)} is at its place, which Forge never replaces", place)
 
 
 def sync(moves: Sequence[Move]) -> None:

@@ -59,6 +59,11 @@ def lost(spec: LaunchSpec, cause: Cause, *details: object) -> Verdict:
     return revised(bare(spec, now()), Outcome.LOST, cause, words.unseen(cause, *details))
 
 
+def unheard_of(spec: LaunchSpec, cause: Cause, detail: str) -> Verdict:
+    """Return the verdict on record of an attempt whose supervisor tells no more; else put on record that it is lost."""
+    return read_verdict(spec.job_dir) or record_unseen(spec, lost(spec, cause, detail))
+
+
 def never_started(spec: LaunchSpec, order: Order, waited_for: str | None = None) -> Verdict:
     """Record an attempt that was cancelled before any of its processes started."""
     cause = Cause.NEVER_STARTED if waited_for is None else Cause.STILL_WAITING

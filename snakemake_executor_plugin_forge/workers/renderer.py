@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..kernel.inherited import fork
+from ..kernel.process_tree import wait_for_child
 from ..spec.errors import NurseryError
 from .channel import Channel, Frame, FrameKind
 from .launcher import Command
 from .nursery import Render, leave_snakemake
 
+_LAST_SECONDS = 10.0
 INNER = "inner snakemake: it is no shell command alone, or it is more than one"
 
 
@@ -27,7 +29,9 @@ class Renderer:
 
     def __init__(self, prepare: Callable[[], None], render: Render) -> None:
         ours, theirs = socket.socketpair()
-        self._pid = fork(lambda: _serve(theirs, prepare, render))
+        itself = os.pidfd_open(os.getpid())
+        self._pid = fork(lambda: _serve(theirs, prepare, render, itself))
+        os.close(itself)
         theirs.close()
         self._channel = Channel(ours)
         self._lock = threading.Lock()
@@ -56,16 +60,23 @@ class Renderer:
         return (inner, INNER) if command is None else (command, "launcher")
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; one that hangs is left to itself."""
         self._channel.close()
-        with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        wait_for_child(self._pid, _LAST_SECONDS)
 
 
-def _serve(connected: socket.socket, prepare: Callable[[], None], render: Render) -> None:
-    leave_snakemake("forge-render", (connected.fileno(),), prepare)
+def _serve(connected: socket.socket, prepare: Callable[[], None], render: Render, parent: int) -> None:
+    """Serve until Snakemake closes the channel, or is dead while a process that it has forked holds its end open.
+
+    Args:
+        parent: a pidfd of Snakemake.
+    """
+    leave_snakemake("forge-render", (connected.fileno(), parent), prepare)
     channel = Channel(connected)
-    while not channel.closed:
+    poll = select.poll()
+    for readable in (connected.fileno(), parent):
+        poll.register(readable, select.POLLIN)
+    while not channel.closed and parent not in dict(poll.poll()):
         for frame in channel.receive():
             call, scratch = pickle.loads(frame.body)
             channel.send(Frame(FrameKind.DONE, frame.name, pickle.dumps(render(call, scratch))))

@@ -5,22 +5,28 @@ docs/explanation/backends.md describes them. The author of a new backend adds it
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
+import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from snakemake_executor_plugin_forge.backends.local import backend as backend_module
 from snakemake_executor_plugin_forge.backends.local.admission import QueuedBackend, by_cores
 from snakemake_executor_plugin_forge.backends.local.adoption import AdoptingBackend
 from snakemake_executor_plugin_forge.backends.local.backend import LocalBackend
 from snakemake_executor_plugin_forge.backends.registry import Services
 from snakemake_executor_plugin_forge.backends.slurm.backend import SlurmBackend
+from snakemake_executor_plugin_forge.kernel.process_tree import children, command_name
 from snakemake_executor_plugin_forge.spec.backend import Backend
+from snakemake_executor_plugin_forge.spec.errors import NurseryError
 from snakemake_executor_plugin_forge.spec.job import Config, JobRequest, LaunchSpec, RunContext
 from snakemake_executor_plugin_forge.spec.plan import plan
 from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order, Outcome, Verdict
@@ -91,6 +97,10 @@ def _command(payload: bytes, scratch: str) -> Command:
     return command
 
 
+def _setup(place: Path, prepare: Callable[[], None] = _nothing) -> NurserySetup:
+    return NurserySetup(RUN, str(place), "90%", None, (), (), prepare, launcher.execute, _command)
+
+
 @pytest.fixture(params=BACKENDS)
 def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     place = tmp_path.resolve()
@@ -100,8 +110,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     backend: Backend
     match request.param:
         case "local" | "queued" | "adopting":
-            setup = NurserySetup(RUN, str(place), "90%", None, (), (), _nothing, launcher.execute, _command)
-            backend = LocalBackend(setup)
+            backend = LocalBackend(_setup(place), notices.append)
             if request.param == "queued":
                 backend = QueuedBackend(backend, by_cores(2))
             elif request.param == "adopting":
@@ -218,3 +227,36 @@ def test_nobody_waits_for_a_job_whose_submission_ctrl_c_has_cut_short(stage: Sta
         with pytest.raises(KeyboardInterrupt):
             stage.start("true")
     assert stage.backend.wait_idle(DEADLINE)
+
+
+def test_a_nursery_that_hangs_is_named_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a thread of the backend waits to send to it."""
+    monkeypatch.setattr(backend_module, "_ORPHAN_SECONDS", 1.0)
+    notices: list[str] = []
+    backend = LocalBackend(_setup(tmp_path.resolve()), notices.append)
+    (nursery,) = (pid for pid in children(os.getpid()) if command_name(pid) == "forge-nursery")
+    os.kill(nursery, signal.SIGSTOP)
+    try:
+        backend.cancel_all(replace(ORDER, words="x" * (1 << 20)))
+        backend.close()
+    finally:
+        os.kill(nursery, signal.SIGCONT)
+    (notice,) = notices
+    assert f"{nursery} (forge-nursery, state T)" in notice
+    os.waitpid(nursery, 0)
+
+
+def test_a_nursery_that_does_not_start_leaves_the_program_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "snakemake.cli", raising=False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+    def state() -> list[object]:
+        return [signal.pthread_sigmask(signal.SIG_BLOCK, ()), gc.get_freeze_count(), sorted(children(os.getpid())), len(os.listdir("/proc/self/fd"))]
+
+    before = state()
+    try:
+        with pytest.raises(NurseryError, match="died while it probed"):
+            LocalBackend(_setup(tmp_path.resolve(), lambda: os._exit(3)), print)
+        assert state() == before
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})

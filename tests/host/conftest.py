@@ -1,8 +1,7 @@
-"""Background of the other tests, in a thread of pytest: the guest, and then Snakemake's own feature tests.
+"""The guest and Snakemake's own feature tests run beside the other tests, each in a thread of pytest's.
 
-The thread begins before the first test, in the first of xdist's workers. The last tests need its results (tests/conftest.py
-orders them), perhaps in another worker: files in the workers' shared directory carry them. Guest and feature tests each keep
-a core busy for minutes, while the first tests mostly wait for a cluster: docs/decisions/0023.
+Both begin before the first test, in the first of xdist's workers; the last tests ask for their results (tests/conftest.py
+orders them), perhaps in another worker, so files in the session's common directory carry them: docs/decisions/0023.
 """
 
 import os
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +22,34 @@ from tests.host.guest_cache import GuestError, which
 UPSTREAM = guest.CHECKOUT / "build" / "upstream-venv"
 
 
-class Background(threading.Thread):
-    """A daemon thread: an aborted session does not wait for it, and its child processes end with this process."""
+def _begin(work: Callable[..., None], *arguments: object) -> None:
+    """Start a daemon thread: an interrupted session does not wait for it, and what it has started ends with this process."""
+    threading.Thread(target=work, args=arguments, name=work.__name__, daemon=True).start()
 
-    def __init__(self, share: Path, wanted: set[str], suites: set[str]) -> None:
-        super().__init__(name="background", daemon=True)
-        self._share, self._wanted, self._suites = share, wanted, suites
 
-    def run(self) -> None:
-        """Make the environment of Snakemake's tests beside the guest, which has one core and a half."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        setup = None
-        if "upstream" in self._wanted:
-            setup = self._start(["make", "upstream-setup", f"PYTHON={sys.executable}"], environment)
-        if "guest_reports" in self._wanted:
-            _give(self._share, "guest", self._in_guest())
-        if setup is not None:
-            said, _ = setup.communicate()
-            if setup.returncode == 0:
-                command = [str(UPSTREAM / "bin/python"), "-m", "tests.upstream", "--work", str(self._share / "upstream")]
-                setup = self._start(command, environment)
-                said, _ = setup.communicate()
-            _give(self._share, "upstream", subprocess.CompletedProcess(setup.args, setup.returncode, said))
+def _run_guest(share: Path, suites: set[str]) -> None:
+    result: list[guest_tests.Report] | Exception
+    try:
+        result = guest_tests.run(share / "guest", suites)
+    except Exception as error:
+        result = error
+    _give(share, "guest", result)
 
-    def _in_guest(self) -> list[guest_tests.Report] | Exception:
-        try:
-            return guest_tests.run(self._share / "guest", self._suites)
-        except Exception as error:
-            return error
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [which("setpriv") or "setpriv", "--pdeathsig", "TERM", *command], cwd=guest.CHECKOUT, env=environment, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+def _run_upstream(share: Path) -> None:
+    done = _end_of(["make", "upstream-setup", f"PYTHON={sys.executable}"])
+    if done.returncode == 0:
+        done = _end_of([str(UPSTREAM / "bin/python"), "-m", "tests.upstream", "--work", str(share / "upstream")])
+    _give(share, "upstream", done)
+
+
+def _end_of(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends when the calling thread does."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(
+        [which("setpriv") or "setpriv", "--pdeathsig", "TERM", *command], cwd=guest.CHECKOUT, env=environment, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
 
 
 def _share(config: pytest.Config) -> Path:
@@ -93,7 +87,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     except GuestError as error:
         _give(share, "guest", error)
         wanted.remove("guest_reports")
-    Background(share, wanted, suites).start()
+    if "guest_reports" in wanted:
+        _begin(_run_guest, share, suites)
+    if "upstream" in wanted:
+        _begin(_run_upstream, share)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from snakemake_executor_plugin_forge.backends.local.jobs import Instruction, LocalJob, LocalJobs, Send, Tell, TellLost
+from snakemake_executor_plugin_forge.record.attempt_dir import JobDirectory, write_verdict
 from snakemake_executor_plugin_forge.spec.verdict import Cause, EndedBy, Order, Outcome, Usage, Verdict
+from snakemake_executor_plugin_forge.supervisor.reaper import unheard_of
 from snakemake_executor_plugin_forge.workers.channel import FrameKind
 
 from .specs import spec
@@ -141,3 +145,13 @@ def test_why_jobs_ended_is_said() -> None:
     assert told.verdict.reason == "exit code 3 (killed)"
     assert jobs.silent(2) == [TellLost(second, Cause.NURSERY_KILLED, "killed; its job ended 2.0 s later")]
     assert jobs.submitted(late) == [TellLost(late, Cause.NURSERY_KILLED, "killed; nothing of it was run")]
+
+
+def test_a_job_of_which_nothing_is_heard_is_recorded_as_lost_unless_its_end_is_on_record(tmp_path: Path) -> None:
+    one = replace(spec("00001-call", None), job_dir=str(tmp_path / "00001-call"))
+    JobDirectory(one).close()  # and then all of Forge's processes were killed
+    told = unheard_of(one, Cause.NURSERY_KILLED, "killed")
+    assert (told.outcome, told.reason) == (Outcome.LOST, "lost: killed")
+    assert json.loads((tmp_path / "00001-call/verdict.json").read_text())["rule"] == one.rule
+    write_verdict(one, VERDICT)
+    assert unheard_of(one, Cause.NURSERY_KILLED, "killed").reason == VERDICT.reason

@@ -205,9 +205,9 @@ def test_an_error_on_the_way_leaves_all_as_it_was(kinds: dict[str, str], bad: in
 
 
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
-    """A FIFO stands for /dev/null, which an exchange by root would take from the whole host."""
+    """A socket stands for /dev/null, which an exchange by root would take from the whole host."""
     (tmp_path / "staging").mkdir()
-    os.mkfifo(tmp_path / "place")
+    os.mknod(tmp_path / "place", stat.S_IFSOCK | 0o600)
     moves = []
     for name in ("first", "place"):
         (tmp_path / "staging" / name).write_text("new")
@@ -216,7 +216,19 @@ def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
         publish(moves, str(tmp_path / "staging"))
     with pytest.raises(OSError, match="never replaces"):
         publish_one(moves[1])
-    assert (tmp_path / "place").is_fifo() and not (tmp_path / "first").exists()
+    assert (tmp_path / "place").is_socket() and not (tmp_path / "first").exists()
+
+
+def test_a_fifo_is_replaced_where_it_is_declared(tmp_path: Path) -> None:
+    """Snakemake would delete it before the job."""
+    (tmp_path / "staging").mkdir()
+    for bring in (lambda move: publish([move], str(tmp_path / "staging")), publish_one):
+        (tmp_path / "place").unlink(missing_ok=True)
+        os.mkfifo(tmp_path / "place")
+        (tmp_path / "staging" / "place").write_text("new")
+        bring(Move.of(str(tmp_path / "staging" / "place"), str(tmp_path / "place")))
+        assert (tmp_path / "place").read_text() == "new"
+        (tmp_path / "staging" / "place").unlink(missing_ok=True)
 
 
 class Directory:

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import pickle
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,7 @@ from snakemake_executor_plugin_forge.backends.slurm.job_table import JobTable
 from snakemake_executor_plugin_forge.backends.slurm.parse import parse_squeue
 from snakemake_executor_plugin_forge.backends.slurm.states import SlurmState
 from snakemake_executor_plugin_forge.backends.slurm.verdicts import amend, needs_state, reconcile
+from snakemake_executor_plugin_forge.kernel.process_tree import is_dead
 from snakemake_executor_plugin_forge.sandbox.cgroups.slurm_step import StepCgroup
 from snakemake_executor_plugin_forge.spec.errors import HostError, NurseryError, UsageError
 from snakemake_executor_plugin_forge.spec.job import Config, Limits, Require
@@ -32,7 +35,7 @@ from snakemake_executor_plugin_forge.spec.units import MEBIBYTE
 from snakemake_executor_plugin_forge.spec.verdict import EndedBy, Order, Outcome, Usage, Verdict
 from snakemake_executor_plugin_forge.workers.launcher import Command
 from snakemake_executor_plugin_forge.workers.renderer import Renderer
-from tests.conftest import DEADLINE
+from tests.conftest import DEADLINE, wait_until
 from tests.contract import fake
 from tests.unit.test_slurm_parse import spec
 
@@ -281,3 +284,20 @@ def test_a_dead_renderer_is_an_error_and_no_hang() -> None:
     with pytest.raises(NurseryError, match="was killed"):
         renderer.command(pickle.dumps((b"yes", Command("/bin/sh", (), "/", {}, ()))), "/scratch")
     renderer.close()
+
+
+def test_a_renderer_ends_with_its_snakemake_though_a_forked_process_holds_the_channel() -> None:
+    code = (
+        "import os, signal\nfrom snakemake_executor_plugin_forge.workers.renderer import Renderer\n"
+        "renderer = Renderer(lambda: None, lambda *_: None)\nheld = os.fork()\n"
+        "if held: print(renderer._pid, held, flush=True)\nsignal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        renderer, held = map(int, process.stdout.readline().split())
+        process.kill()
+        try:
+            wait_until(lambda: is_dead(renderer))
+            assert not is_dead(held)
+        finally:
+            os.kill(held, signal.SIGKILL)

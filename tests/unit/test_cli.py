@@ -76,6 +76,13 @@ def test_the_search_for_a_record_ends_at_a_catalog_and_where_everybody_may_write
     (["jobs", "--run", "-3"], "--run -3: 2 runs are on record; -1 is the newest, -2 the oldest."),
     (["why", "--run", "2026"], "--run 2026: 2 runs begin like this, from 20260130-120000-1-aaaa to 20260131-120000-1-aaaa."),
     (["advise", "--run", "x"], "--run x: there is no such run. Known are 20260130-120000-1-aaaa, 20260131"),
+    (["resume", "-d", "https://x/y"], "argument -d/--directory: 'https://x/y' is an address; name a file or directory of this host"),
+    (["runtimes", "list", "-d", "https://x/y"], "argument -d/--directory: 'https://x/y' is an address"),
+    (["runtimes", "build", "--config", "s3://x/forge.yaml"], "argument --config: 's3://x/forge.yaml' is an address"),
+    (["runtimes", "list", "--config", "none.yaml"], "--config=none.yaml: there is no such file."),
+    (["runtimes", "build", "--runtimes-dir", "https://x"], "argument --runtimes-dir: 'https://x' is an address"),
+    (["runtimes", "list", "-r", "https://x"], "unrecognized arguments: -r"),
+    (["init", "-s", "https://x/Snakefile"], "argument -s/--snakefile: 'https://x/Snakefile' is an address"),
     ([], "required: COMMAND"),
 ])
 def test_mistakes_are_answered_without_a_traceback(workdir: Path, words: list[str], message: str) -> None:

@@ -22,7 +22,7 @@ from snakemake_executor_plugin_forge.spec.job import FilePolicy, Files, Target, 
 from snakemake_executor_plugin_forge.spec.verdict import Harm, HarmKind
 from snakemake_executor_plugin_forge.staging import owners
 from snakemake_executor_plugin_forge.staging.attempt_files import file_time_ns
-from snakemake_executor_plugin_forge.staging.collect import Collected, collect, undeclared_reads
+from snakemake_executor_plugin_forge.staging.collect import Collected, collect, publish_logs, undeclared_reads
 from snakemake_executor_plugin_forge.staging.git_index import is_refreshed_index
 from snakemake_executor_plugin_forge.staging.journal import Move
 from snakemake_executor_plugin_forge.staging.merge import ContestedError, merging
@@ -312,6 +312,16 @@ def test_a_log_that_is_a_directory_is_examined_like_an_output(place: Place) -> N
     os.unlink(f"{place.layer.upper}/logs/one/fifo")
     publish(found.outputs, place.layer.directory)
     assert stat.S_IMODE((place.root / "logs/one/suid").stat().st_mode) == 0o755
+
+
+def test_a_log_that_is_a_fifo_is_no_reason_to_fail(place: Place) -> None:
+    place.target("one.log", TargetKind.LOG)
+    place.old("one.log")
+    os.mkfifo(f"{place.layer.upper}/one.log")
+    found = place.look()
+    assert found.rejected == []
+    assert publish_logs(found, "call") == (f"the log {place.root}/one.log could not be written: it is a FIFO",)
+    assert not (place.root / "one.log").exists(), "it is of an earlier attempt"
 
 
 def test_an_append_under_strict_is_appended_to_what_the_job_did_not_see(place: Place) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from snakemake_executor_plugin_forge.record.index import Selection, open_index
 from snakemake_executor_plugin_forge.record.index_schema import VERSION, file_system, supports_wal
+from snakemake_executor_plugin_forge.record.retention import compact
 from snakemake_executor_plugin_forge.spec.job import RunContext
 
 from ..conftest import FORGE
@@ -34,7 +36,7 @@ def _verdicts(workdir: Path) -> list[object]:
     return [json.loads(p.read_text()) for p in sorted(workdir.glob(".snakemake/forge/runs/*/*/verdict.json"))]
 
 
-def _indexed(workdir: Path, selection: Selection | None = None) -> list[object]:
+def _indexed(workdir: Path, selection: Selection | None = None) -> list[Any]:
     with open_index(str(workdir)) as index:
         return [json.loads(text) for text in index.texts(selection or Selection())]
 
@@ -130,6 +132,24 @@ def test_what_a_crash_took_is_older_than_what_came_after_it(tmp_path: Path) -> N
         created = json.loads((died / "00002-slow" / "spec.json").read_text())["created"]
         written = (died / "00002-slow" / "stdout.log").stat().st_mtime
         assert lost["seconds"] == pytest.approx(written - datetime.fromisoformat(created).timestamp(), abs=0.01)
+
+
+def test_an_attempt_that_has_only_its_directory_is_lost_when_its_run_is_over(tmp_path: Path) -> None:
+    run = write_run(tmp_path, MADE[:1], over=False)
+    for name in ("00002-map", "00003-my-rule.copy2.submission1", "slurm"):  # the last one is no attempt
+        (run / name).mkdir()
+        (run / name / "stdout.log").touch()
+    assert len(_indexed(tmp_path)) == 1, "it has just been made"
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"ended": record["started"]}))
+    _, *lost = _indexed(tmp_path)
+    assert [(one["rule"], one["outcome"], one["wildcards"]) for one in lost] == [("map", "lost", {}), ("my-rule", "lost", {})]
+    assert all("no spec.json" in one["reason"] and one["seconds"] < 60 for one in lost)
+    with open_index(str(tmp_path)) as index:
+        assert index.rules()["map"] == {"s"}
+    compact(str(run))
+    (tmp_path / ".snakemake/forge/index.db").unlink()
+    assert [one["rule"] for one in _indexed(tmp_path)] == ["map", "map", "my-rule"]
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "gone", "empty", "page"])

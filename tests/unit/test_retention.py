@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +99,24 @@ def test_a_compacted_run_answers_as_before_also_when_that_was_killed_between_arc
     assert logs.startswith("begin\n")
     assert logs.endswith("boom: Error\n")
     assert "bytes were removed with the directory" in logs
+
+
+def test_of_a_damaged_archive_the_whole_part_is_read_and_the_rest_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [*MADE, *(Made("noise", stderr=random.Random(n).randbytes(2000).hex()) for n in range(9))], OLD)
+    before = forge(tmp_path, "jobs", check=True).stdout
+    compact(str(run))
+    archive = run / "attempts.jsonl.gz"
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size * 2 // 3])
+    assert forge(tmp_path, "jobs", check=True).stdout == before, "the index has all of it"
+    assert "what it had of this attempt is lost" in forge(tmp_path, "logs", "noise").stderr
+    assert "what it had of this attempt is lost" in forge(tmp_path, "why", "noise", check=True).stdout
+    (tmp_path / ".snakemake/forge/index.db").unlink()
+    for words in (("jobs",), ("why", "call"), ("report", "-o", str(tmp_path / "report.html"))):
+        done = forge(tmp_path, *words, check=True)
+        found = re.findall(rf"{archive} is damaged: .* (\d+) attempt\(s\) are read from it", done.stderr)
+        assert len(found) == 1, done.stderr
+    jobs = json.loads(forge(tmp_path, "jobs", "--json").stdout)
+    assert len(MADE) < len(jobs) == int(found[0]) < len(MADE) + 9
 
 
 def test_nothing_is_removed_when_the_archive_cannot_be_written(tmp_path: Path) -> None:

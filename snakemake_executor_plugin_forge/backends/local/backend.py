@@ -20,6 +20,7 @@ from typing import assert_never
 from ...kernel import inherited
 from ...kernel.descriptors import is_readable
 from ...kernel.failpoints import reached
+from ...kernel.process_tree import command_name, descendants, stat, wait_for_child
 from ...kernel.shortage import REMEDY, patiently
 from ...spec.backend import Done
 from ...spec.errors import NurseryError
@@ -27,7 +28,7 @@ from ...spec.host import Host
 from ...spec.job import LaunchSpec
 from ...spec.resources import check_resources
 from ...spec.verdict import Order, Verdict
-from ...supervisor.reaper import lost
+from ...supervisor.reaper import unheard_of
 from ...workers import nursery
 from ...workers.channel import Channel, FrameKind, Mailbox
 from ...workers.nursery import NurserySetup
@@ -35,6 +36,7 @@ from .jobs import Instruction, LocalJob, LocalJobs, Send, Tell, TellLost
 
 _READY_SECONDS = 60.0
 _ORPHAN_SECONDS = 40.0
+_REFUSED_SECONDS = 1.0
 
 
 class LocalBackend:
@@ -42,31 +44,21 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, setup: NurserySetup) -> None:
+    def __init__(self, setup: NurserySetup, notice: Callable[[str], None]) -> None:
         """Fork the nursery. Call it while Snakemake has no threads.
+
+        Args:
+            notice: shows a sentence to the user.
 
         Raises:
             NurseryError: if the process from which jobs are forked does not get ready.
         """
-        self._restore_signals = inherited.accept_signals()
-        inherited.open_streams()
-        ours, theirs = socket.socketpair()
-        self._mailbox, writers = Mailbox.pair()
-        # The objects of now (the workflow) will stay: a collection in the nursery would copy all of them, and one in
-        # Snakemake takes 70 ms.
-        self._was_frozen = gc.get_freeze_count() > 0
-        gc.freeze()
-        itself = os.pidfd_open(os.getpid())
-        self._pid = _fork(lambda: nursery.run(setup, theirs, writers, itself))
-        os.close(itself)
-        theirs.close()
-        writers.close()
-        self._channel = Channel(ours)
+        self._notice = notice
+        self._as_before = _prepare()
         try:
-            self.host = self._await_ready()
-        except NurseryError:  # it may hang, so it is not waited for
-            self._channel.close()
-            self._mailbox.close()
+            self._start(setup)
+        except BaseException:
+            self._as_before()
             raise
         self._jobs = LocalJobs()  # with the lock of the condition
         self._idle = threading.Condition()
@@ -76,6 +68,25 @@ class LocalBackend:
         self._death = f"the nursery (pid {self._pid}) was killed"
         self._thread = threading.Thread(target=self._pump, name="forge-backend", daemon=True)
         self._thread.start()
+
+    def _start(self, setup: NurserySetup) -> None:
+        ours, theirs = socket.socketpair()
+        self._mailbox, writers = Mailbox.pair()
+        self._channel = Channel(ours)
+        itself = os.pidfd_open(os.getpid())
+        try:
+            self._pid = _fork(lambda: nursery.run(setup, theirs, writers, itself))
+        finally:
+            os.close(itself)
+            theirs.close()
+            writers.close()
+        try:
+            self.host = self._await_ready()
+        except BaseException:
+            self._channel.close()
+            self._mailbox.close()
+            wait_for_child(self._pid, _REFUSED_SECONDS)  # it may hang
+            raise
 
     def _await_ready(self) -> Host:
         if not self._wait_for_mail(time.monotonic() + _READY_SECONDS):
@@ -118,24 +129,24 @@ class LocalBackend:
     def close(self) -> None:
         self._later(self._jobs.closed)
         self._later(None)
-        self._thread.join()
+        self._thread.join(_ORPHAN_SECONDS)
+        if self._thread.is_alive():  # it waits for a nursery that takes nothing
+            self._channel.hang_up()
+            self._thread.join()
         self._close_sockets()
         os.close(self._wake_read)
         wake_write, self._wake_write = self._wake_write, -1  # a late caller must not write into another file
         os.close(wake_write)
-        # A program frees this workflow before it runs the next one. The command line ends: frozen, in 0.15 s less.
-        if not self._was_frozen and "snakemake.cli" not in sys.modules:
-            gc.unfreeze()
-        self._restore_signals()
+        self._as_before()
 
     def _close_sockets(self) -> None:
-        """Let the nursery end, and wait until it and its supervisors have."""
+        """Let the nursery end, and wait until it and its supervisors have, or for as long as that may take."""
         self._channel.close()
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while self._wait_for_mail(deadline) and self._mailbox.receive() is not None:
             pass
-        with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        if not wait_for_child(self._pid, deadline - time.monotonic()):
+            self._notice(_hanging(self._pid))
         self._mailbox.close()
 
     def _wait_for_mail(self, deadline: float) -> bool:
@@ -245,7 +256,7 @@ class LocalBackend:
             case Tell(job, verdict):
                 self._tell(job, verdict)
             case TellLost(job, cause, detail):
-                self._tell(job, lost(job.spec, cause, detail))
+                self._tell(job, unheard_of(job.spec, cause, detail))
             case _:
                 assert_never(instruction)
 
@@ -269,6 +280,38 @@ class LocalBackend:
                 pass
         finally:
             self._handle(partial(self._jobs.silent, time.monotonic() - begin))
+
+
+def _prepare() -> Callable[[], None]:
+    """Prepare this process for the fork of the nursery; return a function that undoes that."""
+    restore_signals = inherited.accept_signals()
+    inherited.open_streams()
+    # The objects of now (the workflow) will stay: a collection in the nursery would copy all of them, and one in
+    # Snakemake takes 70 ms.
+    was_frozen = gc.get_freeze_count() > 0
+    gc.freeze()
+
+    def undo() -> None:
+        # A program frees this workflow before it runs the next one. The command line ends: frozen, in 0.15 s less.
+        if not was_frozen and "snakemake.cli" not in sys.modules:
+            gc.unfreeze()
+        restore_signals()
+
+    return undo
+
+
+def _hanging(nursery: int) -> str:
+    """Return a sentence about the processes that do not end with their run."""
+    found = []
+    for pid in (nursery, *descendants(nursery)):
+        with suppress(OSError):
+            if (name := command_name(pid)).startswith("forge-") and (state := stat(pid)[0]) != b"Z":
+                found.append(f"{pid} ({name}, state {state.decode()})")
+    return (
+        f"Forge: the run is over, but after {_ORPHAN_SECONDS:.0f} s these processes of it have not ended: "
+        f"{', '.join(found)}. The run does not wait for them. Once they have ended, the next run or snakemake-forge "
+        "resume removes what they leave."
+    )
 
 
 def _fork(life: Callable[[], None]) -> int:
