@@ -23,7 +23,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecMode
 
-from ..spec.errors import ForgeError, UsageError
+from ..spec.errors import ForgeError
 
 if TYPE_CHECKING:
     from snakemake_scheduler_plugin_forge.snakemake_internals import ChoosingTime
@@ -217,10 +217,9 @@ class Executor(_InnerSnakemake):
             group = ConnectedJobs(run.submitter, job, partial(self._conclude_group, info))
             run.group_threads.submit(group.start)  # not here: it may have to wait for a service
             return
-        if (prepared := _prepared(self, run.submitter, info)) is None:
+        if (prepared := run.submitter.prepare_or_fail(info)) is None:
             return
-        # Staged outputs are never half-written at their places, and need no mark for that; but not every node of a
-        # cluster can stage.
+        # Staged outputs are never half-written at their places and need no mark; but not every cluster node can stage.
         self.report_job_submission(info, register_job=not prepared.staged or run.submitter.runs_elsewhere(job))
         if job.is_norun:
             self.report_job_success(info)
@@ -370,16 +369,6 @@ class Executor(_InnerSnakemake):
             self.logger.info(write(run.crates, os.getcwd()))
         if self._failures is not None and (summary := self._failures.text()):
             self.logger.error(summary)
-
-
-def _prepared(executor: Executor, submitter: Submitter, info: SubmittedJobInfo) -> PreparedJob | None:
-    """Return a prepared job; None if that has failed, which fails this job and no other."""
-    try:
-        return submitter.prepare(info.job)
-    except UsageError as error:
-        executor.report_job_submission(info, register_job=False)
-        executor.report_job_error(info, msg=str(error))
-        return None
 
 
 def _slow_choices(scheduler: str, choosing: ChoosingTime | None) -> str:

@@ -124,6 +124,15 @@ class Submitter:
             _remove_empty(path)
         return PreparedJob(request or self._translator.request(job), staged, arguments)
 
+    def prepare_or_fail(self, info: Any) -> PreparedJob | None:
+        """Prepare a job, given as SubmittedJobInfo; None if that has failed, which fails this job and no other."""
+        try:
+            return self.prepare(info.job)
+        except UsageError as error:
+            self._executor.report_job_submission(info, register_job=False)
+            self._executor.report_job_error(info, msg=str(error))
+            return None
+
     def submit(self, job: Any, prepared: PreparedJob, done: Callable[[Verdict], None]) -> str:
         """Hand a prepared job over and return the attempt's name.
 
