@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from ..kernel import descriptors
-from ..kernel.writers import freeze
+from ..kernel.open_for_writing import freeze
 from ..spec.file_policy import TEMPORARY_VARIABLES
 from ..spec.job import Files, Target
 from .base import Base

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from ..kernel.open_for_writing import held
 from ..kernel.tree import remove_tree
-from ..kernel.writers import held
 from ..sandbox.filesystem.overlay import Layer, layer_name, layer_of, staging_of
 from ..sandbox.filesystem.scratch import Scratch
 from ..sandbox.inside import Inside

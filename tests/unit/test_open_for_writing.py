@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_forge.kernel import writers
-from snakemake_executor_plugin_forge.kernel.writers import held
+from snakemake_executor_plugin_forge.kernel import open_for_writing
+from snakemake_executor_plugin_forge.kernel.open_for_writing import held
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the wait for writers: nobody closes these files a little later."""
-    monkeypatch.setattr(writers, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(open_for_writing, "_PATIENCE_SECONDS", 0.1)
 
 
 def test_only_who_can_write_holds_a_file(tmp_path: Path) -> None:
