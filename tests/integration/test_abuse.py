@@ -76,7 +76,7 @@ PYTHON = f"{sys.executable} -c"
 OUTPUTS = {
     "hard_link": ("ln input.txt {output}", "failed"),
     "hard_link_of_output": ("ln made {output} && chmod 600 {output}; exit 0", "failed"),
-    "dangling": ("ln -s /nowhere {output}", "succeeded"),  # as with local: only a job that needs it fails
+    "dangling": ("ln -s /nowhere {output}", "failed"),  # Snakemake does not find it, either
     "device": ("mknod {output} c 1 3", "failed"),
     "memory_device": ("mknod {output} c 1 1; cat {output} | head -c 1 > read; exit 0", "failed"),
     "socket": (f"{PYTHON} 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket.out\")'", "failed"),
@@ -105,7 +105,7 @@ def _snakefile(port: int) -> str:
         resources = "disk_mb=20" if name.endswith("_limited") else "mem_mb=500"
         output = {"dir": f"directory('{name}.out')", "touch": f"touch('{name}.out')"}.get(name.partition("_")[0], f"'{name}.out'")
         text += f"rule {name}:\n    input: 'input.txt', 'made'\n    output: {output}\n    resources: {resources}\n    shell: {words!r}\n"
-        finished += [f"{name}.out"] if outcome == "succeeded" and name != "dangling" else []
+        finished += [f"{name}.out"] if outcome == "succeeded" else []
     names = ", ".join(repr(name) for name in finished)
     return text + f"rule after:\n    input: {names}\n    output: 'after'\n    shell: 'echo RIGHT > after'\n"
 
