@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,4 @@ def test_a_journal_of_another_host_is_named(workdir: Path) -> None:
     found = run(workdir, *arguments("new"))
     assert "a run on host elsewhere was publishing outputs" in found.output, found.output
     assert values(workdir) == ["crashed", "old", "old"]
+    shutil.rmtree(f"/tmp/forge-{record.parent.name}")  # no run of this host removes the scratch of another one
