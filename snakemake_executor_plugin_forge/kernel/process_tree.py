@@ -96,11 +96,9 @@ def wait_for_child(pid: int, seconds: float) -> bool:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
-    try:
+    with closing(pidfd):
         if not is_readable(pidfd, seconds=max(0.0, seconds)):
             return False
-    finally:
-        os.close(pidfd)
     with suppress(ChildProcessError):
         os.waitpid(pid, 0)
     return True

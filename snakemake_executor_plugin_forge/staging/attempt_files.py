@@ -148,12 +148,13 @@ class FilesBefore:
 
     def _unfit_links(self, found: Collected) -> Iterator[str]:
         """Yield, in sentences, the outputs that are links to nothing, or to what their rule does not promise."""
-        files, decided = self.spec.files, found.undeclared
-        kept = files.undeclared in (Undeclared.KEEP, Undeclared.ALLOW)
-        gone = [move.source for move in decided.removals] if kept else ()
+        if not found.links:
+            return
+        kept = self.spec.files.undeclared in (Undeclared.KEEP, Undeclared.ALLOW)
+        gone = [move.source for move in found.undeclared.removals] if kept else ()
         after = Afterwards([*(found.extra if kept else ()), *found.outputs, *self.carried()], gone)
-        for target in files.targets:
-            text = None if target.kind is TargetKind.LOG else after.text_at(target.path)
+        for target in found.links:
+            text = after.text_at(target.path)
             if text is not None and (problem := unfit_link(target, text, after.behind(target.path))) is not None:
                 yield f"{target.name} is {problem}"
 

@@ -89,18 +89,24 @@ def _described(
                 checksum = digest(found, covers)
             except OSError as error:
                 problems.append(f"{product.name} has no checksum, because it could not be read: {error.strerror}")
-        yield {
-            "path": product.name,
-            "kind": found.kind,
-            "bytes": found.size_bytes,
-            "mtime_ns": found.mtime_ns,
-            "checksum": checksum,
-            "covers": covers if checksum is not None else None,
-            "temporary": product.temporary,
-        }
+        yield _entry(product, found.kind, found.size_bytes, found.mtime_ns, checksum, covers)
 
 
 def empty(product: Product) -> dict[str, object]:
     """Describe a file that Snakemake makes itself, for ``touch()``."""
-    described: dict[str, object] = {"path": product.name, "kind": "file", "bytes": 0, "mtime_ns": time.time_ns()}
-    return {**described, "checksum": None, "covers": None, "temporary": product.temporary}
+    return _entry(product, "file", 0, time.time_ns())
+
+
+def _entry(
+    product: Product, kind: str, size_bytes: int, mtime_ns: int, checksum: str | None = None, covers: str | None = None
+) -> dict[str, object]:
+    """An entry of ``outputs``: docs/reference/record.md. ``covers`` says what a checksum is of."""
+    return {
+        "path": product.name,
+        "kind": kind,
+        "bytes": size_bytes,
+        "mtime_ns": mtime_ns,
+        "checksum": checksum,
+        "covers": covers if checksum is not None else None,
+        "temporary": product.temporary,
+    }

@@ -41,6 +41,7 @@ class Collected:
     log_directories: list[str] = field(default_factory=list)  # which are outputs, too
     stale_logs: list[str] = field(default_factory=list)  # of an earlier attempt, and not written by this one
     untouched: list[str] = field(default_factory=list)  # touch() outputs of an earlier run, and not written by this one
+    links: list[Target] = field(default_factory=list)  # outputs and benchmarks that are links
     missing: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)  # sentences
     private: list[str] = field(default_factory=list)  # names of Snakemake's and Forge's, in output directories
@@ -85,6 +86,8 @@ def discarded(layers: Iterable[Layer]) -> Iterator[str]:
 
 
 def _not_written(target: Target, found: Collected) -> None:
+    if target.kind is not TargetKind.LOG and os.path.islink(target.path):
+        found.links.append(target)
     if target.kind is TargetKind.LOG:
         if os.path.lexists(target.path):
             found.stale_logs.append(target.path)
@@ -160,8 +163,10 @@ class _LayerWalk:
             problem = _wrong_checksum(target.checksum, path)
         if problem is None and not stat.S_ISDIR(status.st_mode) and _is_in_the_way(target):
             problem = _IN_THE_WAY
-        if problem is None and stat.S_ISLNK(status.st_mode):
-            problem = leads_to_own(os.readlink(path), target.path, self.files)
+        if stat.S_ISLNK(status.st_mode):
+            if target.kind is not TargetKind.LOG:
+                self.found.links.append(target)
+            problem = problem or leads_to_own(os.readlink(path), target.path, self.files)
         if problem is not None:
             self.found.rejected.append(f"{target.name} is {problem}")
         return problem is None
@@ -169,10 +174,10 @@ class _LayerWalk:
 
 def _is_in_the_way(target: Target) -> bool:
     """Whether a directory with files is at the place of a file. Snakemake does not remove it either."""
-    if target.directory or target.kind is not TargetKind.OUTPUT or os.path.islink(target.path):
+    if target.directory or target.kind is not TargetKind.OUTPUT:
         return False
-    with suppress(OSError):  # a file, or nothing
-        return bool({*os.listdir(target.path)} - {TIMESTAMP})
+    with suppress(OSError):  # nothing
+        return stat.S_ISDIR(os.lstat(target.path).st_mode) and bool({*os.listdir(target.path)} - {TIMESTAMP})
     return False
 
 

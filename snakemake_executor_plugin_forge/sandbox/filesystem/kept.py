@@ -24,7 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from ...kernel import descriptors, inherited, syscalls
-from ...kernel.descriptors import closing, is_readable
+from ...kernel.descriptors import closing
+from ...kernel.process_tree import wait_for_child
 from ...kernel.tree import remove_tree
 from ...record.jsonfile import parse
 from ...spec.errors import SandboxError
@@ -131,9 +132,7 @@ class HeldHome:
         """
         self.connection.close()
         if self.pid and wait:
-            with closing(os.pidfd_open(self.pid)) as pidfd:
-                if is_readable(pidfd, seconds=_LAST_SECONDS):
-                    os.waitpid(self.pid, 0)
+            wait_for_child(self.pid, _LAST_SECONDS)
 
 
 def hold_home(namespaces: str, workdir: str, scratch: str, *, apart: bool) -> tuple[HeldHome | None, str]:
