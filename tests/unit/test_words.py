@@ -70,10 +70,15 @@ def _gibberish(value: Any) -> Any:
     raise AssertionError(f"{value!r} is not made of words")
 
 
+def _itself(value: object) -> object:
+    return value
+
+
 def _replace_all_sentences(patch: pytest.MonkeyPatch) -> None:
     for name, function in inspect.getmembers(words, inspect.isfunction):
-        if function.__module__ == words.__name__ and not inspect.isgeneratorfunction(function):
-            patch.setattr(words, name, lambda *args, function=function, **named: _gibberish(function(*args, **named)))
+        if function.__module__ == words.__name__:
+            made = tuple if inspect.isgeneratorfunction(function) else _itself
+            patch.setattr(words, name, lambda *args, function=function, made=made, **named: _gibberish(made(function(*args, **named))))
     for name in ("SLURM_ENDED", "PUBLISHED_TO_THE_END", "HALF_PUBLISHED", "UNRECORDED", "SHORTENED"):
         patch.setattr(words, name, _gibberish(getattr(words, name)))
     table = {state: replace(meaning, words=_gibberish(meaning.words)) for state, meaning in STATES.items()}
