@@ -5,6 +5,7 @@ The tests make the devices, as nodes with the numbers of /dev/null.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -156,6 +157,18 @@ def test_an_ordinary_user_gets_the_same(gpus: list[str]) -> None:
     assert done.stdout.splitlines() == [f"{second} []", "[]", f"{first} {second} []", "[]"], done.stderr
 
 
+@pytest.fixture
+def alone_in_dev() -> Iterator[None]:
+    """Other sessions of these tests on this host wait: Forge counts all devices with a driver's name."""
+    fd = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("alone_in_dev")
 def test_names_of_the_drivers(workdir: Path) -> None:
     """``auto`` finds GPUs by name, and a job without gpu sees only control devices; AMD's GPUs lie in their own directory."""
     number = 1000 + os.getpid() % 1000000
