@@ -39,11 +39,13 @@ CASES = [
             benchmark: "@/d/bench/x.tsv"
             shell: "mkdir {output[1]}; echo {config[version]} > {output[1]}/f; echo > @/d/gone; ls @/d > {log}"
         """, differs=(r"\.tsv$",), check=lambda forge, _: (forge.directory / "nested/d/bench/x.tsv").stat().st_size > 20),
-    Case("updated", """
+    *(Case(f"updated_{policy}", f"""
         rule @:
-            output: update(directory("@/d")), "@/d/new"
-            shell: "ls -A @/d > {output[1]}; echo {config[version]} > @/d/f{config[version]}; echo v >> @/d/both; rm -f @/d/gone"
-        """, before={"d/gone": "x", "d/e/old": "y"}),
+            output: update(directory("@/d")), "@/d/new", update("@/file"), update("@/later")
+            resources: forge_files="{policy}"
+            shell: "ls -A @/d > {{output[1]}}; echo {{config[version]}} | tee @/d/f{{config[version]}} >> {{output[2]}}; echo v | tee -a @/d/both >> {{output[3]}}; "
+                "rm -f @/d/gone"
+        """, before={"d/gone": "x", "d/e/old": "y", "file": "0\n"}) for policy in ("guard", "strict", "open")),
     Case("incomplete", """
         rule @:
             output: "@/d/a", "@/d/b", directory("@/d")

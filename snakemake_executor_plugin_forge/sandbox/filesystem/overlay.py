@@ -106,26 +106,29 @@ class Layer:
             name = self._name(target.path)
             if name is None or target.path in inner:
                 continue
-            there = self.lower == self.root and os.path.lexists(target.path)
-            if there or self.lower != self.root:
-                self._make_directories(os.path.dirname(name))
-            if target.directory and target.update and there and not os.path.islink(target.path):
-                self._copy(name)
-            elif target.path in nested:
-                self._make_empty(name)
-            elif there and not target.update:
-                os.mknod(f"{self.upper}/{name}", stat.S_IFCHR, os.makedev(0, 0))
-            elif there and _is_foreign(target.path):
-                import shutil  # few jobs need it, and every fork copies the mappings of its libraries
-
-                shutil.copy2(target.path, f"{self.upper}/{name}", follow_symlinks=False)
-                with suppress(OSError):  # a group of which this user is no member
-                    os.chown(f"{self.upper}/{name}", -1, os.lstat(target.path).st_gid, follow_symlinks=False)
-            for other in nested.get(target.path, ()):
-                self._make_way(f"{self.upper}{other.path.removeprefix(self.root)}", keep=other.update)
+            self._prepare(name, target, nested.get(target.path))
         if os.geteuid() != 0:
             own = {target.path for target in targets}
             self._take_over({self.root, *map(os.path.dirname, (*own, *inputs))}, own)
+
+    def _prepare(self, name: str, target: Target, inside: Sequence[Target] | None) -> None:
+        """Prepare the place of one target, and of the targets inside it. Under strict, the root is not seen."""
+        path, upper = target.path, f"{self.upper}/{name}"
+        there, seen = os.path.lexists(path), self.lower == self.root
+        if there or not seen:
+            self._make_directories(os.path.dirname(name))
+        if target.directory and target.update and there and not os.path.islink(path):
+            copy_tree(path, upper, owners=os.geteuid() == 0)  # as Snakemake does: it is published as a whole
+            _make_opaque(upper)
+        elif inside is not None:
+            self._make_empty(name)
+        elif there and target.update:
+            if (not seen or _is_foreign(path)) and (os.path.islink(path) or os.path.isfile(path)):
+                _copy_file(path, upper)
+        elif there and seen:
+            os.mknod(upper, stat.S_IFCHR, os.makedev(0, 0))
+        for other in inside or ():
+            self._make_way(f"{self.upper}{other.path.removeprefix(self.root)}", keep=other.update)
 
     def _take_over(self, directories: Iterable[str], targets: Container[str]) -> None:
         """Make directories of other users and groups in the layer.
@@ -170,12 +173,6 @@ class Layer:
         os.mkdir(f"{self.upper}/{name}")
         if self.lower == self.root and os.path.lexists(f"{self.root}/{name}"):
             _make_opaque(f"{self.upper}/{name}")
-
-    def _copy(self, name: str) -> None:
-        """Copy a directory that the job is to update, as Snakemake does: it is published as a whole."""
-        upper, real = f"{self.upper}/{name}", f"{self.root}/{name}"
-        copy_tree(real, upper, owners=os.geteuid() == 0)
-        _make_opaque(upper)
 
     @staticmethod
     def _make_way(path: str, *, keep: bool) -> None:
@@ -347,6 +344,15 @@ def _make_opaque(directory: str) -> None:
     os.setxattr(directory, "user.overlay.opaque", b"y")
     if os.geteuid() == 0:
         os.setxattr(directory, "trusted.overlay.opaque", b"y")
+
+
+def _copy_file(source: str, target: str) -> None:
+    """Copy a file with its mode, times and, if this user is a member, its group."""
+    import shutil  # few jobs need it, and every fork copies the mappings of its libraries
+
+    shutil.copy2(source, target, follow_symlinks=False)
+    with suppress(OSError):
+        os.chown(target, -1, os.lstat(source).st_gid, follow_symlinks=False)
 
 
 def _is_foreign(path: str) -> bool:
