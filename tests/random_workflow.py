@@ -22,7 +22,6 @@ from .side_by_side import tree
 
 SEED = int(os.environ.get("FORGE_WORKFLOW_SEED", "1"))
 DIFFERS = (r"^\.snakemake(/|$)", r"^bench/", r"^\.local(/|$)", r"^\.cache(/|$)")  # the last two: HOME of an ordinary user
-_USAGE = 2  # exit code of `resume` if there is no run: Snakemake was killed before Forge began
 SOURCES = {"data/a.txt": "one\ntwo\n", "data/b.txt": "three\n", "data/deep/c.txt": "four\n"}
 
 # In a piece, @ is its name, IN its inputs, V its version, N a number of parts that depends on the version; a broken piece
@@ -357,6 +356,7 @@ def _run_forge(directory: Path, step: Step, arguments: tuple[str, ...], before: 
     if step.crash is None:
         return run(directory, *arguments, before=before)
     who, seconds = step.crash
+    known = _runs(directory)
     with subprocess.Popen([*before, *command("forge", *arguments)], cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                           stdin=subprocess.DEVNULL) as snakemake, ending(snakemake):  # fmt: skip
         deadline = time.monotonic() + seconds
@@ -364,12 +364,15 @@ def _run_forge(directory: Path, step: Step, arguments: tuple[str, ...], before: 
             time.sleep(0.01)
         if who == "all":
             end_at_once(snakemake)
-    if step.resumes:
+    if step.resumes and _runs(directory) != known:  # Forge had begun; else resume would repeat an earlier command
         done = forge(directory, "resume", before=before)
-        if done.returncode != _USAGE:
-            return Result(done.returncode, done.stdout + done.stderr, directory)
+        return Result(done.returncode, done.stdout + done.stderr, directory)
     run(directory, "--unlock", executor="local", before=before)
     return run(directory, *arguments, before=before)
+
+
+def _runs(directory: Path) -> set[str]:
+    return {path.parent.name for path in directory.glob(".snakemake/forge/runs/*/run.json")}
 
 
 def _compare(where: str, local: Result, forge: Result, *, jobs: bool) -> None:

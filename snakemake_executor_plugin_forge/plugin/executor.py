@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from ..run.engine import Engine
     from ..spec.verdict import Order, Verdict
     from .run_plan import RunPlan
+    from .stop_signals import StopSignals
     from .submission import PreparedJob, Submitter
 
 
@@ -134,8 +133,7 @@ class Executor(_InnerSnakemake):
         self._notes: Notes | None = None
         self._reads: dict[str, set[str]] = {}  # rule to the files that its jobs read without declaring them
         self._choosing: ChoosingTime | None = None  # from the first job on
-        self._stopped_by = "Ctrl-C"
-        self._handlers: dict[int, Any] = {}  # of signals, before this run
+        self._signals: StopSignals | None = None
         try:
             if len(self.dag):
                 self._start()
@@ -302,24 +300,15 @@ class Executor(_InnerSnakemake):
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def _take_over(self) -> None:
-        """Change the scheduler and the signal handlers, once; only now, because the scheduler makes its executor early.
-
-        SIGTERM and SIGHUP end the run as Ctrl-C does; the scheduler's own handler would finish the running jobs. A
-        SIGHUP that is ignored (nohup) stays ignored.
-        """
+        """Change the scheduler and the handlers of signals, once: the scheduler makes its executor too early."""
         if self._choosing is not None:
             return
         from . import parts
 
         parts.mend(self.workflow.scheduler)
         self._choosing = parts.ChoosingTime(self.workflow.scheduler)
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = parts.handle((signal.SIGTERM, signal.SIGHUP), self._on_signal)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        del frame
-        self._stopped_by = signal.Signals(number).name
-        raise KeyboardInterrupt
+        self._signals = parts.StopSignals()
+        self._signals.take(self.workflow.scheduler)
 
     def cancel(self) -> None:
         """End all jobs of an interrupted run, then let Snakemake clear up after them as after failed ones."""
@@ -327,8 +316,9 @@ class Executor(_InnerSnakemake):
             return
         from .snakemake_internals import finish_ended_jobs
 
-        engine, order = self._run.engine, _stop(self._stopped_by)
-        if self._stopped_by == "SIGHUP" and engine.config.on_disconnect == "finish":
+        by = self._signals.by if self._signals is not None else "Ctrl-C"
+        engine, order = self._run.engine, _stop(by)
+        if by == "SIGHUP" and engine.config.on_disconnect == "finish":
             engine.leave(order)
         else:
             engine.cancel_all(order)
@@ -359,8 +349,8 @@ class Executor(_InnerSnakemake):
         run.threads.shutdown()
         run.plan.close()
         run.engine.close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        if self._signals is not None:
+            self._signals.restore()
         for line in self._notes.lines() if self._notes is not None else ():
             self.logger.warning(line)
         if leave_crate and run.crates is not None:

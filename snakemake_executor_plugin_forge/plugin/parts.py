@@ -11,7 +11,6 @@ from ..analysis import explain
 from ..analysis.crates import check_store, leave_crate
 from ..analysis.failures import Failures
 from ..analysis.notes import Notes
-from ..kernel.inherited import handle
 from ..run.engine import Engine, RunRequest
 from ..run.resource_checks import RefusedError
 from ..spec.catalog import with_defaults
@@ -25,6 +24,7 @@ from .run_wrapper import CallRunner
 from .settings import ExecutorSettings
 from .snakemake_internals import forget_failures, protect_only_own
 from .software import Deployment
+from .stop_signals import StopSignals
 from .submission import Submitter, ask_cache
 
 __all__ = [
@@ -40,12 +40,12 @@ __all__ = [
     "RunBlockStarts",
     "RunPlan",
     "RunRequest",
+    "StopSignals",
     "Submitter",
     "ask_cache",
     "check_store",
     "explain",
     "forget_failures",
-    "handle",
     "leave_crate",
     "leave_dry_runs",
     "left_modules",

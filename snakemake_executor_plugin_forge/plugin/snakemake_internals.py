@@ -12,6 +12,7 @@ part                                                versions     what Forge does
 ``FilePersistence._get_recorded_starttime``         from 9.17.0  trusts the starts that Snakemake records
 ``JobScheduler._finish_jobs``, ``_tofinish``,       all          forgets jobs that end just before Ctrl-C
 ``_toerror``, ``_lock``
+``JobScheduler._open_jobs``                         all          signals end the run wherever the main thread is
 ``Workflow._localrules``                            all          fails at the start of a run
 ``Workflow.runtime_paths``                          from 9.14.0  shows no such paths to jobs
 ``Workflow.async_run``                              from 9.14.7  ``snakemake.common.async_run``

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import DEADLINE, Result, command, ending, forge, residue, wait_until, write_workflow, written
+from ..conftest import DEADLINE, Result, command, ending, forge, residue, run, wait_until, write_workflow, written
 
 WORKFLOW = """
 rule all:
@@ -36,6 +36,16 @@ onstart:
         while not os.path.exists(over):
             time.sleep(0.1)
         os._exit(0)
+"""
+# The kernel delivers the signal to another thread than the main one, which waits for jobs.
+TO_ANOTHER_THREAD = """
+import os, signal, threading, time
+def send():
+    while not os.path.exists("quick.out"):
+        time.sleep(0.1)
+    time.sleep(1)
+    signal.pthread_kill(threading.get_ident(), signal.NUMBER)
+threading.Thread(target=send, daemon=True).start()
 """
 OUTPUTS = ("0.out", "1.out", "2.out", "stubborn.out")
 
@@ -87,6 +97,16 @@ def test_stopped_by_signal(workdir: Path, number: signal.Signals) -> None:
     cancelled = [a for a in result.attempts() if a["outcome"] == "cancelled"]
     assert len(cancelled) == len(OUTPUTS)
     assert all(name in a["reason"] for a in cancelled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_main_thread_does_not_get(workdir: Path, number: signal.Signals) -> None:
+    """The handler alone would not wake the main thread: the run would continue until its next job ends."""
+    write_workflow(workdir, TO_ANOTHER_THREAD.replace("NUMBER", number.name) + WORKFLOW)
+    result = run(workdir, "-j8", "--forge-grace", "1s")
+    assert result.code != 0
+    assert "were cancelled" in result.output
+    assert residue(workdir) == []
 
 
 def test_second_interrupt_cuts_the_grace_short(workdir: Path) -> None:

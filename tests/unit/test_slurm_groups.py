@@ -46,7 +46,8 @@ def test_a_changed_order_is_not_obeyed(tmp_path: Path, change: str) -> None:
     book.run("0.1", "def", first_only=False)
     path = tmp_path / "0"
     data = json.loads(path.read_text())
-    data[change] = {"first_only": True, "signature": "00" + data["signature"][2:]}.get(change, "0" * 64)
+    other_signature = f"{int(data['signature'][:2], 16) ^ 1:02x}{data['signature'][2:]}"
+    data[change] = {"first_only": True, "signature": other_signature}.get(change, "0" * 64)
     path.write_text(json.dumps(data))
     assert list(OrderReader(book.path, book.public).new()) == []
 
