@@ -1,6 +1,7 @@
 """Parts of Snakemake that Forge uses although Snakemake does not document them, and differences of its versions.
 
 Read from the sources of Snakemake 9.0.0 to 9.27.1 (docs/reference/versions.md): "all" means all of these.
+Longer than other files: the table takes forty lines.
 
 ==================================================  ===========  ===================================================
 part                                                versions     what Forge does where it is missing
@@ -10,6 +11,7 @@ part                                                versions     what Forge does
 ``Persistence._unmark_incomplete``, ``_get_key``    from 9.17.0  ``_delete_record`` with ``_incomplete_path``
 ``lchmod`` in ``snakemake.io``                      all          fails at the start of a run
 ``FilePersistence._get_recorded_starttime``         from 9.17.0  trusts the starts that Snakemake records
+``Persistence._read_record``, ``_write_record``     from 9.17.0  may leave old outputs after a forced job has failed
 ``JobScheduler._finish_jobs``, ``_tofinish``,       all          forgets jobs that end just before Ctrl-C
 ``_toerror``, ``_lock``
 ``JobScheduler._open_jobs``                         all          signals end the run wherever the main thread is
@@ -59,7 +61,7 @@ from ..kernel.tree import remove_tree
 from ..staging.owners import keep_window, maker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from ..spec.verdict import Verdict
 
@@ -123,7 +125,8 @@ def forget_failures(persistence: Any, is_marked: Callable[[Any], bool]) -> None:
     """Keep Snakemake from noting a failed job as the origin of its outputs, if they are the ones from before it.
 
     Snakemake notes every job that has ended, with the checksums of its inputs, and relies on deleting outputs and note
-    of those that failed. The next run would believe that the present inputs made the previous version.
+    of those that failed. The next run would believe that the present inputs made the previous version. Instead, it
+    makes it again, as it would make a deleted one.
 
     Args:
         is_marked: whether Snakemake has marked a job's outputs as incomplete, which these are not.
@@ -134,6 +137,8 @@ def forget_failures(persistence: Any, is_marked: Callable[[Any], bool]) -> None:
         if not _is_spared(job):
             await finished(job, *arguments, **options)
             return
+        if persistence.dag.workflow.execution_settings.keep_metadata:
+            _distrust(persistence, job.output)
         for file in job.output if is_marked(job) else ():
             if hasattr(persistence, "_unmark_incomplete"):
                 persistence._unmark_incomplete(persistence._get_key(file))
@@ -142,6 +147,28 @@ def forget_failures(persistence: Any, is_marked: Callable[[Any], bool]) -> None:
 
     persistence.finished = note
     _keep_windows(persistence)
+
+
+_FAILED = "a version whose replacement failed"
+
+
+def _distrust(persistence: Any, files: Iterable[Any]) -> None:
+    """Have the next run find other parameters than these outputs were made with, so that it makes them again.
+
+    It would take them for up to date, unless their inputs are newer or their rule has changed: after --forcerun, say.
+    An output without a record stays without: a record would say that a job has made it (staging/owners.py).
+    """
+    for file in files if hasattr(persistence, "_write_record") else ():
+        key = persistence._get_key(file)
+        record = persistence._read_record(key)
+        if record is None or record.params == [_FAILED]:
+            continue
+        record.params = [_FAILED]
+        path = persistence._record_path(persistence._metadata_path, key) if hasattr(persistence, "_record_path") else ""
+        times = os.stat(path) if os.path.exists(path) else None
+        persistence._write_record(key, record)
+        if times is not None:  # the end of the job that made them
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def protect_only_own() -> None:

@@ -215,6 +215,26 @@ def test_the_same_command_again(workdir: Path) -> None:
     assert started(side) == {"quick": 1, "slow": 2}
 
 
+def test_a_forced_job_that_failed_runs_again(workdir: Path) -> None:
+    """Its outputs are the previous ones, of which Snakemake alone would say that there is nothing to be done."""
+    write_workflow(workdir, """
+        rule a:
+            output: "a.txt"
+            shell: "[ ! -e bad ]; echo >> made; wc -l < made > {output}"
+        """)
+    assert run(workdir).code == 0
+    record = workdir / ".snakemake/metadata/YS50eHQ="  # the end of the job, which tells who has made other files
+    before = record.stat().st_mtime_ns
+    (workdir / "bad").touch()
+    assert run(workdir, "-j1", "--forceall").code == 1
+    assert (workdir / "a.txt").read_text() == "1\n"
+    assert record.stat().st_mtime_ns == before
+    (workdir / "bad").unlink()
+    assert "a version whose replacement failed" in run(workdir).output
+    assert (workdir / "a.txt").read_text() == "2\n"
+    assert "Nothing to be done" in run(workdir).output
+
+
 @pytest.mark.parametrize("keep", [["--keep-incomplete"], []])
 def test_outputs_of_failed_jobs_are_never_believed(workdir: Path, keep: list[str]) -> None:
     """Every kind of failed job runs again (snakemake#3808); --keep-incomplete keeps its outputs in the job directory."""
