@@ -20,7 +20,6 @@ from . import ordinary
 from .conftest import Result, command, end_at_once, ending, forge, residue, run
 from .side_by_side import tree
 
-SEED = int(os.environ.get("FORGE_WORKFLOW_SEED", "1"))
 DIFFERS = (r"^\.snakemake(/|$)", r"^bench/", r"^\.local(/|$)", r"^\.cache(/|$)")  # the last two: HOME of an ordinary user
 SOURCES = {"data/a.txt": "one\ntwo\n", "data/b.txt": "three\n", "data/deep/c.txt": "four\n"}
 
@@ -265,7 +264,7 @@ class Workflow:
             piece = Piece(f"p{number}", rng.choice(kinds), inputs, rng.choice(SHADOWS))
             made.pieces.append(piece)
             files += piece.outputs[-1:] * 2  # later files are likelier inputs: chains, not only fans
-        crashes = rng.random() < 0.6 and policy != "open"  # there, a job that is killed and runs again appends twice
+        crashes = rng.random() < 0.8 and policy != "open"  # there, a job that is killed and runs again appends twice
         made.steps.append(Step((), (), _crash(rng) if crashes else None, rng.random() < 0.5))
         for _ in range(rng.randint(2, 4)):
             made.steps.append(_step(rng, made.pieces, crashes=crashes))

@@ -73,7 +73,7 @@ def _result(share: Path, name: str, *, wait: bool) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the thread for the chosen tests. The guest is built here, alone: no worker begins before the first has collected."""
+    """Start the threads for the chosen tests."""
     asking = [item for item in session.items if {"guest_reports", "upstream"} & set(getattr(item, "fixturenames", ()))]
     if session.config.option.collectonly or not asking or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         return
@@ -81,12 +81,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     suites = {str(item.callspec.params["suite"]) for item in asking if isinstance(item, pytest.Function) and hasattr(item, "callspec")}
     share = _share(session.config)
     (share / "guest").mkdir(parents=True)
-    try:
-        if "guest_reports" in wanted:
-            guest.prepare()
-    except GuestError as error:
-        _give(share, "guest", error)
-        wanted.remove("guest_reports")
     if "guest_reports" in wanted:
         _begin(_run_guest, share, suites)
     if "upstream" in wanted:

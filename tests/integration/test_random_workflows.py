@@ -1,6 +1,6 @@
 """Random workflows, each with a random day of runs, edits and crashes: the files are those of ``local``.
 
-``make test`` plays a fixed sample, ``make soak`` many; ``FORGE_WORKFLOW_SEED`` and ``FORGE_WORKFLOW_COUNT`` choose others.
+``make test`` plays a fixed sample, ``make soak`` many; ``FORGE_FUZZ_SEED`` and ``FORGE_WORKFLOWS`` (their number) choose others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ..random_workflow import SEED, DifferenceError, Workflow, play
+from ..mutations import SEED
+from ..random_workflow import DifferenceError, Workflow, play
 
-COUNT = os.environ.get("FORGE_WORKFLOW_COUNT")
+COUNT = os.environ.get("FORGE_WORKFLOWS")
 
 pytestmark = pytest.mark.busy
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 
+from ...kernel.descriptors import closing, is_readable
 from ...kernel.inherited import fork, keep_memory_shared
 from ...sandbox.probe import Namespaces
 from .node import Node, warm_up
@@ -56,7 +57,9 @@ class Pack:
         """Have a fork run what is left, or as much of it as it can; return its exit code. SIGTERM is blocked before."""
         self._child = child = fork(lambda: self._run_here(namespaces))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        with closing(os.pidfd_open(child)) as pidfd:
+            while not is_readable(pidfd, seconds=1):  # Python handles a signal that comes just before a wait after it
+                pass
         self._child = 0  # before it is reaped, and its number may be that of another process
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
