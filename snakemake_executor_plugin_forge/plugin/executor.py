@@ -181,7 +181,7 @@ class Executor(_InnerSnakemake):
         engine = parts.Engine(request)
         submitter = parts.Submitter(self, engine, deployment, starts)
         self._run = _Run(engine, submitter, parts.RunPlan(self.dag, engine.directory, engine.write_plan), crates)
-        parts.forget_failures(workflow.persistence, submitter.runs_elsewhere)
+        parts.forget_failures(workflow.persistence)
         parts.protect_only_own()
         submitter.check(jobs)
         deployment.open(jobs, engine)

@@ -121,15 +121,12 @@ async def _clean_up_absent(absent: Sequence[str], *_: object, **__: object) -> N
         remove_tree(path)
 
 
-def forget_failures(persistence: Any, is_marked: Callable[[Any], bool]) -> None:
+def forget_failures(persistence: Any) -> None:
     """Keep Snakemake from noting a failed job as the origin of its outputs, if they are the ones from before it.
 
     Snakemake notes every job that has ended, with the checksums of its inputs, and relies on deleting outputs and note
     of those that failed. The next run would believe that the present inputs made the previous version. Instead, it
-    makes it again, as it would make a deleted one.
-
-    Args:
-        is_marked: whether Snakemake has marked a job's outputs as incomplete, which these are not.
+    makes it again, as it would make a deleted one. Nor are these outputs incomplete, as those of groups are marked.
     """
     finished = persistence.finished
 
@@ -139,7 +136,7 @@ def forget_failures(persistence: Any, is_marked: Callable[[Any], bool]) -> None:
             return
         if persistence.dag.workflow.execution_settings.keep_metadata:
             _distrust(persistence, job.output)
-        for file in job.output if is_marked(job) else ():
+        for file in job.output:
             if hasattr(persistence, "_unmark_incomplete"):
                 persistence._unmark_incomplete(persistence._get_key(file))
             else:
