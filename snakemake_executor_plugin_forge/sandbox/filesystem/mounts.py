@@ -269,11 +269,12 @@ def hide(environment: Mapping[str, str]) -> None:
     here = os.getcwd() + "/"
     for path in sorted({os.path.realpath(p) for p in (*_DIRECTORIES, *_SOCKETS, *named) if p}):
         mode = mode_of(path)
-        if stat.S_ISDIR(mode) and path in _DIRECTORIES and not here.startswith(path + "/"):
-            flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-            syscalls.mount("forge-hidden", path, "tmpfs", flags, "mode=755,size=4k")
-        elif stat.S_ISSOCK(mode):
-            syscalls.bind(os.devnull, path, recursive=False)
+        with suppress(FileNotFoundError):  # its service ends at this moment
+            if stat.S_ISDIR(mode) and path in _DIRECTORIES and not here.startswith(path + "/"):
+                flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+                syscalls.mount("forge-hidden", path, "tmpfs", flags, "mode=755,size=4k")
+            elif stat.S_ISSOCK(mode):
+                syscalls.bind(os.devnull, path, recursive=False)
 
 
 def _socket_in(value: str) -> str:
