@@ -60,7 +60,10 @@ def main(plugin: str, mode: str) -> None:
     cli = importlib.import_module("snakemake.cli")
     registered = importlib.import_module("snakemake_interface_common.plugin_registry.plugin").PluginBase
     short = plugin.removeprefix("snakemake_executor_plugin_").replace("_", "-")
-    registered.register_cli_args = clock.around(registered.register_cli_args, lambda it: it.name == short)
+    def is_options(it: Any) -> bool:  # Forge's scheduler and logger have the same name
+        return it.name == short and "executor" in type(it).__module__
+
+    registered.register_cli_args = clock.around(registered.register_cli_args, is_options)
     try:
         cli.main(["--version"])
     finally:
