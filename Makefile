@@ -38,7 +38,7 @@ help: ## show this list
 define packages
 	@$(1)/python -m pip install --quiet uv || true
 	$(1)/uv pip install --quiet --native-tls --link-mode copy --compile-bytecode --python $(1)/python $(2) \
-		|| $(1)/python -m pip install --quiet $(2)
+		|| { echo 'uv cannot install these packages here: pip does it.'; $(1)/python -m pip install --quiet $(2); }
 endef
 
 setup: $(STAMP) ## make the environment in .venv (the other targets do it by themselves)

@@ -60,6 +60,7 @@ def main(plugin: str, mode: str) -> None:
     cli = importlib.import_module("snakemake.cli")
     registered = importlib.import_module("snakemake_interface_common.plugin_registry.plugin").PluginBase
     short = plugin.removeprefix("snakemake_executor_plugin_").replace("_", "-")
+
     def is_options(it: Any) -> bool:  # Forge's scheduler and logger have the same name
         return it.name == short and "executor" in type(it).__module__
 

@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -253,10 +252,8 @@ class Lane:
     def kill_at_random_time(self, process: subprocess.Popen[bytes], fault: str) -> bool:
         """Kill after the delay; return whether the run was alive."""
         _, who, delay = fault.split(":")
-        deadline = time.monotonic() + float(delay)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.005)
-        if process.poll() is not None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(float(delay))
             return False
         names = killer.NAMES
         ours = [(pid, comm) for pid, comm in processes(self.workdir) if comm in names.values()]

@@ -11,8 +11,8 @@ import random
 import re
 import subprocess
 import textwrap
-import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -362,9 +362,8 @@ def _run_forge(directory: Path, step: Step, arguments: tuple[str, ...], before: 
     known = _runs(directory)
     with subprocess.Popen([*before, *command("forge", *arguments)], cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                           stdin=subprocess.DEVNULL) as snakemake, ending(snakemake):  # fmt: skip
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and snakemake.poll() is None:
-            time.sleep(0.01)
+        with suppress(subprocess.TimeoutExpired):
+            snakemake.wait(seconds)
         if who == "all":
             end_at_once(snakemake)
     if step.resumes and _runs(directory) != known:  # Forge had begun; else resume would repeat an earlier command

@@ -74,10 +74,11 @@ class StopSignals:
     def _on_signal(self, number: int, frame: object) -> None:
         """Note the first signal; raise KeyboardInterrupt for a second one, which cuts the grace short."""
         del frame
-        if self._come or self._waiting is None:
+        is_second, self._come = self._come, True
+        if not is_second:
+            self.by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if is_second or self._waiting is None:
             self._raise()
-        self._come = True
-        self.by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
     def _raise(self) -> None:
         self._raised = True

@@ -117,6 +117,7 @@ def test_a_scheduler_without_such_a_wait_is_interrupted_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     signals.restore()
+    assert signals.by == "SIGTERM"
 
 
 def test_ignored_signals_stay_ignored_and_handlers_are_restored(waiting: threading.Semaphore) -> None:
